@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * compat.h - kernel interfaces newer than the oldest headers we build with
+ * (linux-libc-dev 6.1).  Owns every such constant; holds no code.
+ *
+ * Values are those of include/uapi/linux/userfaultfd.h, which never change;
+ * the version behind each is the kernel that first understands it.
+ */
+#ifndef DAXFAULT_COMPAT_H
+#define DAXFAULT_COMPAT_H
+
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
+
+#ifndef UFFD_USER_MODE_ONLY
+#define UFFD_USER_MODE_ONLY 1				/* 5.11 */
+#endif
+#ifndef USERFAULTFD_IOC_NEW
+#define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)		/* 6.1, /dev/userfaultfd */
+#endif
+#ifndef UFFD_FEATURE_MINOR_SHMEM
+#define UFFD_FEATURE_MINOR_SHMEM (1 << 10)		/* 5.14 */
+#endif
+#ifndef UFFD_FEATURE_EXACT_ADDRESS
+#define UFFD_FEATURE_EXACT_ADDRESS (1 << 11)		/* 5.18 */
+#endif
+#ifndef UFFD_FEATURE_POISON
+#define UFFD_FEATURE_POISON (1 << 14)			/* 6.6 */
+#endif
+
+#ifndef UFFDIO_POISON
+#define _UFFDIO_POISON 0x08
+#define UFFDIO_POISON_MODE_DONTWAKE ((__u64)1 << 0)
+struct uffdio_poison {
+	struct uffdio_range range;
+	__u64 mode;
+	__s64 updated;
+};
+#define UFFDIO_POISON _IOWR(UFFDIO, _UFFDIO_POISON, struct uffdio_poison)
+#endif
+
+#endif
