@@ -1,0 +1,280 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * wire.c - the connection to the host.
+ *
+ * Owns the socket and the thread that reads it.  Replies are matched to the
+ * one outstanding call by their sequence number.  A host that hangs up, that
+ * does not answer in time or that breaks the protocol is gone for good: the
+ * reader then becomes the takeover thread, so no fault is left unanswered.
+ * Must not know what a message means beyond its header and its length.
+ */
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "standin.h"
+
+enum {
+	CALL_SECONDS = 60,		/* a host this late is taken for dead */
+	FDS_MAX = 4,			/* more than any message carries */
+};
+
+static int host = -1;
+static atomic_bool lost;
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t answered = PTHREAD_COND_INITIALIZER;
+static struct {
+	struct df_header *msg;		/* request, overwritten by the reply */
+	size_t len;
+	bool wants_fd;
+	int fd;
+	bool done;
+} call;
+static uint64_t next_seq = 1;
+
+bool wire_lost(void)
+{
+	return atomic_load(&lost);
+}
+
+int wire_connect(const char *path)
+{
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	int fd;
+
+	if (strlen(path) >= sizeof(address.sun_path)) {
+		errno = ENAMETOOLONG;
+		return -1;
+	}
+	strcpy(address.sun_path, path);
+
+	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		return -1;
+	if (connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0) {
+		int error = errno;
+
+		close(fd);
+		errno = error;
+		return -1;
+	}
+	return fd;
+}
+
+static void close_all(const int *fds, int nfds)
+{
+	int i;
+
+	for (i = 0; i < nfds; i++)
+		close(fds[i]);
+}
+
+static int received_fds(struct msghdr *mh, int *fds)
+{
+	struct cmsghdr *c;
+	int n = 0;
+
+	for (c = CMSG_FIRSTHDR(mh); c; c = CMSG_NXTHDR(mh, c)) {
+		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+			continue;
+		n = (int)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+		memcpy(fds, CMSG_DATA(c), (size_t)n * sizeof(int));
+	}
+	return n;
+}
+
+/* Why a message is not the reply to the call, or NULL.  A reply is as long as
+ * its request; a bare header will do where it has nothing to tell, which is
+ * when it refuses, or answers a request whose fields the guest knows. */
+static const char *mismatch(const struct df_header *reply, size_t len, int nfds)
+{
+	bool refused = reply->error != 0;
+	bool bare_will_do;
+
+	if (!call.msg)
+		return "a message nobody asked for";
+	if (reply->len != len)
+		return "a message whose length is not what it says";
+	if (reply->type != call.msg->type + DF_REPLY)
+		return "a reply of another type";
+	if (reply->seq != call.msg->seq)
+		return "a reply to another request";
+	if (reply->error < 0)
+		return "a negative errno";
+
+	bare_will_do = refused || (call.msg->type != DF_HELLO && call.msg->type != DF_OPEN);
+	if (len != call.len && !(bare_will_do && len == sizeof(*reply)))
+		return "a reply of the wrong length";
+	if (nfds != (call.wants_fd && !refused ? 1 : 0))
+		return "a reply with the wrong number of descriptors";
+	return NULL;
+}
+
+/* One message, or why there will be none: NULL when all is well. */
+static const char *receive(void)
+{
+	union {
+		struct df_header h;
+		struct df_removemapping longest;
+	} in;
+	union {
+		struct cmsghdr align;
+		char room[CMSG_SPACE(FDS_MAX * sizeof(int))];
+	} control;
+	struct iovec iov = { .iov_base = &in, .iov_len = sizeof(in) };
+	struct msghdr mh = {
+		.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = &control,
+		.msg_controllen = sizeof(control),
+	};
+	int fds[FDS_MAX];
+	const char *why;
+	ssize_t len;
+	int nfds;
+
+	do {
+		len = recvmsg(host, &mh, MSG_CMSG_CLOEXEC);
+	} while (len < 0 && errno == EINTR);
+	if (len < 0)
+		return strerror(errno);
+	if (len == 0)
+		return "the host hung up";
+
+	nfds = received_fds(&mh, fds);
+	if ((mh.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) || (size_t)len < sizeof(in.h)) {
+		close_all(fds, nfds);
+		return "a message of the wrong length";
+	}
+
+	pthread_mutex_lock(&lock);
+	why = mismatch(&in.h, (size_t)len, nfds);
+	if (!why) {
+		memcpy(call.msg, &in, (size_t)len);
+		call.fd = nfds ? fds[0] : -1;
+		call.done = true;
+		call.msg = NULL;
+		pthread_cond_signal(&answered);
+	}
+	pthread_mutex_unlock(&lock);
+	if (why)
+		close_all(fds, nfds);
+	return why;
+}
+
+static void *reader(void *unused)
+{
+	struct json j;
+	const char *why;
+
+	(void)unused;
+	do {
+		why = receive();
+	} while (!why);
+
+	/* Hang up first: a host that is alive but broken the protocol must not
+	 * believe that it still serves this guest. */
+	shutdown(host, SHUT_RDWR);
+	atomic_store(&lost, true);
+	pthread_mutex_lock(&lock);
+	pthread_cond_signal(&answered);
+	pthread_mutex_unlock(&lock);
+
+	json_begin(&j, "host_lost");
+	json_text(&j, "message", why);
+	json_emit(&j);
+	takeover();
+}
+
+void wire_start(int fd)
+{
+	pthread_t thread;
+
+	host = fd;
+	if (pthread_create(&thread, NULL, reader, NULL)) {
+		fprintf(stderr, "daxfault-standin: no thread for the host's messages\n");
+		_exit(EXIT_USAGE);
+	}
+	pthread_detach(thread);
+}
+
+static int send_all(struct df_header *msg, size_t len, const int *fds, int nfds)
+{
+	union {
+		struct cmsghdr align;
+		char room[CMSG_SPACE(FDS_MAX * sizeof(int))];
+	} control;
+	struct iovec iov = { .iov_base = msg, .iov_len = len };
+	struct msghdr mh = { .msg_iov = &iov, .msg_iovlen = 1 };
+	ssize_t n;
+
+	if (nfds) {
+		struct cmsghdr *c = &control.align;
+
+		memset(&control, 0, sizeof(control));
+		mh.msg_control = &control;
+		mh.msg_controllen = CMSG_SPACE((size_t)nfds * sizeof(int));
+		c->cmsg_level = SOL_SOCKET;
+		c->cmsg_type = SCM_RIGHTS;
+		c->cmsg_len = CMSG_LEN((size_t)nfds * sizeof(int));
+		memcpy(CMSG_DATA(c), fds, (size_t)nfds * sizeof(int));
+	}
+	do {
+		n = sendmsg(host, &mh, MSG_NOSIGNAL);
+	} while (n < 0 && errno == EINTR);
+	return n < 0 ? -1 : 0;
+}
+
+/* Sends `msg` and waits for its reply, which overwrites it.  Returns 0, the
+ * errno the host refused with, or -1 when there is no host any more.  The
+ * reply's descriptor goes to *reply_fd when that is not NULL. */
+int wire_call(struct df_header *msg, size_t len, const int *fds, int nfds, int *reply_fd)
+{
+	struct timespec deadline;
+	int error;
+
+	msg->len = (uint32_t)len;
+	msg->error = 0;
+	msg->pad = 0;
+
+	pthread_mutex_lock(&lock);
+	msg->seq = next_seq++;
+	call.msg = msg;
+	call.len = len;
+	call.wants_fd = reply_fd != NULL;
+	call.done = false;
+
+	if (wire_lost() || send_all(msg, len, fds, nfds) < 0)
+		goto gone;
+
+	clock_gettime(CLOCK_REALTIME, &deadline);
+	deadline.tv_sec += CALL_SECONDS;
+	while (!call.done && !wire_lost()) {
+		/* The hang-up makes the reader find out, and take over. */
+		if (pthread_cond_timedwait(&answered, &lock, &deadline) == ETIMEDOUT) {
+			shutdown(host, SHUT_RDWR);
+			goto gone;
+		}
+	}
+	if (!call.done)
+		goto gone;
+
+	if (reply_fd)
+		*reply_fd = call.fd;
+	error = msg->error;
+	pthread_mutex_unlock(&lock);
+	return error;
+
+gone:
+	call.msg = NULL;
+	pthread_mutex_unlock(&lock);
+	return -1;
+}
