@@ -1,0 +1,197 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * window.c - the DAX window: reserved address space and its userfaultfd.
+ *
+ * Owns the reservation and what is mapped into it.  The guest keeps its own
+ * copy of the userfaultfd it hands to the host, for as long as it lives: when
+ * the last reference is closed, the kernel answers every fault with a page of
+ * zeros (userfaultfd_release() in fs/userfaultfd.c).
+ *
+ * Every change of the window is one atomic step as seen by a vCPU: an address
+ * is either reserved (PROT_NONE) or registered, never mapped without being
+ * registered, because a touch at that moment would read zeros and, worse, put
+ * them into the file's page cache.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdatomic.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "compat.h"
+#include "standin.h"
+
+uint64_t window_base;
+uint64_t window_len;
+int window_uffd = -1;
+
+static uint64_t features;		/* asked for and granted */
+static bool has_poison;
+
+/* A new userfaultfd with `wanted` features, or -1 with errno.  Async-signal-safe:
+ * a forked child calls it.  *offered receives all that the kernel knows. */
+int uffd_open(uint64_t wanted, uint64_t *offered)
+{
+	struct uffdio_api api = { .api = UFFD_API, .features = wanted };
+	int error;
+	int dev;
+	int fd = -1;
+
+	/* The device first: its file mode decides who may, where the system call
+	 * asks for CAP_SYS_PTRACE or the sysctl.  Without UFFD_USER_MODE_ONLY,
+	 * because the system calls of the guest must fault too. */
+	dev = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+	if (dev >= 0) {
+		fd = ioctl(dev, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
+		close(dev);
+	}
+	if (fd < 0)
+		fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	if (fd < 0)
+		return -1;
+
+	if (ioctl(fd, UFFDIO_API, &api) < 0) {
+		error = errno;
+		close(fd);
+		errno = error;
+		return -1;
+	}
+	if (offered)
+		*offered = api.features;
+	return fd;
+}
+
+static int reserve(uint64_t len)
+{
+	uint64_t end, raw_end, raw;
+	void *p;
+
+	p = mmap(NULL, len + DF_RANGE_SIZE, PROT_NONE,
+		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (p == MAP_FAILED)
+		return -1;
+
+	raw = (uint64_t)(uintptr_t)p;
+	raw_end = raw + len + DF_RANGE_SIZE;
+	window_base = (raw + DF_RANGE_SIZE - 1) & ~(uint64_t)(DF_RANGE_SIZE - 1);
+	window_len = len;
+	end = window_base + len;
+	if (window_base > raw)
+		munmap(p, window_base - raw);
+	if (raw_end > end)
+		munmap((void *)(uintptr_t)end, raw_end - end);
+	return 0;
+}
+
+int window_open(uint64_t len)
+{
+	uint64_t offered = 0;
+
+	features = UFFD_FEATURE_THREAD_ID | UFFD_FEATURE_EXACT_ADDRESS |
+		   UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM |
+		   UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP |
+		   UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP;
+
+	window_uffd = uffd_open(features, &offered);
+	if (window_uffd < 0 && errno == EPERM) {
+		/* EVENT_FORK hands out the child's faults: CAP_SYS_PTRACE. */
+		features &= ~(uint64_t)UFFD_FEATURE_EVENT_FORK;
+		window_uffd = uffd_open(features, &offered);
+	}
+	if (window_uffd < 0)
+		return -1;
+	has_poison = offered & UFFD_FEATURE_POISON;
+	return reserve(len);
+}
+
+bool window_sees_fork(void)
+{
+	return features & UFFD_FEATURE_EVENT_FORK;
+}
+
+bool window_has_poison(void)
+{
+	return has_poison;
+}
+
+static void *at(uint64_t offset)
+{
+	return (void *)(uintptr_t)(window_base + offset);
+}
+
+/* Mapped without access, registered, and only then opened: a vCPU that comes
+ * too early gets SIGSEGV, as from the reservation, and never an unregistered
+ * page.  Takes no ownership of fd. */
+int window_map(uint64_t moffset, uint64_t len, int fd, uint64_t foffset, bool writable)
+{
+	struct uffdio_register reg = {
+		.range = { .start = window_base + moffset, .len = len },
+		.mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR,
+	};
+	int flags = MAP_FIXED | MAP_NORESERVE | (writable ? MAP_SHARED : MAP_PRIVATE);
+	int prot = PROT_READ | (writable ? PROT_WRITE : 0);
+	int error;
+
+	if (mmap(at(moffset), len, PROT_NONE, flags, fd, (off_t)foffset) == MAP_FAILED)
+		return -1;
+	if (ioctl(window_uffd, UFFDIO_REGISTER, &reg) == 0 &&
+	    mprotect(at(moffset), len, prot) == 0)
+		return 0;
+
+	error = errno;
+	window_unmap(moffset, len);
+	errno = error;
+	return -1;
+}
+
+/* Back to the reservation in one step.  Not UFFDIO_UNREGISTER first, which
+ * would spare us the wait for the host to read EVENT_UNMAP, but would leave the
+ * range mapped and unregistered for a moment. */
+int window_unmap(uint64_t moffset, uint64_t len)
+{
+	void *p = mmap(at(moffset), len, PROT_NONE,
+		       MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	return p == MAP_FAILED ? -1 : 0;
+}
+
+/* Moves part of the window within it.  The hole it leaves belongs to the window
+ * and is reserved again, unless another mapping of this process was faster:
+ * that one is not ours to replace. */
+int window_remap(uint64_t offset, uint64_t len, uint64_t new_offset)
+{
+	if (mremap(at(offset), len, len, MREMAP_MAYMOVE | MREMAP_FIXED, at(new_offset)) ==
+	    MAP_FAILED)
+		return -1;
+	if (mmap(at(offset), len, PROT_NONE,
+		 MAP_FIXED_NOREPLACE | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+		 -1, 0) == MAP_FAILED)
+		return -1;
+	return 0;
+}
+
+/* Whether the page is registered with some userfaultfd that is not the caller's,
+ * which the kernel tells by refusing a second one (EBUSY).  A forked child's
+ * userfaultfd is held by the host alone; when that dies, the kernel unregisters
+ * the child's memory before it lets a fault return zeros, so a byte read before
+ * a `true` is genuine.  Async-signal-safe. */
+bool window_registered(uint64_t address)
+{
+	struct uffdio_register reg = {
+		.range = {
+			.start = address & ~(uint64_t)(DF_PAGE_SIZE - 1),
+			.len = DF_PAGE_SIZE,
+		},
+		.mode = UFFDIO_REGISTER_MODE_MISSING,
+	};
+	int fd = uffd_open(UFFD_FEATURE_MISSING_SHMEM, NULL);
+	bool busy;
+
+	if (fd < 0)
+		return false;
+	busy = ioctl(fd, UFFDIO_REGISTER, &reg) < 0 && errno == EBUSY;
+	close(fd);
+	return busy;
+}
