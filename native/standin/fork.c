@@ -1,0 +1,136 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * fork.c - a touch by a forked child.
+ *
+ * Owns the child from fork() to wait.  The child's memory is registered with a
+ * userfaultfd that the kernel hands to the reader of EVENT_FORK, the host, and
+ * to nobody else.  The child is not a vCPU: it has no slot, so it can only be
+ * told by poison.  Between fork() and _exit() it may call async-signal-safe
+ * functions only, as the other vCPUs' locks are copied in whatever state.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "standin.h"
+
+enum {
+	/* What a child got; a byte is 0..255, and so is an exit status. */
+	GOT_BYTE = 1,
+	GOT_SIGNAL = 2,
+	GOT_ZEROS = 3,			/* a page nobody answered for */
+};
+
+struct got {
+	uint32_t what;
+	int si_code;
+	uint64_t address;
+	uint8_t byte;
+};
+
+static int told = -1;			/* the child's end of the pipe */
+
+/* Returns to the same instruction, which then kills the child. */
+static void child_signal(int sig, siginfo_t *si, void *context)
+{
+	struct got got = {
+		.what = GOT_SIGNAL,
+		.si_code = si->si_code,
+		.address = (uint64_t)(uintptr_t)si->si_addr,
+	};
+
+	(void)context;
+	if (write(told, &got, sizeof(got)) < 0)
+		_exit(0);
+	signal(sig, SIG_DFL);
+}
+
+__attribute__((noreturn))
+static void child(uint64_t address)
+{
+	struct sigaction sa = {
+		.sa_sigaction = child_signal,
+		.sa_flags = SA_SIGINFO,
+	};
+	struct got got = { .what = GOT_BYTE };
+
+	/* The slot in the shared event area stays the parent's. */
+	this_vcpu = NULL;
+	sigemptyset(&sa.sa_mask);
+	sigaddset(&sa.sa_mask, DF_APF_SIGNAL);
+	sigaction(SIGBUS, &sa, NULL);
+	sigaction(SIGSEGV, &sa, NULL);
+
+	got.byte = *(volatile uint8_t *)(uintptr_t)address;
+	if (!window_registered(address))
+		got.what = GOT_ZEROS;
+	if (write(told, &got, sizeof(got)) < 0)
+		_exit(0);
+	_exit(got.byte);
+}
+
+static void failed(struct vcpu *v, int error)
+{
+	v->result.outcome = OUTCOME_ERROR;
+	v->result.error = error;
+}
+
+static void parent(struct vcpu *v, pid_t pid, int pipe_in)
+{
+	struct result *r = &v->result;
+	struct got got;
+	int status = 0;
+	ssize_t n;
+
+	n = read(pipe_in, &got, sizeof(got));
+	while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
+		;
+	if (WIFSIGNALED(status))
+		r->signal = WTERMSIG(status);
+
+	if (n != (ssize_t)sizeof(got)) {
+		failed(v, EPIPE);	/* killed before it could tell */
+	} else if (got.what == GOT_BYTE) {
+		r->done = 1;
+		r->value = got.byte;
+		r->has_value = true;
+	} else if (got.what == GOT_SIGNAL) {
+		r->outcome = r->signal == SIGSEGV ? OUTCOME_SIGSEGV : OUTCOME_SIGBUS;
+		r->faults = 1;
+		r->fault.address = got.address;
+		r->fault.si_code = got.si_code;
+	} else {
+		failed(v, EOWNERDEAD);	/* the host died, the kernel gave zeros */
+	}
+}
+
+void access_fork(struct vcpu *v, struct access *a)
+{
+	uint64_t address = window_base + a->offset;
+	int fds[2];
+	pid_t pid;
+
+	/* Without EVENT_FORK the child would read zeros, silently. */
+	if (!window_sees_fork()) {
+		failed(v, EPERM);
+		return;
+	}
+	if (pipe2(fds, O_CLOEXEC) < 0) {
+		failed(v, errno);
+		return;
+	}
+
+	pid = fork();
+	if (pid == 0) {
+		told = fds[1];
+		child(address);
+	}
+	if (pid < 0)
+		failed(v, errno);
+	close(fds[1]);
+	if (pid > 0)
+		parent(v, pid, fds[0]);
+	close(fds[0]);
+}
