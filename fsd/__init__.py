@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""fsd: a directory, served through FUSE with one page cache a file.
+
+Owns the file server: names, attributes, handles, and noticing changes however
+they come.  Must not know who maps a file, or why; imports only native.
+
+    async with fsd.mounted(fsd.Filesystem(backing), mountpoint) as mount:
+        ...
+"""
+
+from fsd.errors import MountError
+from fsd.filesystem import Filesystem
+from fsd.mount import Mount, mounted
+from fsd.opened import Pinned
+
+__all__ = ["Filesystem", "Mount", "MountError", "Pinned", "mounted"]

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests on open directories.
+
+Owns the order and the offsets of entries.  Must not change any name.
+
+A listing is a snapshot taken when reading starts at offset 0 (open, rewinddir):
+the offset of an entry is its place in the snapshot, so it stays what it was
+while entries come and go, and seekdir(3) works within one open directory, which
+is all POSIX asks.  Entries that have gone since are left out, new ones appear
+after rewinddir(3).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pyfuse3
+from pyfuse3 import EntryAttributes, ReaddirToken, RequestContext
+
+from fsd.base import Base, OpenDirectory
+from fsd.errors import operation
+from fsd.inodes import proc_path
+
+
+class Directories(Base):
+    """opendir, readdir (with attributes), fsyncdir, releasedir."""
+
+    @operation
+    async def opendir(self, inode: int, ctx: RequestContext) -> int:
+        node = self.inodes.get(inode)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        # "." in an O_PATH directory is that directory: this is how one gets a readable descriptor of it
+        fd = os.open(b".", flags, dir_fd=self.inodes.fd(node))
+        fh = self.new_fh()
+        self.directories[fh] = OpenDirectory(node, fd)
+        return fh
+
+    @operation
+    async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
+        opened = self._directory(fh)
+        if start_id == 0 or opened.names is None:
+            opened.names = await self.in_thread(_list, opened.fd)
+        names = opened.names
+        for place in range(start_id, len(names)):
+            if not self._reply(opened, names[place], token, place + 1):
+                return
+
+    def _reply(self, opened: OpenDirectory, name: bytes, token: ReaddirToken, next_id: int) -> bool:
+        """Put one entry into the reply; False when it is full.
+
+        readdirplus counts a lookup for every entry but "." and "..", and none
+        for the entry that did not fit (pyfuse3.Operations.readdir).
+        """
+        if name in (b".", b".."):
+            entry = EntryAttributes()
+            node = opened.inode if name == b"." else opened.inode.parent
+            entry.st_ino = (node or opened.inode).nodeid
+            entry.st_mode = opened.inode.kind
+            return pyfuse3.readdir_reply(token, name, entry, next_id)
+        try:
+            st = os.stat(name, dir_fd=opened.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return True  # gone since the snapshot
+        # no descriptor yet: a listing must not open every file it passes
+        inode = self.inodes.enter(opened.inode, name, st, None)
+        fitted = False
+        try:
+            fitted = pyfuse3.readdir_reply(token, name, self.attributes(inode, st), next_id)
+        finally:
+            if not fitted:
+                self.inodes.forget(inode.nodeid, 1)
+        return fitted
+
+    @operation
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        await self.in_thread(os.fdatasync if datasync else os.fsync, self._directory(fh).fd)
+
+    @operation
+    async def releasedir(self, fh: int) -> None:
+        os.close(self.directories.pop(fh).fd)
+
+    def _directory(self, fh: int) -> OpenDirectory:
+        try:
+            return self.directories[fh]
+        except KeyError:
+            raise OSError(errno.EBADF, f"no open directory {fh}") from None
+
+
+def _list(fd: int) -> list[bytes]:
+    return [b".", b"..", *os.listdir(proc_path(fd))]

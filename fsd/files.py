@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests on open regular files.
+
+Owns what open, read, write and close mean, and what the kernel may cache.  Must
+not touch file data except through the inode's native.File (opened.py).
+
+What the kernel may cache, decided at each open:
+
+- normally its pages stay valid from one open to the next (keep_cache), provided
+  the file is the one we closed: same size, mtime and ctime (close-to-open, as
+  NFS has it).  While a file is open, watch.py sees to changes behind the mount.
+- when a guest maps the file for writing, its stores reach us without a request,
+  so the kernel must ask every time (direct_io).  A handle opened before that
+  still fills the kernel's cache: pages it reads are invalidated after each read,
+  so a second reader may see data that is old by one round trip.  A kernel
+  mmap(MAP_SHARED) of a direct_io file is ENODEV (fs/fuse/file.c).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+import native
+from pyfuse3 import EntryAttributes, FileInfo, RequestContext
+
+from fsd.base import Handle, checked
+from fsd.directories import Directories
+from fsd.errors import operation
+from fsd.inodes import Inode
+from fsd.names import PERMISSIONS, Names
+from fsd.opened import Opened, look
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Files(Names, Directories, Opened):
+    """open, create, read, write, flush, fsync, release."""
+
+    @operation
+    async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+        """Open by inode; the kernel has checked permissions and resolved O_CREAT, O_EXCL and O_NOFOLLOW.
+
+        O_APPEND is the kernel's (it sends the offset), O_DIRECT only concerns
+        its cache, and O_TRUNC arrives here (FUSE_ATOMIC_O_TRUNC).
+        """
+        return await self._open(self.inodes.get(inode), flags)
+
+    @operation
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        """Make and open a regular file.
+
+        The kernel sends this only for a name it believes to be free.  If it is
+        not, one made behind the mount is opened, unless the caller insisted
+        (O_EXCL): EEXIST.
+        """
+        parent = self.inodes.get(parent_inode)
+        how = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            fd = os.open(checked(name), how, mode & PERMISSIONS & ~ctx.umask, dir_fd=self.inodes.fd(parent))
+        except FileExistsError:
+            if flags & os.O_EXCL:
+                raise
+            return await self._open_existing(parent, name, flags)
+        try:
+            entry = self._made(parent, name, mode & ~ctx.umask, ctx)
+        except BaseException:
+            os.close(fd)
+            raise
+        inode = self.inodes.get(entry.st_ino)
+        try:
+            self.adopt(inode, fd, writable=True)
+            info = self._handle_of(inode, keep_cache=False)
+        except BaseException:
+            self.inodes.forget(inode.nodeid, 1)
+            raise
+        return info, entry
+
+    async def _open_existing(self, parent: Inode, name: bytes, flags: int) -> tuple[FileInfo, EntryAttributes]:
+        entry = self._entry(parent, name, self._open_path(parent, name))
+        try:
+            if not stat.S_ISREG(entry.st_mode):
+                # makes the kernel walk the path anew, and find what there is now
+                raise OSError(errno.ESTALE, "made behind the mount, and no regular file")
+            info = await self._open(self.inodes.get(entry.st_ino), flags)
+        except BaseException:
+            self.inodes.forget(entry.st_ino, 1)
+            raise
+        return info, entry
+
+    async def _open(self, inode: Inode, flags: int) -> FileInfo:
+        writable = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
+        first = inode.file is None
+        file = self.use(inode, writable=writable)
+        try:
+            if flags & os.O_TRUNC:
+                await self.in_thread(file.truncate, 0)
+            if first:
+                keep_cache = inode.seen is not None and inode.seen == look(file)
+            else:
+                keep_cache = not self.recheck(inode)
+            return self._handle_of(inode, keep_cache=keep_cache)
+        except BaseException:
+            self.unuse(inode)
+            raise
+
+    def _handle_of(self, inode: Inode, *, keep_cache: bool) -> FileInfo:
+        """A new handle, to which the caller's use of `inode` now belongs."""
+        assert inode.file is not None
+        direct_io = inode.file.mapped_writable
+        fh = self.new_fh()
+        self.handles[fh] = Handle(inode, direct_io)
+        return FileInfo(fh=fh, direct_io=direct_io, keep_cache=keep_cache and not direct_io)
+
+    @operation
+    async def read(self, fh: int, off: int, size: int) -> Buffer:  # type: ignore[override]
+        """`size` bytes at `off`, fewer only at the end of the file.
+
+        At once when the data is in memory; in a thread when storage must be
+        waited for.
+        """
+        handle = self._handle(fh)
+        file = _file(handle)
+        try:
+            found = file.read(off, size, nowait=True)
+        except BlockingIOError:
+            found = await self.in_thread(file.read, off, size)
+        if file.mapped_writable and not handle.direct_io:
+            self.invalidate(handle.inode)
+        return found
+
+    @operation
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        handle = self._handle(fh)
+        handle.written = True
+        return await self.in_thread(_file(handle).write, off, buf)
+
+    @operation
+    async def flush(self, fh: int) -> None:
+        """close(2) by a client.  Nothing is buffered here, but a network file system reports failed
+        writes when a descriptor is closed: close a copy, and pass that on."""
+        handle = self._handle(fh)
+        if handle.written:
+            handle.written = False
+            await self.in_thread(os.close, os.dup(_file(handle).fileno()))
+
+    @operation
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        file = _file(self._handle(fh))
+        await self.in_thread(lambda: file.sync(datasync=datasync))
+
+    @operation
+    async def release(self, fh: int) -> None:
+        self.unuse(self.handles.pop(fh).inode)
+
+    async def truncate(self, inode: Inode, size: int) -> None:
+        """Set the size of `inode`, open or not, in bytes.
+
+        In a thread: freeing the blocks of a big file takes long, and every
+        guest's mapping of it has to be told.
+        """
+        file = self.use(inode, writable=True)
+        try:
+            await self.in_thread(file.truncate, size)
+        finally:
+            self.unuse(inode)
+
+    def _handle(self, fh: int) -> Handle:
+        try:
+            return self.handles[fh]
+        except KeyError:
+            raise OSError(errno.EBADF, f"no open file {fh}") from None
+
+
+def _file(handle: Handle) -> native.File:
+    assert handle.inode.file is not None, "a handle is a use"
+    return handle.inode.file

@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The inode table: which backing file each FUSE nodeid stands for.
+
+Owns the identity of inodes, the kernel's lookup counts and the O_PATH
+descriptors.  Must not answer requests, and must not open a file for its data.
+
+Identity.  The kernel knows an inode by its nodeid, which is also the st_ino
+that clients see; we know it by (st_dev, st_ino) of the backing.  The nodeid is
+the backing's st_ino wherever that is free, so that inode numbers stay the same
+from one mount to the next; files of other file systems below the backing, and
+the few numbers already taken, get one from a counter above 2**63.
+
+Descriptors.  An inode is reached through an O_PATH | O_NOFOLLOW descriptor.
+How many are open is bounded: the least recently used is closed, and opened
+again by (parent, name) when needed.  A file that is not there any more, or is
+another one by now, answers ESTALE, on which the kernel walks the path anew
+(fs/namei.c, retry_estale).  An inode whose name was removed through the mount
+has nothing to be found by: it keeps its descriptor until it is forgotten.
+
+Lifetime.  An inode stays in the table while the kernel has looked it up, while
+it is in use (open or pinned), or while an inode in the table was found in it.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import resource
+import stat
+from collections import OrderedDict
+from collections.abc import Iterator
+
+import native
+import pyfuse3
+
+log = logging.getLogger(__name__)
+
+PATH_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+LEAST_DESCRIPTORS = 16  # more than any one request needs at a time
+
+_FIRST_SPARE = 1 << 63
+
+
+def descriptor_bound() -> int:
+    """Raise this process's soft RLIMIT_NOFILE to the hard one; half of it is for O_PATH descriptors.
+
+    The other half is for open files and whatever else the process does.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY:
+        hard = 1 << 20  # fs.nr_open's default; the limit cannot in fact be infinite
+    else:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return max(LEAST_DESCRIPTORS, min(hard // 2, 1 << 16))
+
+
+def proc_path(fd: int) -> bytes:
+    """The path that reaches the file behind `fd`, an O_PATH descriptor too (proc(5))."""
+    return b"/proc/self/fd/%d" % fd
+
+
+def _stale() -> OSError:
+    return OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+
+class Inode:
+    """One backing file, directory or special file that the kernel or the host knows.
+
+    `nodeid`, `dev`, `ino`, `kind` (S_IFMT) never change.  `lookups` is the
+    kernel's lookup count.  `parent` and `name` are where it was seen last, both
+    None for the root and for an inode whose name is gone; `children` counts the
+    inodes whose parent this is.  `uses` counts open handles, pins and running
+    requests that need `file`, which exists exactly while it is not 0 (see
+    files.py); `seen` is what the file looked like when it was last closed.
+    """
+
+    __slots__ = ("children", "dev", "fd", "file", "ino", "kind", "lookups", "name", "nodeid", "parent",
+                 "seen", "uses")  # fmt: skip
+
+    def __init__(self, nodeid: int, st: os.stat_result, fd: int | None) -> None:
+        self.nodeid = nodeid
+        self.dev = st.st_dev
+        self.ino = st.st_ino
+        self.kind = stat.S_IFMT(st.st_mode)
+        self.fd = fd
+        self.lookups = 0
+        self.parent: Inode | None = None
+        self.name: bytes | None = None
+        self.children = 0
+        self.uses = 0
+        self.file: native.File | None = None
+        self.seen: tuple[int, int, int] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Inode {self.nodeid} {self.name!r} lookups={self.lookups} uses={self.uses}>"
+
+
+class Inodes:
+    """The table of one mount.  Not thread-safe: used from the trio thread only."""
+
+    def __init__(self, root_fd: int, max_descriptors: int) -> None:
+        """Take over `root_fd`, an O_PATH descriptor of the backing directory."""
+        if max_descriptors < LEAST_DESCRIPTORS:
+            raise ValueError(f"max_descriptors is {max_descriptors}, must be {LEAST_DESCRIPTORS} or more")
+        self.max_descriptors = max_descriptors
+        self.root = Inode(pyfuse3.ROOT_INODE, os.fstat(root_fd), root_fd)
+        self._by_nodeid = {self.root.nodeid: self.root}
+        self._by_file = {(self.root.dev, self.root.ino): self.root}
+        # inodes with a descriptor that may be closed and found again, least recently used first
+        self._idle: OrderedDict[int, Inode] = OrderedDict()
+        self._spare = _FIRST_SPARE
+
+    def __len__(self) -> int:
+        return len(self._by_nodeid)
+
+    def __iter__(self) -> Iterator[Inode]:
+        return iter(list(self._by_nodeid.values()))
+
+    def get(self, nodeid: int) -> Inode:
+        """The inode with this nodeid; OSError(ESTALE) when the table has none."""
+        try:
+            return self._by_nodeid[nodeid]
+        except KeyError:
+            raise _stale() from None
+
+    def child(self, parent: Inode, name: bytes) -> Inode | None:
+        """The inode the table has for `name` in `parent`, None when it has none.  OSError when there is
+        no such name."""
+        st = os.stat(name, dir_fd=self.fd(parent), follow_symlinks=False)
+        return self._by_file.get((st.st_dev, st.st_ino))
+
+    # ---- descriptors
+
+    def fd(self, inode: Inode) -> int:
+        """A descriptor of `inode`, O_PATH unless the file is open; valid until the next call on the table.
+
+        OSError(ESTALE) when it had to be looked for and is not there.
+        """
+        if inode.fd is not None:
+            if inode.parent is not None:
+                self._idle.move_to_end(inode.nodeid)
+            return inode.fd
+        if inode.file is not None:
+            return inode.file.fileno()
+        chain = [inode]
+        above = inode.parent
+        while above is not None and above.fd is None:
+            chain.append(above)
+            above = above.parent
+        # one by one from the top: no path string, so no limit on depth, and no name is followed
+        for node in reversed(chain):
+            self._reopen(node)
+        assert inode.fd is not None
+        return inode.fd
+
+    def _reopen(self, inode: Inode) -> None:
+        if inode.parent is None or inode.name is None:
+            raise _stale()
+        try:
+            fd = self.open_path(inode.name, self.fd(inode.parent))
+        except FileNotFoundError:
+            raise _stale() from None
+        st = os.fstat(fd)
+        if (st.st_dev, st.st_ino, stat.S_IFMT(st.st_mode)) != (inode.dev, inode.ino, inode.kind):
+            os.close(fd)
+            raise _stale()
+        self._keep(inode, fd)
+
+    def open_path(self, name: bytes, dir_fd: int) -> int:
+        """Open an O_PATH | O_NOFOLLOW descriptor of `name`; the caller owns it.
+
+        When the process or the system is out of descriptors, closes idle ones
+        and tries once more.
+        """
+        try:
+            return os.open(name, PATH_FLAGS, dir_fd=dir_fd)
+        except OSError as exc:
+            if exc.errno not in (errno.EMFILE, errno.ENFILE) or len(self._idle) < LEAST_DESCRIPTORS:
+                raise
+            self._evict(len(self._idle) // 2)
+            return os.open(name, PATH_FLAGS, dir_fd=dir_fd)
+
+    def _keep(self, inode: Inode, fd: int) -> None:
+        inode.fd = fd
+        if inode.parent is not None:
+            self._idle[inode.nodeid] = inode
+            self._evict(self.max_descriptors)
+
+    def _evict(self, keep: int) -> None:
+        while len(self._idle) > keep:
+            _, oldest = self._idle.popitem(last=False)
+            self._close(oldest)
+
+    @staticmethod
+    def _close(inode: Inode) -> None:
+        if inode.fd is not None:
+            os.close(inode.fd)
+            inode.fd = None
+
+    # ---- names
+
+    def enter(self, parent: Inode, name: bytes, st: os.stat_result, fd: int | None) -> Inode:
+        """The inode of the file `name` in `parent`, new or known, its lookup count one higher.
+
+        `st` is its lstat and `fd` an O_PATH descriptor of it, taken over, or
+        None to open one when it is needed.
+        """
+        key = (st.st_dev, st.st_ino)
+        inode = self._by_file.get(key)
+        if inode is not None and inode.kind != stat.S_IFMT(st.st_mode):
+            # The number was given to another file behind our back, while we had no descriptor open on
+            # the first.  Whoever still has that one gets ESTALE.
+            self._unname(inode)
+            del self._by_file[key]
+            inode = None
+        if inode is None:
+            inode = Inode(self._new_nodeid(st), st, None)
+            self._by_nodeid[inode.nodeid] = inode
+            self._by_file[key] = inode
+        inode.lookups += 1
+        if inode is not self.root:
+            self._name(inode, parent, name)
+        if fd is not None:
+            if inode.fd is None:
+                self._keep(inode, fd)
+            else:
+                os.close(fd)
+        return inode
+
+    def _new_nodeid(self, st: os.stat_result) -> int:
+        if st.st_dev == self.root.dev and 1 < st.st_ino < _FIRST_SPARE and st.st_ino not in self._by_nodeid:
+            return st.st_ino
+        self._spare += 1
+        return self._spare
+
+    def hold(self, inode: Inode, parent: Inode, name: bytes) -> None:
+        """Make sure `inode`, found at `name` in `parent`, has a descriptor of its own: its name is about
+        to go."""
+        if inode.fd is None:
+            fd = self.open_path(name, self.fd(parent))
+            st = os.fstat(fd)
+            if (st.st_dev, st.st_ino) == (inode.dev, inode.ino):
+                self._keep(inode, fd)
+            else:  # replaced behind the mount since it was looked at: not the one we know
+                os.close(fd)
+
+    def renamed(self, inode: Inode, parent: Inode, name: bytes) -> None:
+        """`inode` is now found at `name` in `parent`."""
+        self._name(inode, parent, name)
+
+    def removed(self, inode: Inode, parent: Inode, name: bytes) -> None:
+        """The name `name` in `parent`, which was `inode`'s, is gone.  `hold` was called before."""
+        if inode.parent is parent and inode.name == name:
+            self._unname(inode)
+
+    def _name(self, inode: Inode, parent: Inode, name: bytes) -> None:
+        inode.name = name
+        if inode.parent is parent:
+            return
+        # A directory moved behind the mount may come to lie below its own old child: the older
+        # knowledge is the wrong one, and parents must not form a ring.
+        above: Inode | None = parent
+        while above is not None:
+            if above.parent is inode:
+                self._unname(above)
+                break
+            above = above.parent
+        old = inode.parent
+        inode.parent = parent
+        parent.children += 1
+        if old is not None:
+            old.children -= 1
+            self.drop_unused(old)
+        if inode.fd is not None:
+            self._idle[inode.nodeid] = inode
+            self._idle.move_to_end(inode.nodeid)
+            self._evict(self.max_descriptors)
+
+    def _unname(self, inode: Inode) -> None:
+        old = inode.parent
+        inode.parent = inode.name = None
+        self._idle.pop(inode.nodeid, None)
+        if old is not None:
+            old.children -= 1
+            self.drop_unused(old)
+
+    # ---- the end of an inode
+
+    def forget(self, nodeid: int, count: int) -> None:
+        """The kernel gives back `count` lookups.  Never raises."""
+        inode = self._by_nodeid.get(nodeid)
+        if inode is None or inode.lookups < count:
+            log.error("the kernel forgot inode %d %d times, more often than it looked it up: %r",
+                      nodeid, count, inode)  # fmt: skip
+        if inode is not None and inode is not self.root:
+            inode.lookups = max(0, inode.lookups - count)
+            self.drop_unused(inode)
+
+    def drop_unused(self, inode: Inode) -> None:
+        """Take `inode` out of the table unless something needs it, and then its parents likewise."""
+        node: Inode | None = inode
+        while node is not None and node is not self.root and not (node.lookups or node.children or node.uses):
+            if self._by_nodeid.pop(node.nodeid, None) is None:
+                return  # the table was closed
+            if self._by_file.get((node.dev, node.ino)) is node:
+                del self._by_file[(node.dev, node.ino)]
+            self._idle.pop(node.nodeid, None)
+            self._close(node)
+            above, node.parent = node.parent, None
+            if above is not None:
+                above.children -= 1
+            node = above
+
+    def open_descriptors(self) -> int:
+        """How many O_PATH descriptors are open, the root's included."""
+        return sum(inode.fd is not None for inode in self._by_nodeid.values())
+
+    def close(self) -> None:
+        """Close every descriptor.  The table is of no use afterwards."""
+        for inode in self._by_nodeid.values():
+            self._close(inode)
+        self._idle.clear()
+        self._by_nodeid.clear()
+        self._by_file.clear()

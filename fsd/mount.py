@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mounting a file system, and unmounting it whatever happens.
+
+Owns the FUSE session.  Must not know what the file system does.
+
+The end of a mount has an order.  The kernel may hold pages that a client
+dirtied through mmap and that only we can take: so a regular unmount comes
+first, while requests are still answered; if the mount is busy, the pages are
+asked for with syncfs(2) and the mount is detached.  Then the loop is told to
+end, what was left open is closed, and the connection is closed, which fails
+whatever a client still waits for (ENOTCONN).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import subprocess
+from collections.abc import AsyncIterator
+from typing import TypeGuard
+
+import pyfuse3
+import trio
+
+from fsd import mountpoint as mountpoints
+from fsd import syscalls
+from fsd.errors import MountError
+from fsd.filesystem import Filesystem
+
+log = logging.getLogger(__name__)
+
+GRACE = 5.0  # seconds that requests in flight get to end by themselves
+
+# pyfuse3 keeps its session in a global: this says whether it is taken
+_session = trio.Lock()
+
+
+class Mount:
+    """A mount that answers.  `path` is where, an absolute path."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.ended = trio.Event()
+        self.failure: Exception | None = None
+
+    async def wait_unmounted(self) -> None:
+        """Return when the mount has ended: usually because somebody unmounted it."""
+        await self.ended.wait()
+
+
+@contextlib.asynccontextmanager
+async def mounted(
+    fs: Filesystem,
+    mountpoint: str | os.PathLike[str],
+    *,
+    allow_other: bool = False,
+) -> AsyncIterator[Mount]:
+    """Mount `fs` on the empty directory `mountpoint` while the body runs.
+
+    The body starts when the mount answers.  At its end, however it ends, the
+    mount is gone and `fs` closed.  `allow_other` lets other users in; who may
+    do what is decided by the kernel from modes and owners (default_permissions).
+    The mount is read-only if the backing file system is.
+
+    One mount at a time in a process, as pyfuse3 has one session.
+
+    Raises MountError before anything is mounted, or when mounting fails.
+    """
+    with contextlib.closing(fs):
+        path = mountpoints.check(mountpoint, fs.backing, allow_other=allow_other)
+        try:
+            _session.acquire_nowait()
+        except trio.WouldBlock:
+            raise MountError(f"mount point {path}: this process serves a mount already, and can serve one") from None
+        try:
+            _init(fs, path, allow_other)
+            try:
+                async with _served(fs, Mount(path)) as mount:
+                    yield mount
+            finally:
+                fs.close()
+                _close(path)
+        finally:
+            _session.release()
+
+
+@contextlib.asynccontextmanager
+async def _served(fs: Filesystem, mount: Mount) -> AsyncIterator[Mount]:
+    """Answer requests while the body runs, then unmount."""
+    failure: BaseException | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_serve, mount, nursery.cancel_scope)
+        try:
+            fs.device = (await fs.ask_kernel(os.stat, mount.path)).st_dev
+            await nursery.start(fs.background)
+            yield mount
+        except BaseException as exc:
+            failure = exc
+            if fs.device is None and isinstance(exc, OSError):
+                failure = MountError(f"mount {mount.path}: does not answer: {exc.strerror}")
+        with trio.CancelScope(shield=True):
+            await _unmount(fs, mount)
+        nursery.cancel_scope.cancel()
+        if _is_cancelled(failure):
+            # belongs to the scope that was cancelled, which may be this nursery's
+            passing, failure = failure, None
+            raise passing
+    if mount.failure is not None:
+        raise MountError(f"mount {mount.path}: the FUSE session failed: {mount.failure}") from mount.failure
+    if failure is not None:
+        # what the body raised comes out as it is, not in an exception group of our nursery
+        raise failure
+
+
+def _is_cancelled(failure: BaseException | None) -> TypeGuard[BaseException]:
+    if isinstance(failure, BaseExceptionGroup):
+        return failure.subgroup(trio.Cancelled) is not None
+    return isinstance(failure, trio.Cancelled)
+
+
+async def _serve(mount: Mount, scope: trio.CancelScope) -> None:
+    try:
+        await pyfuse3.main()
+    except Exception as exc:
+        log.exception("mount %s: the FUSE session failed", mount.path)
+        mount.failure = exc
+        scope.cancel()
+    finally:
+        mount.ended.set()
+
+
+def _init(fs: Filesystem, path: str, allow_other: bool) -> None:
+    # No max_read: libfuse wants it from the init handler too (do_init in lib/fuse_lowlevel.c), where
+    # pyfuse3 cannot set it.  Without it a request carries up to 256 pages, 1 MiB, either way.
+    options = {"fsname=daxfault", "subtype=daxfault", "default_permissions"}
+    if allow_other:
+        options.add("allow_other")
+    if fs.read_only():
+        options.add("ro")
+    try:
+        pyfuse3.init(fs, path, options)
+    except RuntimeError as exc:
+        if "fuse_session_mount" in str(exc):  # the session was made, and is ours to destroy
+            pyfuse3.close(unmount=False)
+        raise MountError(f"mount point {path}: mounting failed ({exc}); libfuse gave the reason on stderr") from exc
+
+
+async def _unmount(fs: Filesystem, mount: Mount) -> None:
+    """Unmount while requests are still answered, and end the loop."""
+    if mount.ended.is_set():
+        return
+    with trio.move_on_after(GRACE):
+        if not await fs.ask_kernel(_try_unmount, mount.path):
+            await fs.ask_kernel(_write_back, mount.path)
+            pyfuse3.terminate()
+        await mount.wait_unmounted()
+        return
+    log.warning("mount %s: requests were still in flight after %g s", mount.path, GRACE)
+
+
+def _try_unmount(path: str) -> bool:
+    """Unmount what is not in use; False when it is."""
+    if os.geteuid() == 0:
+        try:
+            syscalls.umount(os.fsencode(path))
+        except OSError as exc:
+            log.debug("umount %s: %s", path, exc.strerror)
+            return False
+        return True
+    return subprocess.run(["fusermount3", "-u", "-q", "--", path], check=False).returncode == 0
+
+
+def _write_back(path: str) -> None:
+    """Have the kernel send the pages that clients dirtied through mmap."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            syscalls.syncfs(fd)
+        finally:
+            os.close(fd)
+    except OSError as exc:
+        log.warning("mount %s: could not be synced: %s", path, exc)
+
+
+def _close(path: str) -> None:
+    """Close the connection, which detaches a mount that is still there."""
+    pyfuse3.close(unmount=True)
+    # libfuse leaves a mount whose connection was aborted (/sys/fs/fuse/connections) where it is
+    if not mountpoints.is_mounted(path):
+        return
+    try:
+        if os.geteuid() == 0:
+            syscalls.umount(os.fsencode(path), detach=True)
+        else:
+            subprocess.run(["fusermount3", "-u", "-z", "-q", "--", path], check=True)
+    except (OSError, subprocess.SubprocessError) as exc:
+        log.error("mount %s: could not be removed: %s", path, exc)

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files in use: the life of an inode's one native.File, and noticing that it changed.
+
+Owns which native.File exists, and when the kernel's cache of a file is dropped.
+Must not answer requests, and must not know who maps a file or why.
+
+An inode has a native.File while it is in use: open by a client, pinned by the
+host, or being truncated.  All its users share it, so there is one truth about
+its size and its pages.
+
+A change behind the mount is first told to the native.File (recheck), which sees
+to the guests' mappings, then to the kernel, whose pages and attributes of the
+inode are invalidated.  The kernel answers that only after reads in flight on
+the same pages, which wait for us: never in the trio thread, and with threads of
+their own.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+import time
+from collections.abc import Iterator, Sequence
+
+import native
+import pyfuse3
+import trio
+
+from fsd.base import Base
+from fsd.inodes import Inode, proc_path
+from fsd.watch import Watch
+
+log = logging.getLogger(__name__)
+
+# Timestamps of local file systems advance once a tick, 10 ms at HZ=100: a file changed less than this
+# before it was closed may change again and keep its mtime.
+TICK_NS = 20_000_000
+
+
+class Pinned:
+    """A regular file of the mount that the host needs, open or not, until `release`.
+
+    `file` is its native.File, `inode` its nodeid, which is its st_ino on the mount.
+    """
+
+    def __init__(self, opened: Opened, inode: Inode, file: native.File) -> None:
+        self._opened: Opened | None = opened
+        self._node = inode
+        self.inode = inode.nodeid
+        self.file = file
+
+    def release(self) -> None:
+        """Give the file back; a second call does nothing.  In the trio thread, before the mount ends."""
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            opened.unuse(self._node)
+
+
+class Opened(Base):
+    """Files in use, by inode."""
+
+    watch: Watch
+    # what is to be invalidated, by nodeid: True with data, False attributes only
+    _stale: dict[int, bool]
+    _invalidating: set[int]
+    _nursery: trio.Nursery | None
+
+    # ---- one native.File an inode
+
+    def use(self, inode: Inode, *, writable: bool) -> native.File:
+        """The native.File of `inode`, opened if there is none; one use more, given back with `unuse`.
+
+        A file is opened for reading only as long as nobody writes: a read-only
+        backing serves readers, and a program that runs can still be executed.
+        Never with O_APPEND or O_DIRECT: pwrite(2) ignores the offset with the
+        first, and one descriptor serves all handles, whatever their flags.
+
+        Raises OSError, EINVAL among them for what is not a regular file.
+        """
+        if inode.file is None:
+            return self.adopt(inode, self._open_data(inode, writable), writable=writable)
+        if writable and not inode.file.writable:
+            inode.file.upgrade(self._open_data(inode, True))
+        inode.uses += 1
+        return inode.file
+
+    def adopt(self, inode: Inode, fd: int, *, writable: bool) -> native.File:
+        """Like `use`, for an inode that has no native.File, with a descriptor already open (taken over)."""
+        try:
+            inode.file = native.File(fd, writable=writable)
+        except BaseException:
+            os.close(fd)
+            raise
+        inode.uses += 1
+        self.watch.add(inode)
+        return inode.file
+
+    def _open_data(self, inode: Inode, writable: bool) -> int:
+        if inode.kind != stat.S_IFREG:  # opening a FIFO would wait for its other end
+            raise OSError(errno.EINVAL, f"not a regular file: {inode!r}")
+        flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_NOCTTY | os.O_CLOEXEC
+        return os.open(proc_path(self.inodes.fd(inode)), flags)
+
+    def unuse(self, inode: Inode) -> None:
+        """Give back one use; the last one closes the file."""
+        inode.uses -= 1
+        if inode.uses:
+            return
+        file, inode.file = inode.file, None
+        if file is not None:  # None: the mount has ended
+            self.watch.remove(inode)
+            inode.seen = look(file)
+            file.close()
+        self.inodes.drop_unused(inode)
+
+    def files(self) -> Iterator[native.File]:
+        """Every native.File there is."""
+        for inode in self.inodes:
+            if inode.file is not None:
+                yield inode.file
+
+    async def pin(self, fd: int) -> Pinned:
+        """Keep the file behind `fd`, anyone's descriptor on this mount, in use until it is released.
+
+        The file is told by st_dev and st_ino, so it need not have a name.
+        fstat(2) of it may need an answer of this mount: it is asked in a
+        thread.  `fd` stays the caller's and must stay open meanwhile.
+
+        Raises OSError: EXDEV when `fd` is not of this mount, EINVAL when it is
+        not a regular file, else as open(2) of the backing file.
+        """
+        st = await self.ask_kernel(os.fstat, fd)
+        if st.st_dev != self.device:
+            raise OSError(errno.EXDEV, f"descriptor {fd} is not of the mount of {self.backing}")
+        if not stat.S_ISREG(st.st_mode):
+            raise OSError(errno.EINVAL, f"descriptor {fd} is not a regular file")
+        inode = self.inodes.get(st.st_ino)
+        return Pinned(self, inode, self.use(inode, writable=False))
+
+    # ---- changes
+
+    def mapping_changed(self, inode: int) -> None:
+        """A guest began to map, or stopped mapping, the file `inode` (a nodeid) for writing: what the
+        kernel has cached of it is dropped."""
+        self._invalidate(inode, data=True)
+
+    def invalidate(self, inode: Inode) -> None:
+        """Have the kernel drop its pages and attributes of `inode`, soon."""
+        self._invalidate(inode.nodeid, data=True)
+
+    def recheck(self, inode: Inode) -> bool:
+        """Whether the file of `inode`, which is in use, was changed behind the mount; if so everybody is told."""
+        assert inode.file is not None
+        if not inode.file.recheck():
+            return False
+        self.invalidate(inode)
+        return True
+
+    async def background(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve changes behind the mount until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                task_status.started()
+                await self.watch.run(self._changed)
+            finally:
+                self._nursery = None
+
+    async def _changed(self, found: Sequence[tuple[Inode, bool]]) -> None:
+        """Files that were perhaps changed behind the mount, each with whether its attributes were.
+
+        In a thread: dropping the pages past a new end of file can take long.
+        """
+        files = [inode.file for inode, _ in found]
+        for inode, _ in found:
+            inode.uses += 1
+        try:
+            changes = await self.in_thread(lambda: [_recheck(file) for file in files])
+        finally:
+            for inode, _ in found:
+                self.unuse(inode)
+        for (inode, attributes), change in zip(found, changes, strict=True):
+            if change or attributes:
+                self._invalidate(inode.nodeid, data=bool(change))
+
+    def _invalidate(self, nodeid: int, *, data: bool) -> None:
+        if self._nursery is None:
+            return
+        self._stale[nodeid] = self._stale.get(nodeid, False) or data
+        if nodeid not in self._invalidating:
+            self._invalidating.add(nodeid)
+            self._nursery.start_soon(self._invalidate_until_done, nodeid)
+
+    async def _invalidate_until_done(self, nodeid: int) -> None:
+        """One at a time for each inode; a change during one makes for another."""
+        try:
+            while nodeid in self._stale:
+                await self.ask_kernel(_invalidate_inode, nodeid, self._stale.pop(nodeid))
+        finally:
+            self._invalidating.discard(nodeid)
+
+
+def _invalidate_inode(nodeid: int, data: bool) -> None:
+    try:
+        pyfuse3.invalidate_inode(nodeid, attr_only=not data)
+    except FileNotFoundError:
+        pass  # the kernel has forgotten the inode, and its cache with it
+    except OSError as exc:
+        log.warning("inode %d: the kernel's cache could not be invalidated: %s", nodeid, exc)
+
+
+def _recheck(file: native.File | None) -> int:
+    if file is None:
+        return 0
+    try:
+        return file.recheck()
+    except OSError as exc:
+        log.warning("file %d: cannot be looked at: %s", file.id, exc)
+        return native.CHANGED_SIZE | native.CHANGED_CONTENT
+
+
+def look(file: native.File) -> tuple[int, int, int] | None:
+    """What tells two states of a file apart, None when nothing can: it has only just changed."""
+    try:
+        st = os.fstat(file.fileno())
+    except OSError:
+        return None
+    if time.time_ns() - max(st.st_mtime_ns, st.st_ctime_ns) < TICK_NS:
+        return None
+    return st.st_size, st.st_mtime_ns, st.st_ctime_ns

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""System calls that Python's os module lacks.
+
+Owns their C signatures and error checks.  Must hold no policy.  ctypes.CDLL
+releases the GIL around each call, so a call that ends up at our own mount can
+be answered by another thread of this process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import Any
+
+RENAME_NOREPLACE = 1  # linux/fs.h
+RENAME_EXCHANGE = 2
+MNT_DETACH = 2  # linux/mount.h
+
+UTIME_NOW = (1 << 30) - 1  # linux/stat.h
+UTIME_OMIT = (1 << 30) - 2
+
+AT_FDCWD = -100  # linux/fcntl.h
+
+_NS = 1_000_000_000
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long))
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+_libc.utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(_Timespec), ctypes.c_int)
+_libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+_libc.syncfs.argtypes = (ctypes.c_int,)
+
+
+def _call(function: Any, *args: Any) -> None:
+    if function(*args) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def renameat2(old_fd: int, old: bytes, new_fd: int, new: bytes, flags: int) -> None:
+    """renameat2(2): rename `old` in directory `old_fd` to `new` in `new_fd`.
+
+    `flags` is 0, RENAME_NOREPLACE or RENAME_EXCHANGE.  Raises OSError.
+    """
+    _call(_libc.renameat2, old_fd, old, new_fd, new, flags)
+
+
+def set_times(path: bytes, atime_ns: int | None, mtime_ns: int | None) -> None:
+    """utimensat(2): set the times of `path`, in ns since the epoch; None leaves one alone.
+
+    os.utime cannot leave one of the two alone.  A /proc/self/fd/N path reaches
+    the very inode behind N, a symlink's too.  Raises OSError.
+    """
+    times = (_Timespec * 2)()
+    for spec, ns in zip(times, (atime_ns, mtime_ns), strict=True):
+        if ns is None:
+            spec.tv_nsec = UTIME_OMIT
+        else:
+            spec.tv_sec, spec.tv_nsec = divmod(ns, _NS)
+    _call(_libc.utimensat, AT_FDCWD, path, times, 0)
+
+
+def umount(path: bytes, *, detach: bool = False) -> None:
+    """umount2(2) of `path`; lazily with `detach`.  Raises OSError, EBUSY among them."""
+    _call(_libc.umount2, path, MNT_DETACH if detach else 0)
+
+
+def syncfs(fd: int) -> None:
+    """syncfs(2) of the file system that holds `fd`.  Raises OSError."""
+    _call(_libc.syncfs, fd)

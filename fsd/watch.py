@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Changes behind the mount: which files in use may have been changed by others.
+
+Owns the inotify descriptor and its watches.  Must not decide whether a file has
+changed, nor what follows: it only names those to look at.
+
+inotify tells of our own writes too, as it works on inodes; files are named at
+most once in INTERVAL, so that a busy writer costs little.  Where the system has
+no watch or inotify instance left, the files that got none are named every
+POLL_INTERVAL instead.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Awaitable, Callable, Sequence
+
+import trio
+from inotify_simple import INotify, flags, parse_events
+
+from fsd.inodes import Inode, proc_path
+
+log = logging.getLogger(__name__)
+
+INTERVAL = 0.001  # seconds
+POLL_INTERVAL = 1.0
+
+_EVENTS = flags.MODIFY | flags.ATTRIB
+_BUFFER = 1 << 16
+
+Changed = Callable[[Sequence[tuple[Inode, bool]]], Awaitable[None]]
+
+
+class Watch:
+    """The watches of one mount, on inodes that have a native.File."""
+
+    def __init__(self) -> None:
+        self._by_wd: dict[int, Inode] = {}
+        self._wd: dict[Inode, int] = {}
+        self._polled: set[Inode] = set()
+        self._polled_some = trio.Event()
+        self._inotify: INotify | None = None
+        try:
+            self._inotify = INotify(nonblocking=True)
+        except OSError as exc:
+            log.warning("no inotify instance (%s): see fs.inotify.max_user_instances; "
+                        "files are looked at every %g s instead", exc.strerror, POLL_INTERVAL)  # fmt: skip
+
+    def add(self, inode: Inode) -> None:
+        """Watch `inode`, through the descriptor of its own file: the name may be another's by now."""
+        assert inode.file is not None
+        if self._inotify is not None:
+            try:
+                wd = self._inotify.add_watch(proc_path(inode.file.fileno()), _EVENTS)
+            except OSError as exc:
+                if not self._polled:
+                    log.warning("no inotify watch (%s): see fs.inotify.max_user_watches; files without "
+                                "one are looked at every %g s instead", exc.strerror, POLL_INTERVAL)  # fmt: skip
+            else:
+                self._by_wd[wd] = inode
+                self._wd[inode] = wd
+                return
+        self._polled.add(inode)
+        self._polled_some.set()
+
+    def remove(self, inode: Inode) -> None:
+        """Stop watching `inode`; its file is still open."""
+        self._polled.discard(inode)
+        wd = self._wd.pop(inode, None)
+        if wd is not None and self._by_wd.pop(wd, None) is not None and self._inotify is not None:
+            self._inotify.rm_watch(wd)
+
+    async def run(self, changed: Changed) -> None:
+        """Await `changed` with the inodes to be looked at, and whether their attributes changed, until
+        cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._poll, changed)
+            if self._inotify is not None:
+                nursery.start_soon(self._read, self._inotify, changed)
+
+    async def _read(self, inotify: INotify, changed: Changed) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(inotify)
+            found: dict[Inode, bool] = {}
+            for event in parse_events(os.read(inotify.fileno(), _BUFFER)):
+                if event.mask & flags.Q_OVERFLOW:
+                    found = dict.fromkeys(self._wd, True)
+                elif event.mask & flags.IGNORED:
+                    self._by_wd.pop(event.wd, None)
+                elif event.wd in self._by_wd:
+                    inode = self._by_wd[event.wd]
+                    found[inode] = found.get(inode, False) or bool(event.mask & flags.ATTRIB)
+            if found:
+                await changed(list(found.items()))
+            await trio.sleep(INTERVAL)
+
+    async def _poll(self, changed: Changed) -> None:
+        while True:
+            await self._polled_some.wait()
+            await trio.sleep(POLL_INTERVAL)
+            if self._polled:
+                await changed([(inode, True) for inode in self._polled])
+            else:
+                self._polled_some = trio.Event()
+
+    def close(self) -> None:
+        """Give the inotify instance back."""
+        if self._inotify is not None:
+            self._inotify.close()
+            self._inotify = None
