@@ -160,6 +160,7 @@ enum df_delivery {
 	DF_DELIVERED_EVENT = 2,		/* event area and signal */
 	DF_DELIVERED_POISON = 3,
 	DF_DELIVERED_HEALED = 4,	/* the file changed meanwhile: decided anew */
+	DF_DELIVERED_KILL = 5,		/* no poison in this kernel: the guest was ended */
 };
 
 struct df_failure {			/* one per failed fault */

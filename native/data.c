@@ -1,0 +1,238 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * data.c - a file's bytes for read(2), write(2) and fsync(2) of the mount: what
+ * is in the page cache is the truth for its pages, the backing file for the
+ * others.  Must not fill the cache: only a guest's fault does.
+ */
+#include <errno.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+#define SLICE ((uint64_t)1 << 20)	/* bytes written back under one hold of the lock */
+
+static int64_t source_read(struct df_file *file, void *buffer, uint64_t offset, uint64_t len,
+			   int nowait)
+{
+	struct iovec iov = { buffer, len };
+	ssize_t n = -1;
+
+	errno = EOPNOTSUPP;
+	if (nowait && !file->blocks) {
+		struct stat st;
+
+		n = preadv2(file->fd, &iov, 1, (off_t)offset, RWF_NOWAIT);
+		if (n < 0 && errno == EOPNOTSUPP)
+			file->blocks = true;
+		/* short of EOF only what was in memory came: not an answer */
+		if (n >= 0 && (uint64_t)n < len && !fstat(file->fd, &st) &&
+		    offset + (uint64_t)n < (uint64_t)st.st_size)
+			return -EAGAIN;
+	}
+	if (n < 0 && errno == EOPNOTSUPP) {
+		if (nowait && !file->memory)
+			return -EAGAIN;
+		n = pread(file->fd, buffer, len, (off_t)offset);
+	}
+	return n < 0 ? -errno : n;
+}
+
+int64_t df_file_read(struct df_file *file, void *buffer, uint64_t offset, uint64_t len, int nowait)
+{
+	uint64_t done = 0;
+
+	if (len > LLONG_MAX || offset > LLONG_MAX - len)
+		return -EINVAL;
+	while (done < len) {
+		uint64_t at = offset + done, end = offset + len;
+		int64_t n = -1;
+		bool filled = false;
+
+		file_lock(file);
+		if (file->cache >= 0 && file->resident) {
+			int bits = file_notice(file);
+
+			if (bits < 0) {
+				file_unlock(file);
+				return done ? (int64_t)done : bits;
+			}
+			end = pages_run(file, at, end, &filled);
+			if (filled && end > file->size)
+				end = file->size;
+			if (filled && end <= at) {
+				file_unlock(file);
+				break;
+			}
+		}
+		for (uint64_t from = at; filled && from < end;) {
+			uint64_t stop = (from | (CHUNK_SIZE - 1)) + 1;
+
+			if (stop > end)
+				stop = end;
+			memcpy((char *)buffer + (from - offset), pages_at(file, from), stop - from);
+			from = stop;
+		}
+		file_unlock(file);
+
+		if (filled) {
+			done += end - at;
+			continue;
+		}
+		/* Without the lock: a slow source must not hold up a truncation.
+		 * Against a store or write that runs at the same time either order
+		 * is right. */
+		n = source_read(file, (char *)buffer + done, at, end - at, nowait);
+		if (n < 0)
+			return done ? (int64_t)done : n;
+		done += (uint64_t)n;
+		if ((uint64_t)n < end - at)
+			break;			/* EOF, or what could be had at once */
+	}
+	return (int64_t)done;
+}
+
+/* The bytes of a write that are in the page cache. */
+static void update_cache(struct df_file *file, const char *bytes, uint64_t offset, uint64_t len)
+{
+	for (uint64_t at = offset; at < offset + len;) {
+		bool filled;
+		uint64_t end = pages_run(file, at, offset + len, &filled);
+
+		for (; filled && at < end;) {
+			uint64_t stop = (at | (CHUNK_SIZE - 1)) + 1;
+
+			if (stop > end)
+				stop = end;
+			memcpy(pages_at(file, at), bytes + (at - offset), stop - at);
+			at = stop;
+		}
+		at = end;
+	}
+}
+
+int64_t df_file_write(struct df_file *file, const void *bytes, uint64_t offset, uint64_t len)
+{
+	ssize_t n;
+
+	if (len > LLONG_MAX || offset > LLONG_MAX - len)
+		return -EFBIG;
+	file_lock(file);
+	if (file->cache < 0) {
+		/* Nobody maps it: no need to hold up others for a slow disk. */
+		pthread_mutex_unlock(&file->lock);
+		n = pwrite(file->fd, bytes, len, (off_t)offset);
+		if (n < 0)
+			return -errno;
+		file_lock(file);
+		if (file->cache >= 0) {
+			/* A guest began to meanwhile: what it filled may be from
+			 * before this write, and no stamp tells it from a stranger's. */
+			file_notice(file);
+		} else {
+			file_stamp(file);
+			if (offset + (uint64_t)n > file->size)
+				file->size = offset + (uint64_t)n;
+		}
+		file_unlock(file);
+		return n;
+	}
+	file_notice(file);
+	n = pwrite(file->fd, bytes, len, (off_t)offset);
+	if (n < 0)
+		n = -errno;
+	if (n > 0) {
+		uint64_t end = offset + (uint64_t)n;
+		uint64_t size = end > file->size ? end : file->size;
+
+		file_stamp(file);
+		file_changed(file, size, false);
+		update_cache(file, bytes, offset, (uint64_t)n);
+	}
+	file_unlock(file);
+	return n;
+}
+
+/* Write the pages of [at, end) that differ from the backing file. */
+static int write_back_slice(struct df_file *file, uint64_t at, uint64_t end, char *old)
+{
+	while (at < end) {
+		bool filled;
+		uint64_t stop = pages_run(file, at, end, &filled);
+
+		while (filled && at < stop) {
+			uint64_t len = at + PAGE > file->size ? file->size - at : PAGE;
+			char *page = pages_at(file, at);
+			ssize_t n;
+
+			if (!pages_exposed(file, at)) {
+				at += PAGE;
+				continue;
+			}
+			n = pread(file->fd, old, len, (off_t)at);
+			if (n < 0)
+				return -errno;
+			if ((uint64_t)n != len || memcmp(old, page, len)) {
+				n = pwrite(file->fd, page, len, (off_t)at);
+				if (n != (ssize_t)len)
+					return n < 0 ? -errno : -ENOSPC;
+			}
+			at += PAGE;
+		}
+		if (!filled)
+			at = stop;
+	}
+	return 0;
+}
+
+int df_file_write_back(struct df_file *file)
+{
+	char old[DF_PAGE_SIZE];
+	uint64_t at = 0, exposures = 0;
+	bool quiet = false;
+	int error = 0;
+
+	for (;;) {
+		uint64_t end;
+		bool filled;
+
+		file_lock(file);
+		if (!at) {
+			quiet = !file->nwritable;
+			exposures = file->exposures;
+		}
+		if (file->cache < 0 || !file->resident || !file->writable) {
+			file_unlock(file);
+			return error;
+		}
+		file_notice(file);	/* never write past an EOF that moved */
+		at = pages_filled(file, at) ? at : pages_run(file, at, file_end(file), &filled);
+		if (at >= file->size) {
+			/* With no writable mapping during the whole pass nothing
+			 * was stored: the pages are clean. */
+			if (quiet && !file->nwritable && exposures == file->exposures)
+				pages_clear_exposed(file, 0, file_end(file));
+			file_unlock(file);
+			return error;
+		}
+		end = at + SLICE < file_end(file) ? at + SLICE : file_end(file);
+		error = write_back_slice(file, at, end, old);
+		file_stamp(file);
+		file_unlock(file);
+		if (error)
+			return error;
+		at = end;
+	}
+}
+
+int df_file_sync(struct df_file *file, int datasync)
+{
+	int error = df_file_write_back(file);
+
+	if ((datasync ? fdatasync(file->fd) : fsync(file->fd)) && !error)
+		error = -errno;
+	return error;
+}

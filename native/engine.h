@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * engine.h - what the C side offers to Python, and nothing else.
+ *
+ * Every function that can fail returns a negative errno; an *outcome* of a
+ * fault (no page, no answer) is never an error of a call.  All functions may
+ * be called from any thread, without the GIL.  The text between the markers is
+ * also cffi's (see abi.h).
+ */
+#ifndef DAXFAULT_ENGINE_H
+#define DAXFAULT_ENGINE_H
+
+#include "abi.h"
+
+/* DF_CDEF_BEGIN */
+
+struct df_file;
+struct df_engine;
+struct df_guest;
+
+/* -------------------------------------------------------------- userfaultfd */
+
+int df_uffd_open(int user_mode_only);
+int df_uffd_api(int uffd, uint64_t features);
+int64_t df_uffd_probe(int user_mode_only);
+
+/* --------------------------------------------------------------------- file */
+
+enum df_change {
+	DF_CHANGED_SIZE = 1,
+	DF_CHANGED_CONTENT = 2,
+};
+
+struct df_file_state {
+	uint64_t id;
+	uint64_t size;
+	uint64_t generation;
+	uint64_t resident;		/* pages in the page cache */
+	uint64_t poisoned;		/* poisoned pages of all guests, not yet healed */
+	uint64_t mappings;		/* regions of guests over this file */
+	uint64_t writable_mappings;
+	uint64_t fills;			/* page source reads under way */
+	uint64_t waiting;		/* faults parked on them */
+};
+
+/* `fd` is taken over, also on failure. */
+int df_file_new(int fd, int writable, struct df_file **out);
+void df_file_put(struct df_file *file);
+int df_file_fd(struct df_file *file);
+int df_file_upgrade(struct df_file *file, int fd);
+int64_t df_file_read(struct df_file *file, void *buffer, uint64_t offset, uint64_t len, int nowait);
+int64_t df_file_write(struct df_file *file, const void *bytes, uint64_t offset, uint64_t len);
+int df_file_truncate(struct df_file *file, uint64_t size);
+int df_file_recheck(struct df_file *file);
+int df_file_write_back(struct df_file *file);
+int df_file_sync(struct df_file *file, int datasync);
+int df_file_heal(struct df_file *file);
+void df_file_state(struct df_file *file, struct df_file_state *out);
+/* A fresh descriptor of the page cache, for a guest to map. */
+int df_file_cache_fd(struct df_file *file, int writable);
+
+/* ------------------------------------------------------------------- engine */
+
+struct df_engine_options {
+	uint64_t answer_ns;		/* a failed fault nobody answers is poisoned after this */
+	uint64_t source_ns;		/* a page source that does not answer is ETIMEDOUT after this */
+	uint64_t spin_ns;		/* look for the next fault this long before sleeping */
+	uint32_t fill_threads;		/* at most, for sources that would block */
+	uint32_t pad;
+};
+
+enum {
+	DF_HISTOGRAM = 40,		/* bucket b counts latencies in [2^b, 2^(b+1)) ns */
+};
+
+struct df_counters {
+	uint64_t faults;		/* page fault events read */
+	uint64_t installed;		/* pages put into guests */
+	uint64_t filled;		/* bytes read from page sources */
+	uint64_t retries;		/* fills thrown away because the file changed */
+	uint64_t parked;		/* faults that had to wait for a page source */
+	uint64_t failed;		/* faults handed to Python */
+	uint64_t overflow;		/* failed faults poisoned because nobody was reading */
+	uint64_t late;			/* failed faults or events poisoned at their deadline */
+	uint64_t healed;		/* poisoned pages made readable again */
+	uint64_t events_fork;
+	uint64_t events_remap;
+	uint64_t events_remove;
+	uint64_t events_unmap;
+	uint64_t again;			/* EAGAIN: the guest's address space was changing */
+	uint64_t latency[40];		/* event read -> page installed, DF_HISTOGRAM */
+};
+
+int df_engine_new(const struct df_engine_options *options, struct df_engine **out);
+void df_engine_free(struct df_engine *engine);
+int df_engine_failures_fd(struct df_engine *engine);
+int df_engine_failures(struct df_engine *engine, struct df_failure *out, int most);
+/* -> enum df_delivery, or -ENOENT: no such failure, or answered already. */
+int df_engine_answer(struct df_engine *engine, uint64_t id, int answer);
+void df_engine_counters(struct df_engine *engine, struct df_counters *out);
+
+/* -------------------------------------------------------------------- guest */
+
+/* `uffd` and `area` (the event area, or -1) are taken over, also on failure. */
+int df_guest_new(struct df_engine *engine, int uffd, int pid, int area, struct df_guest **out);
+uint64_t df_guest_id(struct df_guest *guest);
+int df_guest_map(struct df_guest *guest, uint64_t start, uint64_t len, struct df_file *file,
+		 uint64_t offset, int writable);
+int df_guest_unmap(struct df_guest *guest, uint64_t start, uint64_t len);
+/* Ends the service.  What is left registered is poisoned first: a guest that
+ * lives on gets SIGBUS, never zeros. */
+void df_guest_free(struct df_guest *guest);
+
+/* DF_CDEF_END */
+
+#endif

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fault engine and its guests, as Python sees them.
+
+Owns the lifetime of the C objects and the shape of a failure.  Must not decide
+what becomes of a failed fault.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from typing import Any
+
+from native._daxfault import ffi, lib
+from native.errors import check
+from native.file import File
+
+_BATCH = 64
+
+
+class Reason(enum.IntEnum):
+    """Why a fault could not be resolved (enum df_reason)."""
+
+    NONE = 0
+    EOF = 1
+    IO = 2
+    NOREGION = 3
+    TIMEOUT = 4
+    INSTALL = 5
+
+
+class Answer(enum.IntEnum):
+    """What to do with a failed fault (enum df_answer)."""
+
+    WAKE = 1
+    REPORT = 2
+    POISON = 3
+
+
+class Delivery(enum.IntEnum):
+    """How an answer reached the guest (enum df_delivery)."""
+
+    NONE = 0
+    WAKE = 1
+    EVENT = 2
+    POISON = 3
+    HEALED = 4
+    KILL = 5
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Failure:
+    """One failed fault; see struct df_failure in abi.h for the units."""
+
+    id: int
+    guest: int
+    file: int
+    address: int
+    offset: int
+    generation: int
+    time_ns: int
+    wait_ns: int
+    tid: int
+    error: int
+    reason: Reason
+    attempts: int
+    write: bool
+
+
+_FAILURE = tuple(f.name for f in dataclasses.fields(Failure))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Counters:
+    """Totals since the engine began; see struct df_counters in engine.h.
+
+    `latency[b]` counts faults answered with a page within [2**b, 2**(b+1)) ns.
+    """
+
+    faults: int
+    installed: int
+    filled: int
+    retries: int
+    parked: int
+    failed: int
+    overflow: int
+    late: int
+    healed: int
+    events_fork: int
+    events_remap: int
+    events_remove: int
+    events_unmap: int
+    again: int
+    latency: tuple[int, ...]
+
+
+class Guest:
+    """An address space whose faults the engine resolves."""
+
+    def __init__(self, handle: Any, engine: Engine) -> None:
+        self._guest = handle
+        self._engine = engine
+        self.id: int = lib.df_guest_id(handle)
+
+    def map(self, start: int, length: int, file: File, offset: int, *, writable: bool) -> None:
+        """Serve [start, start + length) from `file` at `offset`; all page aligned.
+
+        OSError: EEXIST when the range overlaps another, EINVAL when it is misaligned or
+        overflows, EACCES for a writable mapping of a file that is not.
+        """
+        check(
+            lib.df_guest_map(self._live(), start, length, file.handle, offset, writable),
+            f"guest {self.id}, mapping {length:#x} bytes at {start:#x}",
+        )
+
+    def unmap(self, start: int, length: int) -> None:
+        """Stop serving [start, start + length)."""
+        check(
+            lib.df_guest_unmap(self._live(), start, length),
+            f"guest {self.id}, unmapping {length:#x} bytes at {start:#x}",
+        )
+
+    def _live(self) -> Any:
+        if self._guest is None:
+            raise ValueError(f"guest {self.id} has ended")
+        return self._guest
+
+    def close(self) -> None:
+        """End the service.  What is still registered is poisoned: a guest that lives on gets
+        SIGBUS, never zeros.  Safe to call twice."""
+        handle, self._guest = self._guest, None
+        if handle is not None:
+            self._engine.forget(self)
+            lib.df_guest_free(handle)
+
+
+class Engine:
+    """Threads that resolve the faults of guests without Python, and hand over those that fail."""
+
+    def __init__(
+        self,
+        *,
+        answer_seconds: float = 5.0,
+        source_seconds: float = 30.0,
+        spin_microseconds: float = 0.0,
+        fill_threads: int = 32,
+    ) -> None:
+        """`answer_seconds`: a failure nobody answers is poisoned after this.  `source_seconds`:
+        a page source that does not answer is ETIMEDOUT after this."""
+        options = ffi.new("struct df_engine_options *")
+        options.answer_ns = int(answer_seconds * 1e9)
+        options.source_ns = int(source_seconds * 1e9)
+        options.spin_ns = int(spin_microseconds * 1e3)
+        options.fill_threads = fill_threads
+        out = ffi.new("struct df_engine **")
+        check(lib.df_engine_new(options, out), "fault engine")
+        self._engine: Any = out[0]
+        self._guests: set[Guest] = set()
+        self._records = ffi.new("struct df_failure[]", _BATCH)
+
+    def failures_fd(self) -> int:
+        """Readable when failures() has something."""
+        return int(lib.df_engine_failures_fd(self._live()))
+
+    def failures(self) -> list[Failure]:
+        """Failed faults not returned before, oldest first, at most 64; never blocks."""
+        n = lib.df_engine_failures(self._live(), self._records, _BATCH)
+        found = []
+        for i in range(n):
+            record = self._records[i]
+            fields = {name: getattr(record, name) for name in _FAILURE}
+            fields["reason"] = Reason(fields["reason"])
+            fields["write"] = bool(fields["write"])
+            found.append(Failure(**fields))
+        return found
+
+    def answer(self, failure: Failure, answer: Answer) -> Delivery | None:
+        """Answer a failure; -> how it reached the guest, None when it was answered already."""
+        how = int(lib.df_engine_answer(self._live(), failure.id, answer))
+        return Delivery(how) if how >= 0 else None
+
+    def guest(self, uffd: int, pid: int, area: int = -1) -> Guest:
+        """Serve the address space behind `uffd`; both descriptors are taken over.
+
+        `area` is the guest's event area, a sealed memfd of one page (struct df_apf_slot).
+        """
+        out = ffi.new("struct df_guest **")
+        check(lib.df_guest_new(self._live(), uffd, pid, area, out), f"guest of process {pid}")
+        guest = Guest(out[0], self)
+        self._guests.add(guest)
+        return guest
+
+    def forget(self, guest: Guest) -> None:
+        self._guests.discard(guest)
+
+    def counters(self) -> Counters:
+        out = ffi.new("struct df_counters *")
+        lib.df_engine_counters(self._live(), out)
+        values: dict[str, Any] = {f.name: getattr(out, f.name) for f in dataclasses.fields(Counters)}
+        values["latency"] = tuple(values["latency"])
+        return Counters(**values)
+
+    def _live(self) -> Any:
+        if self._engine is None:
+            raise ValueError("the engine is closed")
+        return self._engine
+
+    def close(self) -> None:
+        """End every guest, then the threads.  Safe to call twice."""
+        for guest in list(self._guests):
+            guest.close()
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            lib.df_engine_free(engine)

@@ -1,0 +1,315 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * file.c - a file: its backing descriptor, its page cache, and the one function
+ * that owns "this file changed" (file_changed).  Must not know who faults, nor
+ * what becomes of a failed fault.
+ *
+ * A truncation, whoever made it, ends in file_changed() under file->lock:
+ *
+ *   generation += 1    a fill under way sees it and throws its pages away
+ *   drop past EOF      the page cache forgets, every guest's mapping is zapped
+ *   zero the tail      of the last page, as truncate_pagecache() does
+ *   release            faults parked on a fill, and poisoned pages
+ *
+ * and what was released is decided anew by file_unlock(), before the caller's
+ * setattr answers.  A page can therefore not be installed from before the change.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/magic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+static atomic_uint_fast64_t next_file_id = 1;
+
+int df_file_new(int fd, int writable, struct df_file **out)
+{
+	struct df_file *file = calloc(1, sizeof(*file));
+	struct statfs fs;
+	struct stat st;
+	int error = 0;
+
+	*out = NULL;
+	if (!file)
+		error = -ENOMEM;
+	else if (fstat(fd, &st))
+		error = -errno;
+	else if (!S_ISREG(st.st_mode))
+		error = -EINVAL;
+	if (error) {
+		free(file);
+		close(fd);
+		return error;
+	}
+	file->id = atomic_fetch_add(&next_file_id, 1);
+	atomic_init(&file->refs, 1);
+	pthread_mutex_init(&file->lock, NULL);
+	file->fd = fd;
+	file->writable = writable;
+	file->cache = -1;
+	file->size = (uint64_t)st.st_size;
+	file->mtime = st.st_mtim;
+	file->memory = !fstatfs(fd, &fs) && fs.f_type == TMPFS_MAGIC;
+	atomic_init(&file->generation, 1);
+	*out = file;
+	return 0;
+}
+
+void file_get(struct df_file *file)
+{
+	atomic_fetch_add(&file->refs, 1);
+}
+
+void df_file_put(struct df_file *file)
+{
+	if (atomic_fetch_sub(&file->refs, 1) != 1)
+		return;
+	/* Regions, fills and failures count their file: none is left. */
+	while (file->poisons) {
+		struct df_poison *poison = file->poisons;
+
+		file->poisons = poison->next;
+		guest_put(poison->guest);
+		free(poison);
+	}
+	pages_free(file);
+	if (file->cache >= 0)
+		close(file->cache);
+	close(file->fd);
+	pthread_mutex_destroy(&file->lock);
+	free(file);
+}
+
+int df_file_fd(struct df_file *file)
+{
+	return file->fd;
+}
+
+int df_file_upgrade(struct df_file *file, int fd)
+{
+	int error;
+
+	file_lock(file);
+	/* dup3() replaces the open file under the same number atomically: reads
+	 * under way keep the old one. */
+	error = dup3(fd, file->fd, O_CLOEXEC) < 0 ? -errno : 0;
+	if (!error)
+		file->writable = true;
+	file_unlock(file);
+	close(fd);
+	return error;
+}
+
+void file_lock(struct df_file *file)
+{
+	pthread_mutex_lock(&file->lock);
+}
+
+/* Give back the lock, then do what the change under it set free.  Must not be
+ * called with a guest's lock held. */
+void file_unlock(struct df_file *file)
+{
+	struct df_fault *released = file->released;
+	struct df_poison *mending = file->mending, *next;
+
+	file->released = NULL;
+	file->mending = NULL;
+	pthread_mutex_unlock(&file->lock);
+
+	if (released)
+		engine_submit_faults(released->guest->engine, released);
+	/* Poisoned pages are mended here and now: who made the file longer may
+	 * rely on it when the call returns.  Only a thread that serves a guest
+	 * leaves them to others, for it must not wait for a page source. */
+	for (; mending; mending = next) {
+		struct df_fault fault = {
+			.guest = mending->guest,
+			.address = mending->address,
+			.arrived = now_ns(),
+			.heal = true,
+		};
+		struct df_fault *copy = fault_copy(&fault);
+
+		next = mending->next;
+		guest_put(mending->guest);
+		free(mending);
+		if (copy && guest_serving)
+			engine_submit_faults(copy->guest->engine, copy);
+		else if (copy)
+			faults_run(copy, true);
+	}
+}
+
+/* A memfd to be the page cache.  Its i_size is out of reach, so that neither a
+ * truncation nor a touch past EOF is settled by the kernel alone, and sealed, so
+ * that no guest can change it. */
+int file_activate(struct df_file *file)
+{
+	char name[64];
+	int fd;
+
+	if (file->cache >= 0)
+		return 0;
+	snprintf(name, sizeof(name), "daxfault:%llu", (unsigned long long)file->id);
+	fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	if (fd < 0)
+		return -errno;
+	/* mode 0600: a descriptor handed out read-only cannot be reopened for
+	 * writing through /proc by another user */
+	if (fchmod(fd, 0600) || ftruncate(fd, (off_t)CACHE_SIZE) ||
+	    fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)) {
+		int error = -errno;
+
+		close(fd);
+		return error;
+	}
+	file->cache = fd;
+	return 0;
+}
+
+int df_file_cache_fd(struct df_file *file, int writable)
+{
+	char path[64];
+	int fd;
+
+	file_lock(file);
+	fd = file_activate(file);
+	if (!fd) {
+		snprintf(path, sizeof(path), "/proc/self/fd/%d", file->cache);
+		fd = open(path, (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC);
+		if (fd < 0)
+			fd = -errno;
+	}
+	file_unlock(file);
+	return fd;
+}
+
+/* Remember what the backing file looks like after a change of our own. */
+void file_stamp(struct df_file *file)
+{
+	struct stat st;
+
+	if (!fstat(file->fd, &st))
+		file->mtime = st.st_mtim;
+}
+
+void file_mend_all(struct df_file *file)
+{
+	struct df_poison **last = &file->mending;
+
+	while (*last)
+		last = &(*last)->next;
+	*last = file->poisons;
+	file->poisons = NULL;
+	file->npoisons = 0;
+}
+
+void file_changed(struct df_file *file, uint64_t size, bool content)
+{
+	uint64_t old = file->size;
+
+	file->size = size;
+	atomic_fetch_add(&file->generation, 1);
+	if (file->cache >= 0) {
+		if (size < old) {
+			/* not only up to the old end: a page past EOF that some
+			 * guest conjured up in the memfd goes too */
+			pages_drop(file, PAGE_UP(size), CACHE_SIZE);
+			pages_zero(file, size, PAGE_UP(size));
+		} else if (size > old) {
+			/* what a guest stored behind the old EOF was never part
+			 * of the file */
+			pages_zero(file, old, PAGE_UP(old) < size ? PAGE_UP(old) : size);
+		}
+		if (content)
+			pages_drop_unexposed(file);
+	}
+	fill_release(file);
+	deliver_withdraw(file);
+	file_mend_all(file);
+}
+
+/* Look at the backing file; a change we did not make is a change now. */
+int file_notice(struct df_file *file)
+{
+	struct stat st;
+	int bits = 0;
+
+	if (fstat(file->fd, &st))
+		return -errno;
+	if ((uint64_t)st.st_size != file->size)
+		bits |= DF_CHANGED_SIZE;
+	if (st.st_mtim.tv_sec != file->mtime.tv_sec || st.st_mtim.tv_nsec != file->mtime.tv_nsec)
+		bits |= DF_CHANGED_CONTENT;
+	if (bits) {
+		file->mtime = st.st_mtim;
+		file_changed(file, (uint64_t)st.st_size, bits & DF_CHANGED_CONTENT);
+	}
+	return bits;
+}
+
+int df_file_recheck(struct df_file *file)
+{
+	int bits;
+
+	file_lock(file);
+	bits = file_notice(file);
+	file_unlock(file);
+	return bits;
+}
+
+int df_file_truncate(struct df_file *file, uint64_t size)
+{
+	int error = 0;
+
+	if (size > (uint64_t)LLONG_MAX)
+		return -EFBIG;
+	file_lock(file);
+	if (ftruncate(file->fd, (off_t)size)) {
+		error = -errno;
+	} else {
+		file_stamp(file);
+		file_changed(file, size, false);
+	}
+	file_unlock(file);
+	return error;
+}
+
+int df_file_heal(struct df_file *file)
+{
+	int pages;
+
+	file_lock(file);
+	pages = (int)file->npoisons;
+	file_mend_all(file);
+	file_unlock(file);
+	return pages;
+}
+
+void df_file_state(struct df_file *file, struct df_file_state *out)
+{
+	struct stat st;
+
+	file_lock(file);
+	*out = (struct df_file_state){
+		.id = file->id,
+		.size = fstat(file->fd, &st) ? file->size : (uint64_t)st.st_size,
+		.generation = atomic_load(&file->generation),
+		.resident = file->resident,
+		.poisoned = file->npoisons,
+		.mappings = file->nmappings,
+		.writable_mappings = file->nwritable,
+	};
+	for (struct df_fill *fill = file->fills; fill; fill = fill->next) {
+		out->fills++;
+		for (struct df_fault *fault = fill->waiters; fault; fault = fault->next)
+			out->waiting++;
+	}
+	file_unlock(file);
+}

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A file's data: its backing descriptor and, once a guest maps it, its page cache.
+
+Owns the lifetime of the C object.  Must not know of FUSE or of guests.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from native._daxfault import ffi, lib
+from native.errors import check
+
+CHANGED_SIZE: int = lib.DF_CHANGED_SIZE
+CHANGED_CONTENT: int = lib.DF_CHANGED_CONTENT
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FileState:
+    """A snapshot of a file; see struct df_file_state in engine.h for the units."""
+
+    id: int
+    size: int
+    generation: int
+    resident: int
+    poisoned: int
+    mappings: int
+    writable_mappings: int
+    fills: int
+    waiting: int
+
+
+class File:
+    """One regular file, whoever reads, writes or maps it.
+
+    Every method releases the GIL and may be called from any thread.  Sizes and
+    offsets are bytes.  Errors are OSError with the errno of the backing file.
+    """
+
+    def __init__(self, fd: int, *, writable: bool) -> None:
+        """Take over `fd`, a regular file opened without O_APPEND, O_DIRECT and O_TRUNC."""
+        out = ffi.new("struct df_file **")
+        check(lib.df_file_new(fd, writable, out), f"descriptor {fd}")
+        self._file: Any = ffi.gc(out[0], lib.df_file_put)
+        self.writable = writable
+        self.id: int = self.state().id
+
+    @property
+    def handle(self) -> Any:
+        """The C object, for the engine."""
+        if self._file is None:
+            raise ValueError(f"file {self.id} is closed")
+        return self._file
+
+    def fileno(self) -> int:
+        """The backing descriptor; it stays this object's."""
+        return int(lib.df_file_fd(self.handle))
+
+    def state(self) -> FileState:
+        out = ffi.new("struct df_file_state *")
+        lib.df_file_state(self.handle, out)
+        return FileState(*(getattr(out, f.name) for f in dataclasses.fields(FileState)))
+
+    @property
+    def size(self) -> int:
+        return self.state().size
+
+    @property
+    def mapped(self) -> bool:
+        """Some guest has a mapping of this file."""
+        return self.state().mappings > 0
+
+    @property
+    def mapped_writable(self) -> bool:
+        """Some guest may store to this file."""
+        return self.state().writable_mappings > 0
+
+    def upgrade(self, fd: int) -> None:
+        """Take over `fd`, a writable descriptor of the same file, in place of the first."""
+        check(lib.df_file_upgrade(self.handle, fd), f"descriptor {fd}")
+        self.writable = True
+
+    def read(self, offset: int, size: int, *, nowait: bool = False) -> memoryview:
+        """Up to `size` bytes at `offset`; fewer only at the end of the file.
+
+        With `nowait`, BlockingIOError instead of waiting for a disk (preadv2(2), RWF_NOWAIT).
+        """
+        buffer = bytearray(size)
+        n = check(
+            lib.df_file_read(self.handle, ffi.from_buffer(buffer), offset, size, nowait),
+            f"file {self.id}, reading {size} bytes at {offset}",
+        )
+        return memoryview(buffer)[:n]
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview) -> int:
+        """Write at `offset`, to the backing file and to what guests see; -> bytes written."""
+        return check(
+            lib.df_file_write(self.handle, ffi.from_buffer(data), offset, len(data)),
+            f"file {self.id}, writing {len(data)} bytes at {offset}",
+        )
+
+    def truncate(self, size: int) -> None:
+        """Set the size.  When it returns, no guest sees a byte past it, and all that was
+        gone and is back is readable again."""
+        if size < 0:
+            raise ValueError("a file's size is not negative")
+        check(lib.df_file_truncate(self.handle, size), f"file {self.id}, truncating to {size}")
+
+    def recheck(self) -> int:
+        """Look at the backing file; -> CHANGED_SIZE | CHANGED_CONTENT, by somebody else."""
+        return check(lib.df_file_recheck(self.handle), f"file {self.id}, fstat")
+
+    def write_back(self) -> None:
+        """Write what guests have stored to the backing file."""
+        check(lib.df_file_write_back(self.handle), f"file {self.id}, writing back")
+
+    def sync(self, *, datasync: bool = False) -> None:
+        """write_back(), then fsync(2) or fdatasync(2)."""
+        check(lib.df_file_sync(self.handle, datasync), f"file {self.id}, fsync")
+
+    def heal(self) -> int:
+        """Try again to read every page that was poisoned; -> how many there were.
+
+        Those that can be read now are readable in the guests when this returns.
+        """
+        return check(lib.df_file_heal(self.handle), f"file {self.id}, healing")
+
+    def cache_fd(self, *, writable: bool) -> int:
+        """A fresh descriptor of the page cache, for a guest to map; the caller's to close."""
+        return check(lib.df_file_cache_fd(self.handle, writable), f"file {self.id}, page cache")
+
+    def close(self) -> None:
+        """Let go.  The C object lives on while guests map it.  Safe to call twice."""
+        if self._file is not None:
+            ffi.release(self._file)
+            self._file = None

@@ -1,0 +1,249 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * fill.c - reading a page source into the page cache, and the faults that wait
+ * for it.  Must not install pages in guests, nor decide what EOF means.
+ *
+ * A fill owns its range from fill_begin() to the end of fill_run(): a second
+ * fault on it waits, so a page is read once and never overwritten after a guest
+ * may have stored to it.  The bytes go straight into the page cache: nobody can
+ * see them there before "filled" is set, and that is only set under file->lock
+ * when the generation is still the one the fill began with.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+struct df_fill *fill_find(struct df_file *file, uint64_t offset)
+{
+	struct df_fill *fill;
+
+	for (fill = file->fills; fill; fill = fill->next)
+		if (offset >= fill->start && offset - fill->start < fill->len)
+			return fill;
+	return NULL;
+}
+
+/* A fill of the unfilled, unowned pages around `offset` inside [start, end). */
+struct df_fill *fill_begin(struct df_file *file, uint64_t offset, uint64_t start, uint64_t end)
+{
+	struct df_fill *fill;
+	bool filled;
+
+	while (start < offset && pages_filled(file, start))
+		start += PAGE;
+	for (uint64_t at = start; at < offset; at += PAGE)
+		if (pages_filled(file, at))
+			start = at + PAGE;
+	end = pages_run(file, offset, end, &filled);
+	for (struct df_fill *other = file->fills; other; other = other->next) {
+		uint64_t other_end = other->start + other->len;
+
+		if (other_end <= offset && other_end > start)
+			start = other_end;
+		if (other->start > offset && other->start < end)
+			end = other->start;
+	}
+	if (!pages_at(file, start) || !pages_at(file, end - 1))
+		return NULL;
+	fill = calloc(1, sizeof(*fill));
+	if (!fill)
+		return NULL;
+	fill->file = file;
+	file_get(file);
+	fill->start = start;
+	fill->len = end - start;
+	fill->generation = atomic_load(&file->generation);
+	fill->next = file->fills;
+	file->fills = fill;
+	return fill;
+}
+
+void fill_wait(struct df_fill *fill, struct df_fault *fault)
+{
+	struct df_engine *engine = fault->guest->engine;
+
+	fault->deadline = fault->arrived + engine->options.source_ns;
+	fault->next = fill->waiters;
+	fill->waiters = fault;
+	atomic_fetch_add(&engine->parked, 1);
+}
+
+static struct df_fault *take_waiters(struct df_fill *fill)
+{
+	struct df_fault *waiters = fill->waiters;
+
+	fill->waiters = NULL;
+	for (struct df_fault *fault = waiters; fault; fault = fault->next)
+		atomic_fetch_sub(&fault->guest->engine->parked, 1);
+	return waiters;
+}
+
+static struct df_fault **list_end(struct df_fault **list)
+{
+	while (*list)
+		list = &(*list)->next;
+	return list;
+}
+
+/* The file changed: nobody waits for bytes from before the change. */
+void fill_release(struct df_file *file)
+{
+	for (struct df_fill *fill = file->fills; fill; fill = fill->next)
+		*list_end(&file->released) = take_waiters(fill);
+}
+
+/* Read `len` bytes, or to EOF.  -> bytes; *error is what stopped it short. */
+static uint64_t source_fill(int fd, char *to, uint64_t offset, uint64_t len, int flags, int *error)
+{
+	uint64_t done = 0;
+
+	*error = 0;
+	while (done < len) {
+		struct iovec iov = { to + done, len - done };
+		ssize_t n = flags ? preadv2(fd, &iov, 1, (off_t)(offset + done), flags)
+				  : pread(fd, iov.iov_base, iov.iov_len, (off_t)(offset + done));
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			*error = errno;
+		if (n <= 0)
+			break;
+		done += (uint64_t)n;
+	}
+	return done;
+}
+
+/* Account `got` bytes at `start` as filled.  A last page that is partly read is
+ * the last of the file, or the rest of it is not known. */
+static void settle(struct df_file *file, uint64_t start, uint64_t got, uint64_t len)
+{
+	uint64_t end = start + got;
+
+	if (end >= file->size && got < len) {
+		uint64_t tail = PAGE_UP(end);
+
+		if (tail > end)
+			memset(pages_at(file, end), 0, tail - end);
+		end = tail;
+	}
+	pages_set_filled(file, start, PAGE_DOWN(end));
+}
+
+struct df_fault *fill_run(struct df_fill *fill, bool may_block, bool *wait)
+{
+	struct df_file *file = fill->file;
+	struct df_engine *engine = NULL;
+	struct df_fault *waiters;
+	uint64_t got;
+	char *to;
+	int error, bits;
+
+	*wait = false;
+	file_lock(file);
+	to = pages_at(file, fill->start);
+	if (fill->waiters)
+		engine = fill->waiters->guest->engine;
+	file_unlock(file);
+
+	if (may_block || file->memory) {
+		got = source_fill(file->fd, to, fill->start, fill->len, 0, &error);
+	} else {
+		error = EOPNOTSUPP;
+		got = 0;
+		if (!file->blocks)
+			got = source_fill(file->fd, to, fill->start, fill->len, RWF_NOWAIT, &error);
+		if (error == EOPNOTSUPP)
+			file->blocks = true;
+		if (error == EOPNOTSUPP || error == EAGAIN) {
+			*wait = true;
+			return NULL;
+		}
+	}
+	if (engine)
+		COUNT(engine, filled, got);
+
+	file_lock(file);
+	for (struct df_fill **p = &file->fills; *p; p = &(*p)->next)
+		if (*p == fill) {
+			*p = fill->next;
+			break;
+		}
+	bits = file_notice(file);	/* was it the EOF we knew? */
+	waiters = take_waiters(fill);
+	if (fill->generation != atomic_load(&file->generation)) {
+		/* Read across a change: these bytes are neither old nor new. */
+		for (struct df_fault *fault = waiters; fault; fault = fault->next)
+			fault->tries++;
+		if (engine)
+			COUNT(engine, retries, 1);
+		pages_drop(file, fill->start, fill->start + fill->len);
+	} else {
+		if (!error && got < fill->len && fill->start + got < file->size)
+			error = EIO;	/* neither bytes, nor EOF, nor an error */
+		settle(file, fill->start, got, fill->len);
+		/* The error may be of another page than the waiter's own: each
+		 * asks once more for that page alone before it is believed. */
+		for (struct df_fault *fault = waiters; fault && error; fault = fault->next) {
+			if (fill->len == PAGE)
+				fault->error = bits < 0 ? -bits : error;
+			fault->single = true;
+		}
+	}
+	file_unlock(file);
+	df_file_put(file);
+	free(fill);
+	return waiters;
+}
+
+/* One page, read under file->lock: nothing can change it meanwhile. */
+int fill_locked(struct df_file *file, uint64_t offset)
+{
+	char *to = pages_at(file, offset);
+	uint64_t got;
+	int error;
+
+	if (!to)
+		return -ENOMEM;
+	got = source_fill(file->fd, to, offset, PAGE, 0, &error);
+	if (error)
+		return -error;
+	if (got < PAGE && offset + got < file->size)
+		return -EIO;
+	settle(file, offset, got, PAGE);
+	return 0;
+}
+
+/* Faults whose page source did not answer in time. */
+void fill_expire(struct df_engine *engine, struct df_file *file, uint64_t now)
+{
+	struct df_fault *late = NULL;
+
+	file_lock(file);
+	for (struct df_fill *fill = file->fills; fill; fill = fill->next) {
+		for (struct df_fault **p = &fill->waiters; *p;) {
+			struct df_fault *fault = *p;
+
+			if (fault->guest->engine != engine || fault->deadline > now) {
+				p = &fault->next;
+				continue;
+			}
+			*p = fault->next;
+			atomic_fetch_sub(&engine->parked, 1);
+			fault->next = late;
+			late = fault;
+		}
+	}
+	while (late) {
+		struct df_fault *fault = late;
+
+		late = fault->next;
+		engine_fail(fault, file, DF_REASON_TIMEOUT, ETIMEDOUT);
+		fault_free(fault);
+	}
+	file_unlock(file);
+}

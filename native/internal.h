@@ -1,0 +1,286 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * internal.h - the engine's own structures: files, guests, faults, and the
+ * rules of their locks.  Read by the engine's own C files only.
+ *
+ * Lock order, outermost first:
+ *   guest->lock (rw)   regions; held for reading across an install, so a range
+ *                      that is being unmapped never receives a page
+ *   file->lock         size, generation, page cache, fills, mappings, poisons:
+ *                      "same generation?" and the install are one step under it
+ *   engine->lock       job queue, failures, list of guests and fills; a leaf
+ *
+ * Nobody waits for Python, for a page source or for a guest under any of them,
+ * with one exception: a fill that lost the race DF_TRIES_MAX times reads its
+ * source under file->lock, so that a busy writer cannot starve a reader.
+ */
+#ifndef DAXFAULT_INTERNAL_H
+#define DAXFAULT_INTERNAL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/stat.h>
+#include <time.h>
+
+#include "engine.h"
+#include "uffd.h"
+
+#define PAGE ((uint64_t)DF_PAGE_SIZE)
+#define RANGE ((uint64_t)DF_RANGE_SIZE)
+#define PAGE_DOWN(x) ((x) & ~(PAGE - 1))
+#define PAGE_UP(x) PAGE_DOWN((x) + PAGE - 1)
+/* The page cache's own i_size.  It never says where a file ends: the host
+ * decides that, fault by fault. */
+#define CACHE_SIZE ((uint64_t)1 << 62)
+#define DF_TRIES_MAX 3
+
+struct df_region;
+struct df_fault;
+struct df_fill;
+
+/* ------------------------------------------------------------------ faults */
+
+/* A fault under way.  On the stack of the thread that reads it from the guest;
+ * copied to the heap when it has to wait (then it counts its guest). */
+struct df_fault {
+	struct df_fault *next;
+	struct df_guest *guest;
+	uint64_t address;		/* exact */
+	uint64_t arrived;		/* ns, CLOCK_MONOTONIC */
+	uint64_t deadline;		/* of the page source, when parked */
+	int32_t tid;
+	uint32_t write;
+	uint64_t offset;		/* of the page in the file, once looked up */
+	uint32_t tries;			/* fills that were thrown away */
+	int error;			/* of a fill of this page alone */
+	bool single;			/* fill this one page only: a larger fill failed */
+	bool heal;			/* not a fault: an attempt to mend a poisoned page */
+};
+
+/* A poisoned page of one guest. */
+struct df_poison {
+	struct df_poison *next;
+	struct df_guest *guest;		/* counted */
+	uint64_t address;
+};
+
+/* ------------------------------------------------------------------- files */
+
+#define CHUNK_SHIFT 30
+#define CHUNK_SIZE ((uint64_t)1 << CHUNK_SHIFT)
+#define CHUNK_PAGES (CHUNK_SIZE / PAGE)
+
+/* 1 GiB of a file's page cache, mapped into the host. */
+struct df_chunk {
+	uint64_t index;
+	char *map;
+	uint64_t filled[CHUNK_PAGES / 64];	/* holds the file's bytes */
+	uint64_t exposed[CHUNK_PAGES / 64];	/* ... and a guest may have stored to it */
+};
+
+/* One read from the page source into the page cache. */
+struct df_fill {
+	struct df_fill *next;		/* of the file; file->lock */
+	struct df_file *file;		/* counted */
+	uint64_t start, len;		/* bytes, page aligned */
+	uint64_t generation;		/* of the file when it began */
+	struct df_fault *waiters;
+};
+
+struct df_file {
+	uint64_t id;
+	atomic_int refs;
+	pthread_mutex_t lock;
+	int fd;				/* backing file: the page source */
+	bool writable;
+	bool blocks;			/* RWF_NOWAIT does not work here */
+	bool memory;			/* tmpfs: a read never waits */
+	int cache;			/* memfd; -1 until a guest maps the file */
+	uint64_t size;
+	struct timespec mtime;		/* after our own last change */
+	atomic_uint_fast64_t generation;	/* counts changes of what a page should hold */
+	struct df_chunk **chunks;	/* sorted by index */
+	size_t nchunks;
+	uint64_t resident;
+	uint64_t exposures;		/* counts pages_set_exposed(): is a write-back's pass current? */
+	struct df_fill *fills;
+	struct df_region *mappings;
+	uint64_t nmappings, nwritable;
+	struct df_poison *poisons;
+	uint64_t npoisons;
+	/* to be run by file_unlock() */
+	struct df_fault *released;
+	struct df_poison *mending;
+};
+
+/* file.c: life, size and content changes */
+void file_get(struct df_file *file);
+void file_lock(struct df_file *file);
+void file_unlock(struct df_file *file);		/* and what the change set free */
+int file_activate(struct df_file *file);
+int file_notice(struct df_file *file);		/* fstat: -> enum df_change bits; locked */
+void file_changed(struct df_file *file, uint64_t size, bool content);
+void file_stamp(struct df_file *file);
+void file_mend_all(struct df_file *file);
+static inline uint64_t file_end(const struct df_file *file)	/* first byte past the last page */
+{
+	return PAGE_UP(file->size);
+}
+
+/* pages.c: the page cache; all under file->lock */
+struct df_chunk *pages_chunk(struct df_file *file, uint64_t offset, bool create);
+char *pages_at(struct df_file *file, uint64_t offset);	/* NULL: no memory */
+bool pages_filled(struct df_file *file, uint64_t offset);
+/* end of the run of pages in the same state as the first, at most `end` */
+uint64_t pages_run(struct df_file *file, uint64_t offset, uint64_t end, bool *filled);
+void pages_set_filled(struct df_file *file, uint64_t start, uint64_t end);
+void pages_set_exposed(struct df_file *file, uint64_t start, uint64_t end);
+bool pages_exposed(struct df_file *file, uint64_t offset);
+void pages_clear_exposed(struct df_file *file, uint64_t start, uint64_t end);
+void pages_drop(struct df_file *file, uint64_t start, uint64_t end);
+void pages_drop_unexposed(struct df_file *file);
+void pages_zero(struct df_file *file, uint64_t start, uint64_t end);
+void pages_free(struct df_file *file);
+
+/* ------------------------------------------------------------------ guests */
+
+struct df_region {
+	struct df_region *next;		/* of the file; file->lock */
+	struct df_guest *guest;
+	uint64_t start, len;		/* guest addresses */
+	struct df_file *file;		/* counted */
+	uint64_t offset;		/* in the file, of `start` */
+	bool writable;
+	uint32_t around;		/* bytes to fill and map together; grows when sequential */
+	uint64_t expected;		/* where a sequential reader faults next */
+};
+
+#define ATTEMPTS 64
+
+struct df_guest {
+	struct df_guest *next;		/* of the engine; engine->lock */
+	struct df_engine *engine;
+	uint64_t id;
+	atomic_int refs;
+	atomic_bool dead;
+	int uffd;
+	int pid;			/* 0 for a forked child: only its tids are known */
+	int kick;			/* eventfd: look at `again`, or end */
+	struct df_apf_slot *slots;	/* shared with the guest: trust nothing in it */
+	bool child;			/* came by UFFD_EVENT_FORK */
+	bool started;
+	pthread_t thread;
+	pthread_rwlock_t lock;
+	struct df_region **regions;	/* sorted by start, disjoint */
+	size_t nregions, room;
+	pthread_mutex_t small;		/* `again` and `attempts`; a leaf */
+	struct df_fault *again;		/* met EAGAIN: after the next events */
+	struct {
+		uint64_t page;
+		uint32_t count;
+	} attempts[ATTEMPTS];
+	unsigned nattempts, oldest;
+};
+
+extern _Thread_local bool guest_serving;	/* this thread reads a guest's events */
+void guest_get(struct df_guest *guest);
+void guest_put(struct df_guest *guest);
+int guest_start(struct df_guest *guest);
+void guest_retry(struct df_guest *guest, struct df_fault *fault);	/* takes a heap fault */
+uint32_t guest_attempt(struct df_guest *guest, uint64_t page);
+void guest_resolved(struct df_guest *guest, uint64_t start, uint64_t end);
+
+/* region.c */
+struct df_region *region_find(struct df_guest *guest, uint64_t address);
+int region_add(struct df_guest *guest, uint64_t start, uint64_t len, struct df_file *file,
+	       uint64_t offset, bool writable);
+void region_remove(struct df_guest *guest, uint64_t start, uint64_t end);
+int region_move(struct df_guest *guest, uint64_t from, uint64_t to, uint64_t len);
+int region_copy(struct df_guest *to, struct df_guest *from);
+
+/* ------------------------------------------------------------------ engine */
+
+/* A failed fault, from the decision to its end. */
+struct df_pending {
+	struct df_pending *next;
+	struct df_failure record;
+	struct df_guest *guest;		/* counted */
+	struct df_file *file;		/* counted, or NULL */
+	uint64_t deadline;
+	int slot;			/* >= 0: an event was sent and not yet taken */
+	bool read;			/* Python has the record */
+};
+
+struct df_job {
+	struct df_job *next;
+	struct df_fill *fill;		/* either: read this, then decide its waiters */
+	struct df_fault *faults;	/* or: decide these */
+};
+
+struct df_engine {
+	struct df_engine_options options;
+	pthread_mutex_t lock;
+	pthread_cond_t work, tick;
+	struct df_job *jobs, **last_job;
+	unsigned threads, idle;
+	bool stopping;
+	struct df_guest *guests;
+	atomic_uint parked;
+	struct df_pending *pending, **last_pending;
+	unsigned npending;
+	uint64_t next_id;
+	int failures_fd;
+	pthread_t warden;
+	struct df_counters counters;	/* by __atomic adds */
+};
+
+#define COUNT(engine, field, n) \
+	__atomic_fetch_add(&(engine)->counters.field, (uint64_t)(n), __ATOMIC_RELAXED)
+
+/* fault.c */
+void faults_run(struct df_fault *list, bool may_block);	/* takes heap faults */
+void fault_arrived(const struct df_fault *fault);	/* from the reader of a guest */
+struct df_fault *fault_copy(const struct df_fault *fault);
+void fault_free(struct df_fault *fault);
+
+/* fill.c */
+struct df_fill *fill_find(struct df_file *file, uint64_t offset);
+struct df_fill *fill_begin(struct df_file *file, uint64_t offset, uint64_t start, uint64_t end);
+void fill_wait(struct df_fill *fill, struct df_fault *fault);
+/* Read and settle.  -> the waiters to decide again, or NULL with *wait set when
+ * the source would block and may_block is false. */
+struct df_fault *fill_run(struct df_fill *fill, bool may_block, bool *wait);
+int fill_locked(struct df_file *file, uint64_t offset);	/* 0 or -errno */
+void fill_release(struct df_file *file);
+void fill_expire(struct df_engine *engine, struct df_file *file, uint64_t now);
+
+/* jobs.c: threads for what may block */
+int start_thread(pthread_t *thread, void *(*body)(void *), void *arg, const char *name);
+bool jobs_stop(struct df_engine *engine);	/* false: one is stuck in its source */
+void engine_submit_fill(struct df_engine *engine, struct df_fill *fill);
+void engine_submit_faults(struct df_engine *engine, struct df_fault *faults);
+
+/* engine.c */
+/* Hands the fault to Python, or poisons at once when that cannot be; file->lock
+ * is held when there is a file. */
+void engine_fail(const struct df_fault *fault, struct df_file *file, enum df_reason reason,
+		 int error);
+
+/* deliver.c; file->lock is held when there is a file */
+enum df_delivery deliver(struct df_pending *pending, enum df_answer answer);
+enum df_delivery deliver_poison(struct df_guest *guest, struct df_file *file, uint64_t address);
+bool deliver_overdue(struct df_pending *pending);
+void deliver_withdraw(struct df_file *file);
+
+static inline uint64_t now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+#endif

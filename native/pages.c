@@ -1,0 +1,221 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * pages.c - a file's page cache: a memfd seen through 1 GiB host mappings, and
+ * one bit a page for "filled" and "exposed".  All of it under file->lock.
+ *
+ * The bits are ours, not SEEK_DATA's: a guest that touches the memfd before it
+ * registers its mapping creates a page of zeros there, and that page must not
+ * count as the file's.  (Guests register for MINOR faults too, so nobody else
+ * ever sees such a page: it is filled before it is mapped.)
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "internal.h"
+
+static inline bool bit(const uint64_t *map, uint64_t i)
+{
+	return map[i / 64] >> (i % 64) & 1;
+}
+
+static inline uint64_t page_in_chunk(uint64_t offset)
+{
+	return (offset & (CHUNK_SIZE - 1)) / PAGE;
+}
+
+struct df_chunk *pages_chunk(struct df_file *file, uint64_t offset, bool create)
+{
+	uint64_t index = offset >> CHUNK_SHIFT;
+	size_t low = 0, high = file->nchunks;
+	struct df_chunk **grown, *chunk;
+
+	while (low < high) {
+		size_t middle = low + (high - low) / 2;
+
+		if (file->chunks[middle]->index < index)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	if (low < file->nchunks && file->chunks[low]->index == index)
+		return file->chunks[low];
+	if (!create)
+		return NULL;
+
+	grown = realloc(file->chunks, (file->nchunks + 1) * sizeof(*grown));
+	if (!grown)
+		return NULL;
+	file->chunks = grown;
+	chunk = calloc(1, sizeof(*chunk));
+	if (!chunk)
+		return NULL;
+	chunk->index = index;
+	chunk->map = mmap(NULL, CHUNK_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
+			  file->cache, (off_t)(index << CHUNK_SHIFT));
+	if (chunk->map == MAP_FAILED) {
+		free(chunk);
+		return NULL;
+	}
+	memmove(grown + low + 1, grown + low, (file->nchunks - low) * sizeof(*grown));
+	grown[low] = chunk;
+	file->nchunks++;
+	return chunk;
+}
+
+char *pages_at(struct df_file *file, uint64_t offset)
+{
+	struct df_chunk *chunk = pages_chunk(file, offset, true);
+
+	return chunk ? chunk->map + (offset & (CHUNK_SIZE - 1)) : NULL;
+}
+
+bool pages_filled(struct df_file *file, uint64_t offset)
+{
+	struct df_chunk *chunk = pages_chunk(file, offset, false);
+
+	return chunk && bit(chunk->filled, page_in_chunk(offset));
+}
+
+bool pages_exposed(struct df_file *file, uint64_t offset)
+{
+	struct df_chunk *chunk = pages_chunk(file, offset, false);
+
+	return chunk && bit(chunk->exposed, page_in_chunk(offset));
+}
+
+uint64_t pages_run(struct df_file *file, uint64_t offset, uint64_t end, bool *filled)
+{
+	uint64_t at = PAGE_DOWN(offset);
+
+	*filled = pages_filled(file, at);
+	do {
+		struct df_chunk *chunk = pages_chunk(file, at, false);
+		uint64_t next = (at | (CHUNK_SIZE - 1)) + 1;
+
+		if (!chunk) {		/* a whole gigabyte without a page */
+			if (*filled)
+				break;
+			at = next;
+			continue;
+		}
+		for (; at < next && at < end; at += PAGE)
+			if (bit(chunk->filled, page_in_chunk(at)) != *filled)
+				return at < end ? at : end;
+	} while (at < end);
+	return at < end ? at : end;
+}
+
+/* Sets or clears a bit for each page of [start, end); -> bits that changed. */
+static uint64_t mark(struct df_file *file, uint64_t start, uint64_t end, bool exposed, bool value)
+{
+	uint64_t changed = 0;
+
+	while (start < end) {
+		struct df_chunk *chunk = pages_chunk(file, start, false);
+		uint64_t next = (start | (CHUNK_SIZE - 1)) + 1;
+		uint64_t *map;
+
+		if (!chunk) {
+			start = next;
+			continue;
+		}
+		map = exposed ? chunk->exposed : chunk->filled;
+		for (; start < next && start < end; start += PAGE) {
+			uint64_t i = page_in_chunk(start), mask = (uint64_t)1 << (i % 64);
+
+			if (!!(map[i / 64] & mask) == value)
+				continue;
+			map[i / 64] ^= mask;
+			changed++;
+		}
+	}
+	return changed;
+}
+
+void pages_set_filled(struct df_file *file, uint64_t start, uint64_t end)
+{
+	file->resident += mark(file, start, end, false, true);
+}
+
+void pages_set_exposed(struct df_file *file, uint64_t start, uint64_t end)
+{
+	mark(file, start, end, true, true);
+	file->exposures++;
+}
+
+void pages_clear_exposed(struct df_file *file, uint64_t start, uint64_t end)
+{
+	mark(file, start, end, true, false);
+}
+
+/* Forget the pages of [start, end) and zap every guest's mapping of them:
+ * shmem_fallocate(PUNCH_HOLE) is unmap_mapping_range() and a truncation of the
+ * range (mm/shmem.c). */
+void pages_drop(struct df_file *file, uint64_t start, uint64_t end)
+{
+	uint64_t last = end;
+
+	if (start >= end)
+		return;
+	if (file->nchunks)	/* beyond the last chunk there is no bit to clear */
+		last = (file->chunks[file->nchunks - 1]->index + 1) << CHUNK_SHIFT;
+	else
+		last = 0;
+	if (last > end)
+		last = end;
+	file->resident -= mark(file, start, last, false, false);
+	mark(file, start, last, true, false);
+	fallocate(file->cache, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)start,
+		  (off_t)(end - start));
+}
+
+void pages_drop_unexposed(struct df_file *file)
+{
+	for (size_t c = 0; c < file->nchunks; c++) {
+		struct df_chunk *chunk = file->chunks[c];
+		uint64_t base = chunk->index << CHUNK_SHIFT;
+
+		for (uint64_t i = 0; i < CHUNK_PAGES;) {
+			uint64_t from = i;
+
+			if (i % 64 == 0 && !chunk->filled[i / 64]) {
+				i += 64;
+				continue;
+			}
+			while (i < CHUNK_PAGES && bit(chunk->filled, i) && !bit(chunk->exposed, i))
+				i++;
+			if (i > from)
+				pages_drop(file, base + from * PAGE, base + i * PAGE);
+			else
+				i++;
+		}
+	}
+}
+
+/* Zero bytes of filled pages; the others come from the source, zeroed there. */
+void pages_zero(struct df_file *file, uint64_t start, uint64_t end)
+{
+	while (start < end) {
+		uint64_t next = PAGE_DOWN(start) + PAGE;
+
+		if (next > end)
+			next = end;
+		if (pages_filled(file, PAGE_DOWN(start)))
+			memset(pages_at(file, start), 0, next - start);
+		start = next;
+	}
+}
+
+void pages_free(struct df_file *file)
+{
+	for (size_t c = 0; c < file->nchunks; c++) {
+		munmap(file->chunks[c]->map, CHUNK_SIZE);
+		free(file->chunks[c]);
+	}
+	free(file->chunks);
+	file->chunks = NULL;
+	file->nchunks = 0;
+}

@@ -1,0 +1,123 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * uffd.c - userfaultfd(2): opening, the API handshake, and one function per
+ * ioctl.  Must not know files, guests or faults.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "engine.h"
+#include "uffd.h"
+
+#define PAGE ((uint64_t)DF_PAGE_SIZE)
+
+int df_uffd_open(int user_mode_only)
+{
+	int flags = O_CLOEXEC | O_NONBLOCK | (user_mode_only ? UFFD_USER_MODE_ONLY : 0);
+	int fd = -1;
+
+	/* /dev/userfaultfd (6.1) grants kernel-mode faults by file permission;
+	 * the system call wants CAP_SYS_PTRACE or vm.unprivileged_userfaultfd. */
+	if (!user_mode_only) {
+		int dev = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+
+		if (dev >= 0) {
+			fd = ioctl(dev, USERFAULTFD_IOC_NEW, flags);
+			close(dev);
+		}
+	}
+	if (fd < 0)
+		fd = (int)syscall(SYS_userfaultfd, flags);
+	return fd < 0 ? -errno : fd;
+}
+
+int df_uffd_api(int uffd, uint64_t features)
+{
+	struct uffdio_api api = { .api = UFFD_API, .features = features };
+
+	return ioctl(uffd, UFFDIO_API, &api) ? -errno : 0;
+}
+
+int64_t df_uffd_probe(int user_mode_only)
+{
+	struct uffdio_api api = { .api = UFFD_API };
+	int fd = df_uffd_open(user_mode_only);
+	int error;
+
+	if (fd < 0)
+		return fd;
+	/* features = 0 asks for nothing and is answered with all there is */
+	error = ioctl(fd, UFFDIO_API, &api) ? -errno : 0;
+	close(fd);
+	return error ? error : (int64_t)api.features;
+}
+
+int uffd_continue(int uffd, uint64_t start, uint64_t len, uint64_t *done)
+{
+	struct uffdio_continue arg = { .range = { start, len } };
+	int error = ioctl(uffd, UFFDIO_CONTINUE, &arg) ? -errno : 0;
+
+	*done = arg.mapped > 0 ? (uint64_t)arg.mapped : 0;
+	return error;
+}
+
+int uffd_poison(int uffd, uint64_t start, uint64_t len, uint64_t *done)
+{
+	struct uffdio_poison arg = { .range = { start, len } };
+	int error = ioctl(uffd, UFFDIO_POISON, &arg) ? -errno : 0;
+
+	*done = arg.updated > 0 ? (uint64_t)arg.updated : 0;
+	return error;
+}
+
+int uffd_poison_absent(int uffd, uint64_t start, uint64_t len)
+{
+	uint64_t end = start + len;
+	int tries = 0;
+
+	while (start < end) {
+		uint64_t done = 0;
+		int error = uffd_poison(uffd, start, end - start, &done);
+
+		start += done;
+		if (!error)
+			break;
+		if (error == -EEXIST) {
+			start += PAGE;		/* present, or poisoned already */
+		} else if (error != -EAGAIN) {
+			return error;
+		} else if (!done && ++tries > 1000) {
+			return error;		/* its address space never settles */
+		}
+	}
+	return 0;
+}
+
+int uffd_wake(int uffd, uint64_t start, uint64_t len)
+{
+	struct uffdio_range arg = { start, len };
+
+	return ioctl(uffd, UFFDIO_WAKE, &arg) ? -errno : 0;
+}
+
+int uffd_alive(int uffd)
+{
+	/* UFFDIO_CONTINUE looks at mm_users before it looks for the mapping
+	 * (fs/userfaultfd.c, userfaultfd_continue): nothing is mapped at the
+	 * top user page, so a live guest answers ENOENT and a dead one ESRCH. */
+	uint64_t done;
+
+	return uffd_continue(uffd, 0x7fffffffe000, PAGE, &done) != -ESRCH;
+}
+
+int uffd_read(int uffd, struct uffd_msg *msgs, size_t most)
+{
+	ssize_t n = read(uffd, msgs, most * sizeof(*msgs));
+
+	if (n < 0)
+		return errno == EAGAIN || errno == EINTR ? 0 : -errno;
+	return (int)((size_t)n / sizeof(*msgs));
+}
