@@ -228,7 +228,9 @@ void exception_thread_end(void)
 	signal_stack = NULL;
 }
 
-/* The disposition is the process's, the mask the calling vCPU's. */
+/* The disposition is the process's, the mask the calling vCPU's.  With anything
+ * but SIGBUS_HANDLE, poison is deadly in guest kernel mode too: the processor's
+ * own SIGBUS is the only way it is told. */
 int exception_sigbus(enum sigbus_disposition disposition)
 {
 	sigset_t set;

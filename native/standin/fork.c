@@ -7,9 +7,15 @@
  * to nobody else.  The child is not a vCPU: it has no slot, so it can only be
  * told by poison.  Between fork() and _exit() it may call async-signal-safe
  * functions only, as the other vCPUs' locks are copied in whatever state.
+ *
+ * When the host is lost, its children are too: a host that died leaves them to
+ * zeros, which the child notices (window_registered()), and one that only hung
+ * up leaves them blocked, so they are killed.  A child forked later is in the
+ * hands of takeover() and needs neither.
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -31,6 +37,9 @@ struct got {
 };
 
 static int told = -1;			/* the child's end of the pipe */
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pid_t children[VCPU_COUNT];	/* not yet waited for */
 
 /* Returns to the same instruction, which then kills the child. */
 static void child_signal(int sig, siginfo_t *si, void *context)
@@ -77,6 +86,27 @@ static void failed(struct vcpu *v, int error)
 	v->result.error = error;
 }
 
+/* Only a child in the table may be killed: once it is waited for, its number
+ * may be another's. */
+static void set_child(int id, pid_t pid)
+{
+	pthread_mutex_lock(&lock);
+	children[id] = pid;
+	pthread_mutex_unlock(&lock);
+}
+
+void fork_abandon(void)
+{
+	int i;
+
+	pthread_mutex_lock(&lock);
+	for (i = 0; i < VCPU_COUNT; i++) {
+		if (children[i])
+			kill(children[i], SIGKILL);
+	}
+	pthread_mutex_unlock(&lock);
+}
+
 static void parent(struct vcpu *v, pid_t pid, int pipe_in)
 {
 	struct result *r = &v->result;
@@ -85,13 +115,14 @@ static void parent(struct vcpu *v, pid_t pid, int pipe_in)
 	ssize_t n;
 
 	n = read(pipe_in, &got, sizeof(got));
+	set_child(v->id, 0);
 	while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
 		;
 	if (WIFSIGNALED(status))
 		r->signal = WTERMSIG(status);
 
 	if (n != (ssize_t)sizeof(got)) {
-		failed(v, EPIPE);	/* killed before it could tell */
+		failed(v, wire_lost() ? EOWNERDEAD : EPIPE);
 	} else if (got.what == GOT_BYTE) {
 		r->done = 1;
 		r->value = got.byte;
@@ -102,13 +133,15 @@ static void parent(struct vcpu *v, pid_t pid, int pipe_in)
 		r->fault.address = got.address;
 		r->fault.si_code = got.si_code;
 	} else {
-		failed(v, EOWNERDEAD);	/* the host died, the kernel gave zeros */
+		failed(v, EOWNERDEAD);
 	}
 }
 
 void access_fork(struct vcpu *v, struct access *a)
 {
 	uint64_t address = window_base + a->offset;
+	bool was_lost;
+	int error;
 	int fds[2];
 	pid_t pid;
 
@@ -122,15 +155,23 @@ void access_fork(struct vcpu *v, struct access *a)
 		return;
 	}
 
+	was_lost = wire_lost();
 	pid = fork();
+	error = errno;
 	if (pid == 0) {
 		told = fds[1];
 		child(address);
 	}
-	if (pid < 0)
-		failed(v, errno);
 	close(fds[1]);
-	if (pid > 0)
+	if (pid < 0) {
+		failed(v, error);
+	} else {
+		set_child(v->id, pid);
+		/* Lost in between: fork_abandon() may have come too early to
+		 * see it, and who read its EVENT_FORK is not known. */
+		if (!was_lost && wire_lost())
+			fork_abandon();
 		parent(v, pid, fds[0]);
+	}
 	close(fds[0]);
 }

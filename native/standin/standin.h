@@ -228,6 +228,7 @@ extern __thread struct vcpu *this_vcpu;
 
 void access_run(struct vcpu *v, struct access *a);
 void access_fork(struct vcpu *v, struct access *a);
+void fork_abandon(void);
 void access_free(struct access *a);
 
 int vcpu_event_area(void);

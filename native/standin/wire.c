@@ -180,7 +180,7 @@ static void *reader(void *unused)
 		why = receive();
 	} while (!why);
 
-	/* Hang up first: a host that is alive but broken the protocol must not
+	/* Hang up first: a host that is alive but broke the protocol must not
 	 * believe that it still serves this guest. */
 	shutdown(host, SHUT_RDWR);
 	atomic_store(&lost, true);
@@ -191,6 +191,7 @@ static void *reader(void *unused)
 	json_begin(&j, "host_lost");
 	json_text(&j, "message", why);
 	json_emit(&j);
+	fork_abandon();
 	takeover();
 }
 
