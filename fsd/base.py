@@ -6,11 +6,11 @@ how a backing file's stat becomes an attribute reply.  Must not handle any
 request itself: names.py, directories.py, attributes.py and files.py do.
 
 What runs where.  A call on names or attributes is made at once, in the trio
-thread: it costs about as much as a switch to another thread would, and it makes
-each of these requests one atomic step on the inode table.  What can wait for
-storage (a read that misses the page cache, write, truncate, fsync, listing a
+thread: it costs less than a switch to another thread would, and it makes each of
+these requests one atomic step on the inode table.  What waits for storage (a
+read that misses the page cache, a long write, truncate, fsync, listing a
 directory) runs in a worker thread, so that one slow file does not stop the
-mount.
+mount.  A backing file system that does not even answer stat(2) does.
 """
 
 from __future__ import annotations
@@ -105,6 +105,7 @@ class Base(pyfuse3.Operations):
         self.new_fh = itertools.count(1).__next__
         self.handles: dict[int, Handle] = {}
         self.directories: dict[int, OpenDirectory] = {}
+        self.storage_slow_until = 0.0  # time.monotonic(), see Files.write
         # Two pools.  A call that itself waits for our answers (cache invalidation waits for reads in
         # flight) must never take the thread that such an answer needs.
         self._storage = trio.CapacityLimiter(STORAGE_THREADS)

@@ -31,8 +31,9 @@ import stat
 from collections import OrderedDict
 from collections.abc import Iterator
 
-import native
 import pyfuse3
+
+import native
 
 log = logging.getLogger(__name__)
 

@@ -72,7 +72,9 @@ async def mounted(
         try:
             _session.acquire_nowait()
         except trio.WouldBlock:
-            raise MountError(f"mount point {path}: this process serves a mount already, and can serve one") from None
+            raise MountError(
+                f"mount point {path}: this process serves a mount already, and can serve one"
+            ) from None
         try:
             _init(fs, path, allow_other)
             try:
@@ -143,7 +145,9 @@ def _init(fs: Filesystem, path: str, allow_other: bool) -> None:
     except RuntimeError as exc:
         if "fuse_session_mount" in str(exc):  # the session was made, and is ours to destroy
             pyfuse3.close(unmount=False)
-        raise MountError(f"mount point {path}: mounting failed ({exc}); libfuse gave the reason on stderr") from exc
+        raise MountError(
+            f"mount point {path}: mounting failed ({exc}); libfuse gave the reason on stderr"
+        ) from exc
 
 
 async def _unmount(fs: Filesystem, mount: Mount) -> None:

@@ -62,14 +62,16 @@ def _check_directory(path: str) -> None:
     if not stat.S_ISDIR(st.st_mode):
         raise MountError(f"mount point {path}: is not a directory; name an empty directory")
     if is_mounted(path):
-        raise MountError(f"mount point {path}: something is mounted there already; unmount it or name another")
+        raise MountError(
+            f"mount point {path}: something is mounted there already; unmount it or name another"
+        )
     try:
         entries = os.listdir(path)
     except OSError as exc:
         raise MountError(f"mount point {path}: cannot be listed: {exc.strerror}") from None
     if entries:
         raise MountError(
-            f"mount point {path}: is not empty ({len(entries)} entries would be hidden); name an empty directory"
+            f"mount point {path}: is not empty, {len(entries)} entries would be hidden; name an empty one"
         )
 
 
@@ -102,7 +104,9 @@ def _check_fuse(allow_other: bool) -> None:
             "if this is one, must permit the device"
         ) from None
     if not os.path.isdir("/proc/self/fd"):
-        raise MountError("/proc/self/fd: does not exist; mount /proc, through which files are opened by inode")
+        raise MountError(
+            "/proc/self/fd: does not exist; mount /proc, through which files are opened by inode"
+        )
     if os.geteuid() == 0:
         return
     if shutil.which("fusermount3") is None:
@@ -110,9 +114,7 @@ def _check_fuse(allow_other: bool) -> None:
             "fusermount3: not found, and only root can mount without it; install the package fuse3"
         )
     if allow_other and not _user_allow_other():
-        raise MountError(
-            f"allow_other: only root may use it, unless {FUSE_CONF} has a line user_allow_other"
-        )
+        raise MountError(f"allow_other: only root may use it, unless {FUSE_CONF} has a line user_allow_other")
 
 
 def _user_allow_other() -> bool:

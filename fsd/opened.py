@@ -24,10 +24,10 @@ import stat
 import time
 from collections.abc import Iterator, Sequence
 
-import native
 import pyfuse3
 import trio
 
+import native
 from fsd.base import Base
 from fsd.inodes import Inode, proc_path
 from fsd.watch import Watch
@@ -151,7 +151,8 @@ class Opened(Base):
         self._invalidate(inode.nodeid, data=True)
 
     def recheck(self, inode: Inode) -> bool:
-        """Whether the file of `inode`, which is in use, was changed behind the mount; if so everybody is told."""
+        """Whether the file of `inode`, which is in use, was changed behind the mount; if so, guests and the
+        kernel are told."""
         assert inode.file is not None
         if not inode.file.recheck():
             return False
@@ -168,8 +169,9 @@ class Opened(Base):
             finally:
                 self._nursery = None
 
-    async def _changed(self, found: Sequence[tuple[Inode, bool]]) -> None:
-        """Files that were perhaps changed behind the mount, each with whether its attributes were.
+    async def _changed(self, found: Sequence[tuple[Inode, bool]]) -> bool:
+        """See to files that were perhaps changed behind the mount, each with whether its attributes were;
+        True when one had changed.
 
         In a thread: dropping the pages past a new end of file can take long.
         """
@@ -184,6 +186,7 @@ class Opened(Base):
         for (inode, attributes), change in zip(found, changes, strict=True):
             if change or attributes:
                 self._invalidate(inode.nodeid, data=bool(change))
+        return any(changes)
 
     def _invalidate(self, nodeid: int, *, data: bool) -> None:
         if self._nursery is None:

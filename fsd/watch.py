@@ -4,8 +4,10 @@
 Owns the inotify descriptor and its watches.  Must not decide whether a file has
 changed, nor what follows: it only names those to look at.
 
-inotify tells of our own writes too, as it works on inodes; files are named at
-most once in INTERVAL, so that a busy writer costs little.  Where the system has
+inotify tells of our own writes too, as it works on inodes.  The first event after
+a quiet time is passed on at once; while events keep coming and nothing has in
+fact changed, files are named ever more rarely, down to once in LONGEST, so that
+a busy writer costs little.  Where the system has
 no watch or inotify instance left, the files that got none are named every
 POLL_INTERVAL instead.
 """
@@ -23,13 +25,15 @@ from fsd.inodes import Inode, proc_path
 
 log = logging.getLogger(__name__)
 
-INTERVAL = 0.001  # seconds
+SHORTEST = 0.001  # seconds between two looks
+LONGEST = 0.016
 POLL_INTERVAL = 1.0
 
 _EVENTS = flags.MODIFY | flags.ATTRIB
 _BUFFER = 1 << 16
 
-Changed = Callable[[Sequence[tuple[Inode, bool]]], Awaitable[None]]
+# is given inodes, each with whether its attributes changed; answers whether any file had changed
+Changed = Callable[[Sequence[tuple[Inode, bool]]], Awaitable[bool]]
 
 
 class Watch:
@@ -55,8 +59,8 @@ class Watch:
                 wd = self._inotify.add_watch(proc_path(inode.file.fileno()), _EVENTS)
             except OSError as exc:
                 if not self._polled:
-                    log.warning("no inotify watch (%s): see fs.inotify.max_user_watches; files without "
-                                "one are looked at every %g s instead", exc.strerror, POLL_INTERVAL)  # fmt: skip
+                    log.warning("no inotify watch (%s): see fs.inotify.max_user_watches; files without one "
+                                "are looked at every %g s instead", exc.strerror, POLL_INTERVAL)  # fmt: skip
             else:
                 self._by_wd[wd] = inode
                 self._wd[inode] = wd
@@ -80,8 +84,13 @@ class Watch:
                 nursery.start_soon(self._read, self._inotify, changed)
 
     async def _read(self, inotify: INotify, changed: Changed) -> None:
+        interval = SHORTEST
         while True:
-            await trio.lowlevel.wait_readable(inotify)
+            with trio.move_on_after(LONGEST) as waited:
+                await trio.lowlevel.wait_readable(inotify)
+            if waited.cancelled_caught:
+                interval = SHORTEST
+                await trio.lowlevel.wait_readable(inotify)
             found: dict[Inode, bool] = {}
             for event in parse_events(os.read(inotify.fileno(), _BUFFER)):
                 if event.mask & flags.Q_OVERFLOW:
@@ -91,9 +100,11 @@ class Watch:
                 elif event.wd in self._by_wd:
                     inode = self._by_wd[event.wd]
                     found[inode] = found.get(inode, False) or bool(event.mask & flags.ATTRIB)
-            if found:
-                await changed(list(found.items()))
-            await trio.sleep(INTERVAL)
+            if found and not await changed(list(found.items())):
+                interval = min(2 * interval, LONGEST)
+            else:
+                interval = SHORTEST
+            await trio.sleep(interval)
 
     async def _poll(self, changed: Changed) -> None:
         while True:
