@@ -250,6 +250,12 @@ const struct op_description ops[OP_COUNT] = {
 	[OP_SIGBUS] = { "sigbus", "d", 0, system_sigbus },
 };
 
+/* The others work on the address space, not on what is in it. */
+static bool touches_window(enum op op)
+{
+	return op != OP_FORK && op != OP_DONTNEED && op != OP_REMAP && op != OP_SIGBUS;
+}
+
 static bool uses_kernel_buffer(enum op op)
 {
 	return op == OP_KCOPY || op == OP_KCOPY_BARE || op == OP_KSTORE;
@@ -261,7 +267,7 @@ void access_run(struct vcpu *v, struct access *a)
 	memset(&v->result, 0, offsetof(struct result, bytes));
 	v->pending = (struct fault){ 0 };
 	v->from = window_base + a->offset;
-	v->to = v->from + a->len;
+	v->to = touches_window(a->op) ? v->from + a->len : v->from;
 
 	if (uses_kernel_buffer(a->op)) {
 		a->bytes = malloc(a->len);

@@ -102,9 +102,30 @@ static void user_fault(struct vcpu *v, ucontext_t *uc, const struct fault *f)
 	syscall(SYS_rt_tgsigqueueinfo, getpid(), v->tid, SIGBUS, &si);
 }
 
-static bool concerns(const struct vcpu *v, uint64_t address)
+static bool touches(const struct vcpu *v, uint64_t address)
 {
 	return v->in_access && address >= v->from && address < v->to;
+}
+
+/* Whether the interrupted context can be the one that faulted there.  A fault
+ * that is woken without an answer is raised a second time, and may be reported
+ * a second time when the vCPU has long gone on.  Such an event is dropped, and
+ * nothing is lost: what is touched again faults again. */
+static bool concerns(const struct vcpu *v, const ucontext_t *uc, uint64_t address)
+{
+	uint64_t at;
+
+	if (!touches(v, address))
+		return false;
+	if (v->in_syscall)
+		return true;
+	if (!in_guest_kernel((uintptr_t)uc->uc_mcontext.gregs[REG_RIP]))
+		return address == v->from + v->result.done;
+
+	/* %rcx counts down.  An implementation may report a byte of the string
+	 * that is a little ahead of it. */
+	at = v->to - (uint64_t)uc->uc_mcontext.gregs[REG_RCX];
+	return address >= at && address < at + DF_PAGE_SIZE;
 }
 
 static void exception_entry(int sig, siginfo_t *unused, void *context)
@@ -134,10 +155,7 @@ static void exception_entry(int sig, siginfo_t *unused, void *context)
 		.attempts = v->slot->attempts,
 	};
 
-	/* A fault woken without an answer is raised a second time, and may be
-	 * reported a second time when its access is long over.  Dropping such
-	 * an event loses nothing: if its page is touched again, it faults again. */
-	if (!concerns(v, f.address)) {
+	if (!concerns(v, uc, f.address)) {
 		atomic_fetch_add_explicit(&v->stray, 1, memory_order_relaxed);
 		goto out;
 	}
@@ -165,7 +183,7 @@ static void fault_signal(int sig, siginfo_t *si, void *context)
 	uint64_t address = (uint64_t)(uintptr_t)si->si_addr;
 	struct fault f = { .address = address, .si_code = si->si_code };
 
-	if (!v || !concerns(v, address)) {
+	if (!v || !touches(v, address)) {
 		signal(sig, SIG_DFL);	/* a bug of ours: taken again, and deadly */
 		return;
 	}

@@ -206,7 +206,7 @@ struct vcpu {
 	uint64_t outcomes[OUTCOME_COUNT];
 	_Atomic uint64_t events;	/* taken and acted upon */
 	_Atomic uint64_t spurious;	/* signals that found no event */
-	_Atomic uint64_t stray;		/* events for another access: dropped */
+	_Atomic uint64_t stray;		/* events for a fault that is over: dropped */
 };
 
 /* `arguments` has a letter for each: o offset, l length, s stride, x bytes in
