@@ -30,6 +30,7 @@ __all__ = [
     "Reason",
     "ffi",
     "lib",
+    "poison_code",
     "standin",
     "uffd_probe",
 ]
@@ -44,6 +45,16 @@ def uffd_probe(*, user_mode_only: bool = False) -> int:
     OSError EPERM when neither /dev/userfaultfd nor the system call is allowed here.
     """
     return check(lib.df_uffd_probe(user_mode_only), "userfaultfd")
+
+
+def poison_code() -> int:
+    """The si_code of the SIGBUS that a page poisoned with UFFDIO_POISON raises here.
+
+    4, BUS_MCEERR_AR, or 2, BUS_ADRERR, from a kernel built without CONFIG_MEMORY_FAILURE.
+    A child process of this one touches such a page; the kernel may log that.
+    OSError EINVAL before Linux 6.6, EPERM where userfaultfd is not allowed.
+    """
+    return check(lib.df_probe_poison(), "UFFDIO_POISON")
 
 
 def standin() -> Path:
