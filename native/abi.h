@@ -29,8 +29,9 @@ enum {
  * SOCK_SEQPACKET, one message a packet, native byte order (both ends run on one
  * kernel).  Every message starts with struct df_header; a request's `seq` is
  * copied into its reply.  A reply has the request's type plus DF_REPLY, and
- * `error` is 0 or a positive errno.  A message of the wrong length, version or
- * type, or with descriptors it should not carry, ends the connection.
+ * `error` is 0 or a positive errno; a refusal, and a reply that has nothing to
+ * tell, is the header alone.  A message of the wrong length, version or type, or
+ * with descriptors it should not carry, ends the connection.
  */
 enum df_msg_type {
 	DF_HELLO = 1,			/* + fds: userfaultfd, event-area memfd */

@@ -249,6 +249,7 @@ int file_notice(struct df_file *file)
 		bits |= DF_CHANGED_CONTENT;
 	if (bits) {
 		file->mtime = st.st_mtim;
+		file->untold |= bits;
 		file_changed(file, (uint64_t)st.st_size, bits & DF_CHANGED_CONTENT);
 	}
 	return bits;
@@ -260,6 +261,11 @@ int df_file_recheck(struct df_file *file)
 
 	file_lock(file);
 	bits = file_notice(file);
+	/* a fault may have met the change first: it is news to this caller */
+	if (bits >= 0) {
+		bits = file->untold;
+		file->untold = 0;
+	}
 	file_unlock(file);
 	return bits;
 }

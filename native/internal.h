@@ -101,6 +101,7 @@ struct df_file {
 	int cache;			/* memfd; -1 until a guest maps the file */
 	uint64_t size;
 	struct timespec mtime;		/* after our own last change */
+	int untold;			/* enum df_change bits since df_file_recheck() */
 	atomic_uint_fast64_t generation;	/* counts changes of what a page should hold */
 	struct df_chunk **chunks;	/* sorted by index */
 	size_t nchunks;

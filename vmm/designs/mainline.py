@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`mainline`: what Linux does today.
+
+async_pf_execute() in virt/kvm/async_pf.c ignores what get_user_pages_remote()
+returned and queues "page ready" in any case.  The guest believes it, repeats the
+access, and the fault is back.
+"""
+
+from __future__ import annotations
+
+from native import Answer, Failure
+
+
+class Mainline:
+    """Drop the error and say "ready"."""
+
+    name = "mainline"
+    summary = "the error is dropped and the guest told the page is ready (Linux today)"
+
+    def decide(self, failure: Failure) -> Answer:
+        return Answer.WAKE

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`report`: the error reaches whoever made the access.
+
+In the spirit of "kvm,x86,async_pf: Add capability to return page fault error"
+(RFC, March 2020), with what its reviewers asked for: the event carries errno,
+reason and address; it says nothing for ever, since the page is asked for again at
+the next access; and where it cannot be delivered (inside a system call, signal
+blocked, a guest that did not ask for errors) the end is a poisoned page.
+"""
+
+from __future__ import annotations
+
+from native import Answer, Failure
+
+
+class Report:
+    """Tell the guest: SIGBUS, an exception table fixup, or EFAULT from a system call."""
+
+    name = "report"
+    summary = "the error is reported: SIGBUS at the exact address, EFAULT, or a fixup (daxfault)"
+
+    def decide(self, failure: Failure) -> Answer:
+        return Answer.REPORT

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host: guests, their failed faults, and what is done about them.
+
+Owns the engine and the guests' sessions.  A fault that resolves never comes here;
+one that fails is decided by the design of its guest, in a thread of its own, so
+that neither a slow file server nor a busy event loop delays an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import socket
+import struct
+import threading
+from collections.abc import AsyncIterator, Callable
+
+import native
+import trio
+from native import Answer, Delivery, Engine, Failure
+
+from vmm import wire
+from vmm.designs import Design
+from vmm.records import Record, Records
+from vmm.session import FileServer, Session
+from vmm.watchdog import Loop, Watchdog
+
+log = logging.getLogger(__name__)
+
+Observer = Callable[[Record], None]
+
+
+class Host:
+    """Serves guests.  Make one with `hosting()`."""
+
+    def __init__(self, files: FileServer, engine: Engine, watchdog: Watchdog | None) -> None:
+        self.engine = engine
+        self.records = Records()
+        self.loops: list[Loop] = []
+        self.rescue = True
+        self.observers: list[Observer] = []
+        self._files = files
+        self._watchdog = watchdog
+        self._sessions: dict[int, Session] = {}
+        self._ended = threading.Event()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC)
+        self._thread = threading.Thread(target=self._decide_all, name="df-policy", daemon=True)
+        self._thread.start()
+
+    # ---- guests
+
+    async def guest(
+        self,
+        sock: socket.socket,
+        pid: int,
+        design: Design,
+        task_status: trio.TaskStatus[Session] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serve the guest behind `sock`, process `pid`, until it goes; `sock` is taken over.
+
+        Its end, however it comes, ends only itself: closing the connection, its death
+        (pidfd_open(2)), or a message that breaks the protocol.
+        """
+        session = Session(sock, pid, self.engine, self._files, design)
+        try:
+            guest = await session.greet()
+            self._sessions[guest.id] = session
+            task_status.started(session)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._until_death, pid, nursery.cancel_scope)
+                await session.serve()
+                nursery.cancel_scope.cancel()
+        except (wire.ProtocolError, trio.TooSlowError, OSError) as e:
+            why = str(e) or type(e).__name__
+            log.warning("guest %d: %s; its connection is closed, other guests go on", pid, why)
+        finally:
+            with trio.CancelScope(shield=True):
+                await session.close()
+            if session.guest is not None:
+                self._sessions.pop(session.guest.id, None)
+
+    async def listen(
+        self, path: str, design: Design, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Adopt guests that connect to a unix socket at `path`, for ever.
+
+        Only this user's processes and root's are let in (SO_PEERCRED, unix(7)).
+        """
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as listener:
+            old = os.umask(0o177)
+            try:
+                listener.bind(path)
+            finally:
+                os.umask(old)
+            try:
+                listener.listen()
+                server = trio.socket.from_stdlib_socket(listener)
+                async with trio.open_nursery() as nursery:
+                    task_status.started()
+                    while True:
+                        conn, _ = await server.accept()
+                        await self._adopt(conn, design, nursery)
+            finally:
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
+
+    async def _adopt(self, conn: trio.socket.SocketType, design: Design, nursery: trio.Nursery) -> None:
+        pid, uid, _ = struct.unpack("3i", conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        sock = socket.socket(fileno=conn.detach())
+        if uid not in (0, os.geteuid()):
+            log.warning("guest %d: refused, it runs as user %d", pid, uid)
+            sock.close()
+            return
+        nursery.start_soon(self.guest, sock, pid, design)
+
+    async def _until_death(self, pid: int, scope: trio.CancelScope) -> None:
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            scope.cancel()
+            return
+        try:
+            await trio.lowlevel.wait_readable(pidfd)
+        finally:
+            trio.lowlevel.notify_closing(pidfd)
+            os.close(pidfd)
+        scope.cancel()
+
+    # ---- failed faults
+
+    def _decide_all(self) -> None:
+        """The policy thread: every failed fault, in the order they came."""
+        poll = select.poll()
+        poll.register(self.engine.failures_fd(), select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
+        while not self._ended.is_set():
+            failures = self.engine.failures()
+            for failure in failures:
+                try:
+                    self._decide(failure)
+                except Exception:
+                    # fail closed: the access ends in an error, and so does nothing else
+                    log.exception("policy for %s", failure)
+                    self.engine.answer(failure, Answer.POISON)
+            if not failures:
+                poll.poll()
+
+    def _decide(self, failure: Failure) -> None:
+        session = self._sessions.get(failure.guest)
+        answer = Answer.POISON if session is None else session.design.decide(failure)
+        loop = self._watchdog.saw(failure) if self._watchdog else None
+        if loop is not None:
+            self.loops.append(loop)
+            if self.rescue:
+                answer = Answer.POISON
+        delivery = self.engine.answer(failure, answer)
+        if session is None:
+            record = Record(failure, 0, "-", "-", delivery)
+        else:
+            name = session.name_of(failure.file)
+            record = Record(failure, session.pid, name, session.design.name, delivery)
+        self.records.add(record)
+        for observer in self.observers:
+            observer(record)
+
+    async def close(self) -> None:
+        """End the policy thread, then the engine."""
+        self._ended.set()
+        os.eventfd_write(self._wake, 1)
+        await trio.to_thread.run_sync(self._thread.join)
+        await trio.to_thread.run_sync(self.engine.close)
+        os.close(self._wake)
+
+
+@contextlib.asynccontextmanager
+async def hosting(
+    files: FileServer,
+    *,
+    watchdog: Watchdog | None = None,
+    engine: Engine | None = None,
+) -> AsyncIterator[tuple[Host, trio.Nursery]]:
+    """A host over `files` while the body runs, and the nursery its guests live in.
+
+    At the end guests' connections are closed first, then the engine.
+    """
+    host = Host(files, engine or native.Engine(), watchdog)
+    try:
+        async with trio.open_nursery() as nursery:
+            yield host, nursery
+            nursery.cancel_scope.cancel()
+    finally:
+        with trio.CancelScope(shield=True):
+            await host.close()
+
+
+__all__ = ["Delivery", "Host", "hosting"]

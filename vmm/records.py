@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The record of every failed fault: what failed, where, and how it was delivered.
+
+Owns the shape that people and tools read.  Bounded: the newest are kept.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import errno
+from collections.abc import Iterator
+from typing import Any
+
+from native import Delivery, Failure
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Record:
+    """One failed fault and its end.  `delivery` None: it was over before the answer came."""
+
+    failure: Failure
+    pid: int
+    name: str
+    design: str
+    delivery: Delivery | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Stable keys; times in ns of CLOCK_MONOTONIC, addresses in hexadecimal."""
+        f = self.failure
+        return {
+            "time_ns": f.time_ns,
+            "wait_ns": f.wait_ns,
+            "pid": self.pid,
+            "tid": f.tid,
+            "file": self.name,
+            "offset": f.offset,
+            "address": hex(f.address),
+            "write": f.write,
+            "errno": errno.errorcode.get(f.error, str(f.error)),
+            "reason": f.reason.name.lower(),
+            "attempts": f.attempts,
+            "design": self.design,
+            "delivered": None if self.delivery is None else self.delivery.name.lower(),
+        }
+
+
+class Records:
+    """The newest `keep` records, and how many there were in all."""
+
+    def __init__(self, keep: int = 4096) -> None:
+        self._records: collections.deque[Record] = collections.deque(maxlen=keep)
+        self.total = 0
+
+    def add(self, record: Record) -> None:
+        self._records.append(record)
+        self.total += 1
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(tuple(self._records))
+
+    def __len__(self) -> int:
+        return len(self._records)

@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One guest's connection: its files, its window, its end.
+
+Owns what a guest may reach: files it has opened itself, in ranges it asked for.  A
+peer that breaks the protocol loses this connection; other guests never notice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import logging
+import os
+import socket
+import struct
+from typing import Protocol
+
+import native
+import trio
+from native import Engine, File, Guest
+
+from vmm import wire
+from vmm.designs import Design
+
+log = logging.getLogger(__name__)
+
+OPEN_MAX = 1024
+HELLO_SECONDS = 10.0
+# fdinfo's feature bits (fs/userfaultfd.c, userfaultfd_show_fdinfo): without the
+# thread id nobody can be told, without the exact address nobody is told exactly
+_THREAD_ID = 1 << 8
+_EXACT_ADDRESS = 1 << 11
+
+
+class Pinned(Protocol):
+    """A file kept alive for a guest; fsd.Pinned is one."""
+
+    file: File
+    inode: int
+
+    def release(self) -> None: ...
+
+
+class FileServer(Protocol):
+    """Where guests' files come from; fsd.Filesystem is one."""
+
+    async def pin(self, fd: int) -> Pinned: ...
+
+    def mapping_changed(self, inode: int) -> None: ...
+
+
+@dataclasses.dataclass(slots=True)
+class Opened:
+    """A file handle of a guest."""
+
+    pinned: Pinned
+    name: str
+    readable: bool
+    writable: bool
+
+
+@dataclasses.dataclass(slots=True)
+class Mapping:
+    """A range of the window; `moffset` and `len` in bytes."""
+
+    moffset: int
+    len: int
+    opened: Opened
+    writable: bool
+
+
+class Refused(Exception):
+    """The peer's end of the protocol is sound, but it will not be served: `str()` says why."""
+
+
+def check_uffd(fd: int) -> None:
+    """Refuse what is not a userfaultfd that can say who faulted where."""
+    with contextlib.suppress(OSError):
+        if os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[userfaultfd]":
+            with open(f"/proc/self/fdinfo/{fd}") as lines:
+                api = next((line for line in lines if line.startswith("API:")), "")
+            features = int(api.split(":")[2], 16) if api.count(":") >= 3 else 0
+            wanted = _THREAD_ID | _EXACT_ADDRESS
+            if features & wanted != wanted:
+                raise wire.ProtocolError(
+                    f"its userfaultfd has features {features:#x}; THREAD_ID and EXACT_ADDRESS are needed"
+                )
+            return
+    raise wire.ProtocolError("the descriptor in its hello is not a userfaultfd")
+
+
+class Session:
+    """A guest from hello to its end."""
+
+    def __init__(self, sock: socket.socket, pid: int, engine: Engine, files: FileServer, design: Design) -> None:
+        self._sock = trio.socket.from_stdlib_socket(sock)
+        self.pid = pid
+        self._engine = engine
+        self._files = files
+        self.design = design
+        self.guest: Guest | None = None
+        self._hello: wire.Hello | None = None
+        self._opened: dict[int, Opened] = {}
+        self._mappings: list[Mapping] = []
+        self._next_fh = 1
+
+    async def greet(self) -> Guest:
+        """Receive the hello and begin to serve; -> the engine's guest.
+
+        Raises wire.ProtocolError, OSError, or trio.TooSlowError.
+        """
+        with trio.fail_after(HELLO_SECONDS):
+            received = await self._receive()
+        if received is None:
+            raise wire.ProtocolError("the guest closed its connection before its hello")
+        message, (uffd, area) = received
+        assert isinstance(message, wire.Hello)
+        if message.pid != self.pid:
+            os.close(uffd)
+            os.close(area)
+            raise wire.ProtocolError(f"says it is process {message.pid}, the kernel says {self.pid}")
+        try:
+            check_uffd(uffd)
+        except wire.ProtocolError:
+            os.close(uffd)
+            os.close(area)
+            raise
+        self.guest = self._engine.guest(uffd, self.pid, area)
+        self._hello = message
+        await self._send(wire.hello_reply(message, message.features & wire.SEND_ERROR))
+        return self.guest
+
+    async def serve(self) -> None:
+        """Answer requests until the guest closes the connection.  Raises as greet()."""
+        while (received := await self._receive()) is not None:
+            message, fds = received
+            try:
+                await self._answer(message, fds)
+            finally:
+                for fd in fds:
+                    os.close(fd)
+
+    async def close(self) -> None:
+        """End the service: pages poisoned, stores written back, files let go."""
+        self._sock.close()
+        if self.guest is not None:
+            await trio.to_thread.run_sync(self.guest.close)
+        mapped = [mapping.opened for mapping in self._mappings]
+        self._mappings.clear()
+        await self._write_back(mapped)
+        for opened in self._opened.values():
+            opened.pinned.release()
+        self._opened.clear()
+
+    def name_of(self, file: int) -> str:
+        """The name by which this guest opened the file with this native id, or its id."""
+        for opened in self._opened.values():
+            if opened.pinned.file.id == file:
+                return opened.name
+        return f"file {file}" if file else "-"
+
+    # ---- the wire
+
+    async def _receive(self) -> tuple[wire.Message, list[int]] | None:
+        room = socket.CMSG_SPACE(wire.FDS_MAX * 4)
+        try:
+            data, ancillary, flags, _ = await self._sock.recvmsg(
+                wire.MESSAGE_MAX + 1, room, socket.MSG_CMSG_CLOEXEC
+            )
+        except ConnectionResetError:
+            return None
+        fds: list[int] = []
+        for level, kind, payload in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                fds += struct.unpack(f"{len(payload) // 4}i", payload[: len(payload) // 4 * 4])
+        try:
+            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+                raise wire.ProtocolError("a message, or its descriptors, too long for any there is")
+            if not data and not fds:
+                return None
+            message = wire.parse(data, len(fds))
+            if isinstance(message, wire.Hello) != (self._hello is None):
+                raise wire.ProtocolError("a hello comes first, and once")
+        except wire.ProtocolError:
+            for fd in fds:
+                os.close(fd)
+            raise
+        return message, fds
+
+    async def _send(self, data: bytes, fd: int = -1) -> None:
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", fd))] if fd >= 0 else []
+        await self._sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
+
+    # ---- requests
+
+    async def _answer(self, message: wire.Message, fds: list[int]) -> None:
+        try:
+            if isinstance(message, wire.Open):
+                await self._open(message, fds[0])
+            elif isinstance(message, wire.SetupMapping):
+                await self._setup(message)
+            elif isinstance(message, wire.RemoveMapping):
+                await self._remove(message)
+            elif isinstance(message, wire.Release):
+                await self._release(message)
+        except OSError as e:
+            log.info("guest %d: %s refused: %s", self.pid, type(message).__name__, e)
+            await self._send(wire.reply(message, e.errno or errno.EIO))
+
+    async def _open(self, message: wire.Open, fd: int) -> None:
+        if len(self._opened) >= OPEN_MAX:
+            raise OSError(errno.EMFILE, f"a guest has at most {OPEN_MAX} files open")
+        access = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+        if access == os.O_WRONLY:
+            raise OSError(errno.EACCES, "a mapping needs a file that is open for reading")
+        name = await trio.to_thread.run_sync(os.readlink, f"/proc/self/fd/{fd}")
+        pinned = await self._files.pin(fd)
+        fh, self._next_fh = self._next_fh, self._next_fh + 1
+        self._opened[fh] = Opened(pinned, name, True, access == os.O_RDWR)
+        await self._send(wire.open_reply(message, fh, pinned.file.size))
+
+    async def _setup(self, message: wire.SetupMapping) -> None:
+        assert self._hello is not None
+        assert self.guest is not None
+        opened = self._opened.get(message.fh)
+        if opened is None:
+            raise OSError(errno.EBADF, f"no file handle {message.fh}")
+        if message.write and not opened.writable:
+            raise OSError(errno.EACCES, f"{opened.name} was opened read-only")
+        if message.moffset + message.len > self._hello.window_len:
+            raise OSError(errno.EINVAL, f"{message.moffset:#x} + {message.len:#x} is outside the window")
+        file = opened.pinned.file
+        start = self._hello.window + message.moffset
+        self.guest.map(start, message.len, file, message.foffset, writable=message.write)
+        try:
+            cache = file.cache_fd(writable=message.write)
+        except OSError:
+            self.guest.unmap(start, message.len)
+            raise
+        self._mappings.append(Mapping(message.moffset, message.len, opened, message.write))
+        if message.write:
+            self._files.mapping_changed(opened.pinned.inode)
+        try:
+            await self._send(wire.reply(message), cache)
+        finally:
+            os.close(cache)
+
+    async def _remove(self, message: wire.RemoveMapping) -> None:
+        assert self._hello is not None
+        assert self.guest is not None
+        touched: list[Opened] = []
+        for moffset, length in message.ranges:
+            if moffset + length > self._hello.window_len:
+                raise OSError(errno.EINVAL, f"{moffset:#x} + {length:#x} is outside the window")
+            self.guest.unmap(self._hello.window + moffset, length)
+            touched += self._cut(moffset, moffset + length)
+        await self._write_back(touched)
+        await self._send(wire.reply(message))
+
+    def _cut(self, start: int, end: int) -> list[Opened]:
+        """Forget [start, end) of the window; -> the files it showed."""
+        kept: list[Mapping] = []
+        touched: list[Opened] = []
+        for m in self._mappings:
+            if m.moffset + m.len <= start or m.moffset >= end:
+                kept.append(m)
+                continue
+            touched.append(m.opened)
+            if m.moffset < start:
+                kept.append(Mapping(m.moffset, start - m.moffset, m.opened, m.writable))
+            if m.moffset + m.len > end:
+                kept.append(Mapping(end, m.moffset + m.len - end, m.opened, m.writable))
+        self._mappings = kept
+        return touched
+
+    async def _release(self, message: wire.Release) -> None:
+        opened = self._opened.get(message.fh)
+        if opened is None:
+            raise OSError(errno.EBADF, f"no file handle {message.fh}")
+        if any(mapping.opened is opened for mapping in self._mappings):
+            raise OSError(errno.EBUSY, f"{opened.name} is still mapped")
+        del self._opened[message.fh]
+        opened.pinned.release()
+        await self._send(wire.reply(message))
+
+    async def _write_back(self, touched: list[Opened]) -> None:
+        for pinned in {id(o.pinned): o.pinned for o in touched if o.writable}.values():
+            try:
+                await trio.to_thread.run_sync(pinned.file.write_back)
+            except OSError as e:
+                log.error("guest %d: its stores were not written back: %s", self.pid, e)
+            self._files.mapping_changed(pinned.inode)

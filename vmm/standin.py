@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Driving a guest stand-in: its process, its console, its answers.
+
+Owns the child process and the JSON lines of native/standin.  Must not decide faults.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import AsyncIterator
+from typing import Any
+
+import native
+import trio
+
+from vmm.designs import Design
+from vmm.host import Host
+from vmm.session import Session
+
+
+class StandInError(Exception):
+    """The stand-in refused a command, or went away: `str()` says what it said."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Done:
+    """What an access got.  `outcome` is ok, sigbus, sigsegv, efault, short, panic or error.
+
+    `address` is si_addr, or the gva the guest kernel saw; `error` an errno or 0; `done`
+    bytes; `raw` every field the stand-in printed (docs/standin.md).
+    """
+
+    outcome: str
+    address: int | None
+    si_code: int | None
+    error: int
+    done: int
+    value: Any
+    ns: int
+    raw: dict[str, Any]
+
+
+def _done(event: dict[str, Any]) -> Done:
+    address = event.get("address")
+    return Done(
+        outcome=event["outcome"],
+        address=int(address, 16) if address is not None else None,
+        si_code=event.get("si_code"),
+        error=event.get("error", 0),
+        done=event.get("done", 0),
+        value=event.get("value"),
+        ns=event["ns"],
+        raw=event,
+    )
+
+
+class _Reply:
+    """One answer to come."""
+
+    def __init__(self) -> None:
+        self.event = trio.Event()
+        self.value: dict[str, Any] | None = None
+
+    def set(self, value: dict[str, Any] | None) -> None:
+        self.value = value
+        self.event.set()
+
+
+class StandIn:
+    """A running stand-in.  Make one with `standin()`; every method needs its trio loop."""
+
+    def __init__(self, process: trio.Process, session: Session) -> None:
+        self.process = process
+        self.session = session
+        self.window = 0
+        self.unsolicited: list[dict[str, Any]] = []
+        self._control = trio.Lock()
+        self._sending = trio.Lock()
+        self._line = 0
+        self._by_line: dict[int, _Reply] = {}
+        self._by_access: dict[tuple[int, int], _Reply] = {}
+        self._accesses: collections.Counter[int] = collections.Counter()
+        self._waiting: _Reply | None = None
+        self._gone = False
+
+    async def open(self, name: str, path: str | os.PathLike[str], mode: str = "ro") -> int:
+        """Open a file of the mount as `name`; -> its size in bytes."""
+        return int((await self._ask(f"open {name} {os.fspath(path)} {mode}"))["size"])
+
+    async def map(self, name: str, foffset: int, length: int, moffset: int, mode: str = "r") -> int:
+        """Show [foffset, foffset + length) of `name` at window + moffset; -> the address."""
+        event = await self._ask(f"map {name} {foffset} {length} {moffset} {mode}")
+        address = int(event["address"], 16)
+        self.window = address - moffset
+        return address
+
+    async def unmap(self, moffset: int, length: int) -> None:
+        await self._ask(f"unmap {moffset} {length}")
+
+    async def close(self, name: str) -> None:
+        await self._ask(f"close {name}")
+
+    async def stat(self) -> dict[str, Any]:
+        return await self._ask("stat")
+
+    async def access(self, vcpu: int, text: str) -> Done:
+        """Run one access on a vCPU, as in `touch 0x1000`; -> what it got."""
+        return await (await self.start(vcpu, text))()
+
+    async def start(self, vcpu: int, text: str) -> Any:
+        """Begin an access; -> an async function that waits for its Done."""
+        reply = _Reply()
+        async with self._sending:
+            seq = self._accesses[vcpu] + 1
+            self._by_access[vcpu, seq] = reply
+            line = await self._send_line(f"vcpu {vcpu} {text}", reply)
+            self._accesses[vcpu] = seq
+
+        async def wait() -> Done:
+            try:
+                event = await self._value(reply, f"vcpu {vcpu} {text}")
+            finally:
+                self._by_line.pop(line, None)
+                self._by_access.pop((vcpu, seq), None)
+            return _done(event)
+
+        return wait
+
+    # ---- lines
+
+    async def _ask(self, text: str) -> dict[str, Any]:
+        async with self._control:
+            reply = self._waiting = _Reply()
+            async with self._sending:
+                line = await self._send_line(text, reply)
+            try:
+                return await self._value(reply, text)
+            finally:
+                self._waiting = None
+                self._by_line.pop(line, None)
+
+    async def _send_line(self, text: str, reply: _Reply) -> int:
+        self._line += 1
+        self._by_line[self._line] = reply
+        assert self.process.stdin is not None
+        try:
+            await self.process.stdin.send_all(text.encode(errors="surrogateescape") + b"\n")
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._gone = True
+        if self._gone:
+            reply.set(None)
+        return self._line
+
+    async def _value(self, reply: _Reply, text: str) -> dict[str, Any]:
+        await reply.event.wait()
+        if reply.value is None:
+            raise StandInError(f"{text!r}: the stand-in is gone (exit {self.process.poll()})")
+        if reply.value["event"] == "error":
+            raise StandInError(f"{text!r}: {reply.value['message']}")
+        return reply.value
+
+    async def read_answers(self) -> None:
+        """Take the stand-in's lines until it ends."""
+        assert self.process.stdout is not None
+        rest = b""
+        try:
+            async for chunk in self.process.stdout:
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    self._take(json.loads(line))
+        finally:
+            self._gone = True
+            for reply in [*self._by_line.values(), *self._by_access.values()]:
+                if not reply.event.is_set():
+                    reply.set(None)
+
+    def _take(self, event: dict[str, Any]) -> None:
+        if event["event"] == "done":
+            reply = self._by_access.get((event["vcpu"], event["seq"]))
+        elif event["event"] == "error" and "line" in event:
+            reply = self._by_line.get(event["line"])
+        elif event["event"] in ("open", "map", "unmap", "close", "stat", "idle"):
+            reply = self._waiting
+        else:
+            reply = None
+        if reply is None:
+            self.unsolicited.append(event)
+        else:
+            reply.set(event)
+
+
+@contextlib.asynccontextmanager
+async def standin(
+    host: Host,
+    nursery: trio.Nursery,
+    design: Design,
+    *,
+    window: int = 1 << 30,
+    report_errors: bool = True,
+) -> AsyncIterator[StandIn]:
+    """A stand-in served by `host` under `design`; ended, with its connection, when the body ends."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    command = [str(native.standin()), "--fd", str(theirs.fileno()), "--window", str(window)]
+    if not report_errors:
+        command.append("--no-errors")
+    try:
+        process = await trio.lowlevel.open_process(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,  # a Ctrl-C is the host's to deal with
+        )
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    try:
+        session: Session = await nursery.start(host.guest, ours, process.pid, design)
+        guest = StandIn(process, session)
+        async with trio.open_nursery() as answers:
+            answers.start_soon(guest.read_answers)
+            yield guest
+            answers.cancel_scope.cancel()
+    finally:
+        with trio.CancelScope(shield=True):
+            await _end(process)
+
+
+async def _end(process: trio.Process) -> None:
+    """Ask it to go, then make it."""
+    if process.stdin is not None:
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
+            with trio.move_on_after(1):
+                await process.stdin.send_all(b"quit\n")
+            await process.stdin.aclose()
+    with trio.move_on_after(1):
+        await process.wait()
+    if process.returncode is None:
+        process.send_signal(signal.SIGKILL)
+        await process.wait()
+    if process.stdout is not None:
+        await process.stdout.aclose()
