@@ -378,13 +378,16 @@ def test_quit_does_not_read_on(peer: Peer) -> None:
     assert (code, len(events)) == (0, 1)
 
 
+WORDS = """
+vcpu wait stat map unmap open close touch read sum write fill scan kcopy remap sigbus block handle
+f r w ro rw 0 1 2 62 63 4096 2M 1G 0x10 -1 ff 00 # /dev/null / \x7f
+"""
+
+
 def test_no_line_is_deadly(peer: Peer) -> None:
     seed = 20200331
     rng = random.Random(seed)
-    words = (
-        "vcpu wait stat map unmap open close touch read sum write fill scan kcopy remap sigbus block handle "
-        "f r w ro rw 0 1 2 62 63 4096 2M 1G 0x10 -1 ff 00 # \t \x7f /dev/null /"
-    ).split(" ")
+    words = WORDS.split()
     lines = [" ".join(rng.choices(words, k=rng.randrange(9))) for _ in range(2000)]
     # what would wait for an answer of the host is left out
     script = "\n".join(x for x in lines if not x.split()[:1] or x.split()[0] not in ("open", "unmap"))
