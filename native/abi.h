@@ -84,8 +84,10 @@ enum df_setupmapping_flag {
  * `len` bytes of it from `foffset` at window + moffset, MAP_SHARED when WRITE
  * was asked for, MAP_PRIVATE and PROT_READ otherwise (the kernel registers no
  * read-only shared mapping: mm/userfaultfd.c wants VM_MAYWRITE), then registers
- * the range for MISSING and MINOR faults before it touches it.  foffset, len
- * and moffset are multiples of DF_RANGE_SIZE. */
+ * the range for MISSING and MINOR faults before it touches it, and a writable one
+ * for WP faults too when its userfaultfd has WP_UNPOPULATED (6.4): the host then
+ * knows which pages were stored to.  foffset, len and moffset are multiples of
+ * DF_RANGE_SIZE. */
 struct df_setupmapping {
 	struct df_header h;
 	uint64_t fh;

@@ -156,70 +156,69 @@ int64_t df_file_write(struct df_file *file, const void *bytes, uint64_t offset, 
 	return n;
 }
 
-/* Write the pages of [at, end) that differ from the backing file. */
-static int write_back_slice(struct df_file *file, uint64_t at, uint64_t end, char *old)
+/* Make sure that the next store to these pages is noticed.  false: some guest may
+ * store unseen (not tracked, or its address space is changing just now). */
+static bool protect(struct df_file *file, uint64_t start, uint64_t end)
 {
-	while (at < end) {
-		bool filled;
-		uint64_t stop = pages_run(file, at, end, &filled);
+	bool all = true;
 
-		while (filled && at < stop) {
-			uint64_t len = at + PAGE > file->size ? file->size - at : PAGE;
-			char *page = pages_at(file, at);
-			ssize_t n;
+	for (struct df_region *region = file->mappings; region; region = region->next) {
+		uint64_t from = start > region->offset ? start : region->offset;
+		uint64_t to = region->offset + region->len;
+		int error;
 
-			if (!pages_exposed(file, at)) {
-				at += PAGE;
-				continue;
-			}
-			n = pread(file->fd, old, len, (off_t)at);
-			if (n < 0)
-				return -errno;
-			if ((uint64_t)n != len || memcmp(old, page, len)) {
-				n = pwrite(file->fd, page, len, (off_t)at);
-				if (n != (ssize_t)len)
-					return n < 0 ? -errno : -ENOSPC;
-			}
-			at += PAGE;
+		if (to > end)
+			to = end;
+		if (!region->writable || from >= to)
+			continue;
+		error = region->tracked
+			? uffd_protect(region->guest->uffd, region->start + (from - region->offset),
+				       to - from, true)
+			: -EOPNOTSUPP;
+		all &= !error || error == -ESRCH;
+	}
+	return all;
+}
+
+/* Write one run of exposed pages.  Protected first and read then: a store that
+ * comes in between makes the page exposed again, after us. */
+static int write_back_run(struct df_file *file, uint64_t start, uint64_t end)
+{
+	uint64_t stop = end < file->size ? end : file->size;
+	ssize_t n;
+
+	if (protect(file, start, end))
+		pages_clear_exposed(file, start, end);
+	while (start < stop) {
+		n = pwrite(file->fd, pages_at(file, start), stop - start, (off_t)start);
+		if (n <= 0) {
+			pages_set_exposed(file, PAGE_DOWN(start), end);
+			return n < 0 ? -errno : -ENOSPC;
 		}
-		if (!filled)
-			at = stop;
+		start += (uint64_t)n;
 	}
 	return 0;
 }
 
 int df_file_write_back(struct df_file *file)
 {
-	char old[DF_PAGE_SIZE];
-	uint64_t at = 0, exposures = 0;
-	bool quiet = false;
-	int error = 0;
+	uint64_t at = 0;
+	int error;
 
 	for (;;) {
 		uint64_t end;
-		bool filled;
 
 		file_lock(file);
-		if (!at) {
-			quiet = !file->nwritable;
-			exposures = file->exposures;
-		}
-		if (file->cache < 0 || !file->resident || !file->writable) {
+		if (file->cache < 0 || !file->writable) {
 			file_unlock(file);
-			return error;
+			return 0;
 		}
 		file_notice(file);	/* never write past an EOF that moved */
-		at = pages_filled(file, at) ? at : pages_run(file, at, file_end(file), &filled);
-		if (at >= file->size) {
-			/* With no writable mapping during the whole pass nothing
-			 * was stored: the pages are clean. */
-			if (quiet && !file->nwritable && exposures == file->exposures)
-				pages_clear_exposed(file, 0, file_end(file));
+		if (!pages_next_exposed(file, &at, &end, SLICE) || at >= file->size) {
 			file_unlock(file);
-			return error;
+			return 0;
 		}
-		end = at + SLICE < file_end(file) ? at + SLICE : file_end(file);
-		error = write_back_slice(file, at, end, old);
+		error = write_back_run(file, at, end);
 		file_stamp(file);
 		file_unlock(file);
 		if (error)

@@ -140,6 +140,10 @@ enum df_delivery deliver_poison(struct df_guest *guest, struct df_file *file, ui
 	int error = uffd_poison(guest->uffd, page, PAGE, &done);
 	struct df_poison *poison;
 
+	/* Nothing can have installed the page since the decision: with a file its
+	 * lock is held.  So it is a marker that stands in the way, or poison. */
+	if (error == -EEXIST && guest->tracks && !uffd_unmark(guest->uffd, page, PAGE))
+		error = uffd_poison(guest->uffd, page, PAGE, &done);
 	switch (error) {
 	case 0:
 		break;

@@ -101,8 +101,10 @@ void df_engine_counters(struct df_engine *engine, struct df_counters *out);
 
 /* -------------------------------------------------------------------- guest */
 
-/* `uffd` and `area` (the event area, or -1) are taken over, also on failure. */
-int df_guest_new(struct df_engine *engine, int uffd, int pid, int area, struct df_guest **out);
+/* `uffd` and `area` (the event area, or -1) are taken over, also on failure.
+ * `features` are the UFFD_FEATURE bits the guest enabled. */
+int df_guest_new(struct df_engine *engine, int uffd, uint64_t features, int pid, int area,
+		 struct df_guest **out);
 uint64_t df_guest_id(struct df_guest *guest);
 int df_guest_map(struct df_guest *guest, uint64_t start, uint64_t len, struct df_file *file,
 		 uint64_t offset, int writable);

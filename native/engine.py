@@ -179,13 +179,14 @@ class Engine:
         how = int(lib.df_engine_answer(self._live(), failure.id, answer))
         return Delivery(how) if how >= 0 else None
 
-    def guest(self, uffd: int, pid: int, area: int = -1) -> Guest:
+    def guest(self, uffd: int, features: int, pid: int, area: int = -1) -> Guest:
         """Serve the address space behind `uffd`; both descriptors are taken over.
 
+        `features` are the UFFD_FEATURE bits it was enabled with (ioctl_userfaultfd(2)).
         `area` is the guest's event area, a sealed memfd of one page (struct df_apf_slot).
         """
         out = ffi.new("struct df_guest **")
-        check(lib.df_guest_new(self._live(), uffd, pid, area, out), f"guest of process {pid}")
+        check(lib.df_guest_new(self._live(), uffd, features, pid, area, out), f"guest of process {pid}")
         guest = Guest(out[0], self)
         self._guests.add(guest)
         return guest

@@ -18,6 +18,7 @@
 
 #define AROUND_MIN ((uint32_t)PAGE)
 #define AROUND_MAX ((uint32_t)RANGE)
+#define STORE_AHEAD ((uint32_t)(64 * PAGE))	/* from here on a writer counts as sequential */
 
 enum verdict {
 	DONE,
@@ -89,14 +90,15 @@ static void window(const struct df_region *region, const struct df_fault *fault,
 
 /* Map the filled pages of [from, to), file offsets; -> the first error, if any,
  * and the bytes looked at before it in *done. */
-static int map_pages(struct df_region *region, uint64_t from, uint64_t to, uint64_t *done)
+static int map_pages(struct df_region *region, uint64_t from, uint64_t to, bool protect,
+		     uint64_t *done)
 {
 	struct df_guest *guest = region->guest;
 	uint64_t at = from;
 
 	while (at < to) {
 		uint64_t mapped, va = region->start + (at - region->offset);
-		int error = uffd_continue(guest->uffd, va, to - at, &mapped);
+		int error = uffd_continue(guest->uffd, va, to - at, protect, &mapped);
 
 		COUNT(guest->engine, installed, mapped / PAGE);
 		at += mapped;
@@ -120,12 +122,67 @@ static unsigned bucket(uint64_t ns)
 	return log2 < DF_HISTOGRAM ? log2 : DF_HISTOGRAM - 1;
 }
 
+/* Which of the pages to be mapped may be stored to unseen.  With tracking, those
+ * that are being stored to, and what lies ahead of a sequential writer. */
+static bool protect_pages(struct df_region *region, const struct df_fault *fault, uint64_t *start,
+			  uint64_t *end)
+{
+	if (!region->writable)
+		return false;
+	if (region->tracked && !fault->write)
+		return true;
+	if (region->tracked && region->around < STORE_AHEAD) {
+		*start = fault->offset;
+		*end = *start + PAGE;
+	}
+	pages_set_exposed(region->file, *start, *end);
+	return false;
+}
+
+/* The first store to a page that was mapped for reading.  Under file->lock. */
+static enum verdict store(struct df_fault *fault, struct df_region *region, uint64_t page)
+{
+	struct df_file *file = region->file;
+	struct df_guest *guest = fault->guest;
+	uint64_t start = fault->offset, end;
+	bool filled;
+	int error;
+
+	if (page == region->store_expected)
+		region->store_around = region->store_around * 4 < AROUND_MAX
+			? region->store_around * 4 : AROUND_MAX;
+	else if (region->store_around > AROUND_MIN)
+		region->store_around /= 2;
+	end = start + region->store_around;
+	if (end > region->offset + region->len)
+		end = region->offset + region->len;
+	if (end > file_end(file))
+		end = file_end(file);
+	end = pages_filled(file, start) ? pages_run(file, start, end, &filled) : start;
+	if (start < end) {
+		pages_set_exposed(file, start, end);
+		error = uffd_protect(guest->uffd, page, end - start, false);
+		if (error == -ENOENT)
+			error = uffd_protect(guest->uffd, page, PAGE, false);
+		region->store_expected = page + (end - start);
+		if (!error || error == -ESRCH)
+			return DONE;
+		if (error == -EAGAIN) {
+			COUNT(guest->engine, again, 1);
+			return AGAIN;
+		}
+	}
+	/* The page is gone, by truncation or unmapping: the access will say so. */
+	uffd_wake(guest->uffd, page, PAGE);
+	return DONE;
+}
+
 static enum verdict install(struct df_fault *fault, struct df_region *region, uint64_t page)
 {
 	struct df_file *file = region->file;
 	struct df_guest *guest = fault->guest;
 	uint64_t start, end, done;
-	bool filled;
+	bool filled, protect;
 	int error;
 
 	if (!fault->heal)
@@ -137,21 +194,26 @@ static enum verdict install(struct df_fault *fault, struct df_region *region, ui
 		if (!pages_filled(file, at))
 			start = at + PAGE;
 	end = pages_run(file, fault->offset, end, &filled);
-	if (region->writable)
-		pages_set_exposed(file, start, end);
+	protect = protect_pages(region, fault, &start, &end);
 
-	error = map_pages(region, fault->offset, end, &done);
+	error = map_pages(region, fault->offset, end, protect, &done);
 	if (error == -ENOENT && !done) {
 		/* The range crosses a mapping's end, as after mprotect(): one page. */
 		end = fault->offset + PAGE;
-		error = map_pages(region, fault->offset, end, &done);
+		error = map_pages(region, fault->offset, end, protect, &done);
+	}
+	if (error == -EINVAL && protect) {
+		/* Not registered for WP faults: every page may be stored to. */
+		region->tracked = protect = false;
+		pages_set_exposed(file, start, end);
+		error = map_pages(region, fault->offset, end, protect, &done);
 	}
 	if (!error || done) {
 		/* EEXIST does not wake: another thread's install may have come
 		 * between this thread's fault and its sleep. */
 		uffd_wake(guest->uffd, page, PAGE);
 		if (start < fault->offset)
-			map_pages(region, start, fault->offset, &done);
+			map_pages(region, start, fault->offset, protect, &done);
 		region->expected = region->start + (end - region->offset);
 		guest_resolved(guest, page, page + PAGE);
 		if (fault->heal)
@@ -216,6 +278,8 @@ static enum verdict decide_locked(struct df_fault *fault, struct df_region *regi
 		engine_fail(fault, file, DF_REASON_IO, -bits);
 		return DONE;
 	}
+	if (fault->stored)
+		return store(fault, region, page);
 	if (fault->offset >= file_end(file)) {
 		error = gup_error(file, fault->offset);
 		if (!error)

@@ -143,6 +143,7 @@ static void adopt_child(struct df_guest *parent, int uffd)
 	pthread_rwlock_rdlock(&parent->lock);
 	if (!error) {
 		child->child = true;
+		child->tracks = parent->tracks;
 		error = region_copy(child, parent);
 	}
 	if (!error)
@@ -170,6 +171,7 @@ static void event(struct df_guest *guest, const struct uffd_msg *msg, uint64_t a
 			.arrived = arrived,
 			.tid = (int32_t)msg->arg.pagefault.feat.ptid,
 			.write = !!(msg->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE),
+			.stored = !!(msg->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP),
 		};
 
 		COUNT(engine, faults, 1);
@@ -287,7 +289,8 @@ static int map_area(struct df_guest *guest, int area)
 	return 0;
 }
 
-int df_guest_new(struct df_engine *engine, int uffd, int pid, int area, struct df_guest **out)
+int df_guest_new(struct df_engine *engine, int uffd, uint64_t features, int pid, int area,
+		 struct df_guest **out)
 {
 	struct df_guest *guest = NULL;
 	int flags = fcntl(uffd, F_GETFL);
@@ -300,6 +303,7 @@ int df_guest_new(struct df_engine *engine, int uffd, int pid, int area, struct d
 		/* poll() on a blocking userfaultfd is POLLERR (userfaultfd_poll) */
 		if (flags < 0 || fcntl(uffd, F_SETFL, flags | O_NONBLOCK))
 			error = -errno;
+		guest->tracks = features & UFFD_FEATURE_WP_UNPOPULATED;
 		if (!error && area >= 0)
 			error = map_area(guest, area);
 		if (!error)

@@ -56,6 +56,7 @@ struct df_fault {
 	uint64_t offset;		/* of the page in the file, once looked up */
 	uint32_t tries;			/* fills that were thrown away */
 	int error;			/* of a fill of this page alone */
+	bool stored;			/* a store to a page that is present, write-protected */
 	bool single;			/* fill this one page only: a larger fill failed */
 	bool heal;			/* not a fault: an attempt to mend a poisoned page */
 };
@@ -106,7 +107,6 @@ struct df_file {
 	struct df_chunk **chunks;	/* sorted by index */
 	size_t nchunks;
 	uint64_t resident;
-	uint64_t exposures;		/* counts pages_set_exposed(): is a write-back's pass current? */
 	struct df_fill *fills;
 	struct df_region *mappings;
 	uint64_t nmappings, nwritable;
@@ -139,7 +139,8 @@ bool pages_filled(struct df_file *file, uint64_t offset);
 uint64_t pages_run(struct df_file *file, uint64_t offset, uint64_t end, bool *filled);
 void pages_set_filled(struct df_file *file, uint64_t start, uint64_t end);
 void pages_set_exposed(struct df_file *file, uint64_t start, uint64_t end);
-bool pages_exposed(struct df_file *file, uint64_t offset);
+/* the first run of exposed pages at or after *start, inside one chunk */
+bool pages_next_exposed(struct df_file *file, uint64_t *start, uint64_t *end, uint64_t most);
 void pages_clear_exposed(struct df_file *file, uint64_t start, uint64_t end);
 void pages_drop(struct df_file *file, uint64_t start, uint64_t end);
 void pages_drop_unexposed(struct df_file *file);
@@ -155,8 +156,11 @@ struct df_region {
 	struct df_file *file;		/* counted */
 	uint64_t offset;		/* in the file, of `start` */
 	bool writable;
+	bool tracked;			/* pages stay write-protected until the first store */
 	uint32_t around;		/* bytes to fill and map together; grows when sequential */
 	uint64_t expected;		/* where a sequential reader faults next */
+	uint32_t store_around;		/* the same for first stores */
+	uint64_t store_expected;
 };
 
 #define ATTEMPTS 64
@@ -171,6 +175,7 @@ struct df_guest {
 	int pid;			/* 0 for a forked child: only its tids are known */
 	int kick;			/* eventfd: look at `again`, or end */
 	struct df_apf_slot *slots;	/* shared with the guest: trust nothing in it */
+	bool tracks;			/* its userfaultfd has WP_UNPOPULATED */
 	bool child;			/* came by UFFD_EVENT_FORK */
 	bool started;
 	pthread_t thread;

@@ -79,11 +79,27 @@ bool pages_filled(struct df_file *file, uint64_t offset)
 	return chunk && bit(chunk->filled, page_in_chunk(offset));
 }
 
-bool pages_exposed(struct df_file *file, uint64_t offset)
+bool pages_next_exposed(struct df_file *file, uint64_t *start, uint64_t *end, uint64_t most)
 {
-	struct df_chunk *chunk = pages_chunk(file, offset, false);
+	for (size_t c = 0; c < file->nchunks; c++) {
+		const struct df_chunk *chunk = file->chunks[c];
+		uint64_t base = chunk->index << CHUNK_SHIFT, i = 0;
 
-	return chunk && bit(chunk->exposed, page_in_chunk(offset));
+		if (base + CHUNK_SIZE <= *start)
+			continue;
+		if (*start > base)
+			i = page_in_chunk(*start);
+		while (i < CHUNK_PAGES && !bit(chunk->exposed, i))
+			i += i % 64 == 0 && !chunk->exposed[i / 64] ? 64 : 1;
+		if (i >= CHUNK_PAGES)
+			continue;
+		*start = base + i * PAGE;
+		while (i < CHUNK_PAGES && bit(chunk->exposed, i) && base + i * PAGE - *start < most)
+			i++;
+		*end = base + i * PAGE;
+		return true;
+	}
+	return false;
 }
 
 uint64_t pages_run(struct df_file *file, uint64_t offset, uint64_t end, bool *filled)
@@ -143,7 +159,6 @@ void pages_set_filled(struct df_file *file, uint64_t start, uint64_t end)
 void pages_set_exposed(struct df_file *file, uint64_t start, uint64_t end)
 {
 	mark(file, start, end, true, true);
-	file->exposures++;
 }
 
 void pages_clear_exposed(struct df_file *file, uint64_t start, uint64_t end)

@@ -96,6 +96,9 @@ int region_add(struct df_guest *guest, uint64_t start, uint64_t len, struct df_f
 	region->writable = writable;
 	region->around = 16 * PAGE;
 	region->expected = start;
+	region->tracked = writable && guest->tracks;
+	region->store_around = PAGE;
+	region->store_expected = start;
 	memmove(guest->regions + i + 1, guest->regions + i,
 		(guest->nregions - i) * sizeof(*guest->regions));
 	guest->regions[i] = region;

@@ -55,13 +55,26 @@ int64_t df_uffd_probe(int user_mode_only)
 	return error ? error : (int64_t)api.features;
 }
 
-int uffd_continue(int uffd, uint64_t start, uint64_t len, uint64_t *done)
+int uffd_continue(int uffd, uint64_t start, uint64_t len, bool protect, uint64_t *done)
 {
-	struct uffdio_continue arg = { .range = { start, len } };
+	struct uffdio_continue arg = {
+		.range = { start, len },
+		.mode = protect ? UFFDIO_CONTINUE_MODE_WP : 0,
+	};
 	int error = ioctl(uffd, UFFDIO_CONTINUE, &arg) ? -errno : 0;
 
 	*done = arg.mapped > 0 ? (uint64_t)arg.mapped : 0;
 	return error;
+}
+
+int uffd_protect(int uffd, uint64_t start, uint64_t len, bool protect)
+{
+	struct uffdio_writeprotect arg = {
+		.range = { start, len },
+		.mode = protect ? UFFDIO_WRITEPROTECT_MODE_WP : 0,
+	};
+
+	return ioctl(uffd, UFFDIO_WRITEPROTECT, &arg) ? -errno : 0;
 }
 
 int uffd_poison(int uffd, uint64_t start, uint64_t len, uint64_t *done)
@@ -73,11 +86,26 @@ int uffd_poison(int uffd, uint64_t start, uint64_t len, uint64_t *done)
 	return error;
 }
 
+/* Zapping a page of a file that was write-protected leaves a marker in its place
+ * (mm/memory.c, zap_install_uffd_wp_if_needed()).  UFFDIO_CONTINUE replaces it,
+ * UFFDIO_POISON does not (mm/userfaultfd.c, mfill_atomic_pte_poison() wants
+ * pte_none): answering its EEXIST by a wake-up would be a loop of our own. */
+int uffd_unmark(int uffd, uint64_t start, uint64_t len)
+{
+	struct uffdio_writeprotect arg = {
+		.range = { start, len },
+		.mode = UFFDIO_WRITEPROTECT_MODE_DONTWAKE,
+	};
+
+	return ioctl(uffd, UFFDIO_WRITEPROTECT, &arg) ? -errno : 0;
+}
+
 int uffd_poison_absent(int uffd, uint64_t start, uint64_t len)
 {
 	uint64_t end = start + len;
 	int tries = 0;
 
+	uffd_unmark(uffd, start, len);	/* EINVAL: nothing tracked there */
 	while (start < end) {
 		uint64_t done = 0;
 		int error = uffd_poison(uffd, start, end - start, &done);
@@ -110,7 +138,7 @@ int uffd_alive(int uffd)
 	 * top user page, so a live guest answers ENOENT and a dead one ESRCH. */
 	uint64_t done;
 
-	return uffd_continue(uffd, 0x7fffffffe000, PAGE, &done) != -ESRCH;
+	return uffd_continue(uffd, 0x7fffffffe000, PAGE, false, &done) != -ESRCH;
 }
 
 int uffd_read(int uffd, struct uffd_msg *msgs, size_t most)

@@ -75,8 +75,8 @@ class Refused(Exception):
     """The peer's end of the protocol is sound, but it will not be served: `str()` says why."""
 
 
-def check_uffd(fd: int) -> None:
-    """Refuse what is not a userfaultfd that can say who faulted where."""
+def check_uffd(fd: int) -> int:
+    """Refuse what is not a userfaultfd that can say who faulted where; -> its features."""
     with contextlib.suppress(OSError):
         if os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[userfaultfd]":
             with open(f"/proc/self/fdinfo/{fd}") as lines:
@@ -87,7 +87,7 @@ def check_uffd(fd: int) -> None:
                 raise wire.ProtocolError(
                     f"its userfaultfd has features {features:#x}; THREAD_ID and EXACT_ADDRESS are needed"
                 )
-            return
+            return features
     raise wire.ProtocolError("the descriptor in its hello is not a userfaultfd")
 
 
@@ -122,12 +122,12 @@ class Session:
             os.close(area)
             raise wire.ProtocolError(f"says it is process {message.pid}, the kernel says {self.pid}")
         try:
-            check_uffd(uffd)
+            features = check_uffd(uffd)
         except wire.ProtocolError:
             os.close(uffd)
             os.close(area)
             raise
-        self.guest = self._engine.guest(uffd, self.pid, area)
+        self.guest = self._engine.guest(uffd, features, self.pid, area)
         self._hello = message
         await self._send(wire.hello_reply(message, message.features & wire.SEND_ERROR))
         return self.guest

@@ -76,6 +76,18 @@ static bool answer(int uffd, uint64_t page, pid_t tid)
 	}
 	if (ioctl(uffd, UFFDIO_POISON, &poison) == 0)
 		return true;
+	if (errno == EEXIST) {
+		/* A write-protect marker left where a page was counts as present
+		 * (mm/userfaultfd.c, mfill_atomic_pte_poison() wants pte_none). */
+		struct uffdio_writeprotect open = {
+			.range = { .start = page, .len = DF_PAGE_SIZE },
+			.mode = UFFDIO_WRITEPROTECT_MODE_DONTWAKE,
+		};
+
+		ioctl(uffd, UFFDIO_WRITEPROTECT, &open);
+		if (ioctl(uffd, UFFDIO_POISON, &poison) == 0)
+			return true;
+	}
 	/* EAGAIN: an unread event is about to change the mappings. */
 	if (errno == EAGAIN)
 		return false;

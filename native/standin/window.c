@@ -85,14 +85,32 @@ static int reserve(uint64_t len)
 	return 0;
 }
 
-int window_open(uint64_t len)
+/* What this kernel has, asked of a descriptor of its own: the answer depends on
+ * nothing, but a descriptor answers once. */
+static uint64_t offers(void)
 {
 	uint64_t offered = 0;
+	int fd = uffd_open(0, &offered);
+
+	if (fd >= 0)
+		close(fd);
+	return offered;
+}
+
+int window_open(uint64_t len)
+{
+	uint64_t offered;
 
 	features = UFFD_FEATURE_THREAD_ID | UFFD_FEATURE_EXACT_ADDRESS |
 		   UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM |
 		   UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP |
 		   UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP;
+	offered = offers();
+	/* Pages write-protected until the first store tell the host which of them
+	 * differ from the file; before 6.4 it has to assume all of them. */
+	if (offered & UFFD_FEATURE_WP_UNPOPULATED)
+		features |= UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
+			    UFFD_FEATURE_WP_UNPOPULATED;
 
 	window_uffd = uffd_open(features, &offered);
 	if (window_uffd < 0 && errno == EPERM) {
@@ -134,6 +152,8 @@ int window_map(uint64_t moffset, uint64_t len, int fd, uint64_t foffset, bool wr
 	int prot = PROT_READ | (writable ? PROT_WRITE : 0);
 	int error;
 
+	if (writable && features & UFFD_FEATURE_WP_HUGETLBFS_SHMEM)
+		reg.mode |= UFFDIO_REGISTER_MODE_WP;
 	if (mmap(at(moffset), len, PROT_NONE, flags, fd, (off_t)foffset) == MAP_FAILED)
 		return -1;
 	if (ioctl(window_uffd, UFFDIO_REGISTER, &reg) == 0 &&
