@@ -3,15 +3,15 @@
  * takeover.c - who answers faults once the host is gone.
  *
  * Owns the guest's copy of the userfaultfd from the moment the connection is
- * lost, and answers every fault with poison: SIGBUS in user mode, a fixup or a
- * panic in guest kernel mode, EFAULT in system calls.  Never with a page: what
- * would be on it, nobody knows.
+ * lost, and answers every missing page with poison: SIGBUS in user mode, a fixup
+ * or a panic in guest kernel mode, EFAULT in system calls.  Never with a page:
+ * what would be on it, nobody knows.
  *
  * Nothing is poisoned ahead of its fault.  One UFFDIO_WAKE over the window makes
  * every blocked thread fault again, also those whose fault the host had read
  * already, and from then on each fault passes here.  So ranges that are later
  * emptied (MADV_DONTNEED clears poison), moved or mapped anew fail as well, and
- * pages that the host had installed stay readable.
+ * pages that the host had installed stay.
  *
  * The other events must be read too: the thread that causes one sleeps in the
  * kernel until somebody does.
@@ -35,15 +35,16 @@ enum {
 	RETRY_MS = 1,
 };
 
-struct deferred {
+struct fault_to_answer {
 	int uffd;
 	pid_t tid;
 	uint64_t page;
+	bool protected;			/* a store to a page that is there */
 };
 
 static struct pollfd uffds[UFFDS_MAX];
 static nfds_t nuffds;
-static struct deferred deferred[DEFERRED_MAX];
+static struct fault_to_answer deferred[DEFERRED_MAX];
 static unsigned int ndeferred;
 
 static void wake(int uffd, uint64_t start, uint64_t len)
@@ -65,36 +66,54 @@ static void deny(int uffd, uint64_t page, pid_t tid)
 	wake(uffd, page, DF_PAGE_SIZE);
 }
 
-/* False when it must be tried again after the other events have been read. */
-static bool answer(int uffd, uint64_t page, pid_t tid)
+/* A page the host had installed keeps its bytes, and takes stores as the page
+ * cache of a disk that is gone does.  It cannot be poisoned, it is present, and
+ * to be woken unanswered it would fault for ever. */
+static int unprotect(int uffd, uint64_t page, uint64_t mode)
 {
-	struct uffdio_poison poison = { .range = { .start = page, .len = DF_PAGE_SIZE } };
+	struct uffdio_writeprotect wp = {
+		.range = { .start = page, .len = DF_PAGE_SIZE },
+		.mode = mode,
+	};
 
-	if (!window_has_poison()) {
-		deny(uffd, page, tid);
+	return ioctl(uffd, UFFDIO_WRITEPROTECT, &wp);
+}
+
+/* Write protection outlives its page: MADV_DONTNEED leaves a marker in the page
+ * table, which UFFDIO_POISON does not overwrite (6.18, mm/userfaultfd.c,
+ * mfill_atomic_pte_poison()).  So EEXIST is believed only without the marker. */
+static int poison(int uffd, uint64_t page)
+{
+	struct uffdio_poison p = { .range = { .start = page, .len = DF_PAGE_SIZE } };
+
+	if (ioctl(uffd, UFFDIO_POISON, &p) == 0)
+		return 0;
+	if (errno != EEXIST)
+		return -1;
+	if (unprotect(uffd, page, UFFDIO_WRITEPROTECT_MODE_DONTWAKE) < 0) {
+		if (errno != EAGAIN)
+			errno = EEXIST;	/* not registered for write protection */
+		return -1;
+	}
+	return ioctl(uffd, UFFDIO_POISON, &p);
+}
+
+/* False when it must be tried again after the other events have been read. */
+static bool answer(const struct fault_to_answer *f)
+{
+	if (!f->protected && !window_has_poison()) {
+		deny(f->uffd, f->page, f->tid);
 		return true;
 	}
-	if (ioctl(uffd, UFFDIO_POISON, &poison) == 0)
+	if ((f->protected ? unprotect(f->uffd, f->page, 0) : poison(f->uffd, f->page)) == 0)
 		return true;
-	if (errno == EEXIST) {
-		/* A write-protect marker left where a page was counts as present
-		 * (mm/userfaultfd.c, mfill_atomic_pte_poison() wants pte_none). */
-		struct uffdio_writeprotect open = {
-			.range = { .start = page, .len = DF_PAGE_SIZE },
-			.mode = UFFDIO_WRITEPROTECT_MODE_DONTWAKE,
-		};
-
-		ioctl(uffd, UFFDIO_WRITEPROTECT, &open);
-		if (ioctl(uffd, UFFDIO_POISON, &poison) == 0)
-			return true;
-	}
 	/* EAGAIN: an unread event is about to change the mappings. */
 	if (errno == EAGAIN)
 		return false;
 	/* EEXIST: somebody was faster.  ENOENT: no longer mapped.  EFAULT: past
 	 * the end of the page cache, a SIGBUS of its own (mm/userfaultfd.c,
 	 * mfill_file_over_size()).  ESRCH: the child is gone. */
-	wake(uffd, page, DF_PAGE_SIZE);
+	wake(f->uffd, f->page, DF_PAGE_SIZE);
 	return true;
 }
 
@@ -111,15 +130,19 @@ static void adopt(int uffd)
  * so the event that stands in the way might never be reached. */
 static void fault(int uffd, const struct uffd_msg *msg)
 {
-	uint64_t page = msg->arg.pagefault.address & ~(uint64_t)(DF_PAGE_SIZE - 1);
-	pid_t tid = (pid_t)msg->arg.pagefault.feat.ptid;
+	struct fault_to_answer f = {
+		.uffd = uffd,
+		.tid = (pid_t)msg->arg.pagefault.feat.ptid,
+		.page = msg->arg.pagefault.address & ~(uint64_t)(DF_PAGE_SIZE - 1),
+		.protected = msg->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP,
+	};
 
-	if (answer(uffd, page, tid))
+	if (answer(&f))
 		return;
 	if (ndeferred < DEFERRED_MAX)
-		deferred[ndeferred++] = (struct deferred){ uffd, tid, page };
+		deferred[ndeferred++] = f;
 	else
-		wake(uffd, page, DF_PAGE_SIZE);
+		wake(f.uffd, f.page, DF_PAGE_SIZE);
 }
 
 /* One batch, so that a busy guest does not keep its children waiting.  For
@@ -144,7 +167,7 @@ static void retry_deferred(void)
 	unsigned int i;
 
 	for (i = 0; i < ndeferred; i++) {
-		if (!answer(deferred[i].uffd, deferred[i].page, deferred[i].tid))
+		if (!answer(&deferred[i]))
 			deferred[kept++] = deferred[i];
 	}
 	ndeferred = kept;
