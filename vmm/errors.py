@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What may go wrong in a way that a person is told of in one paragraph.
+
+Owns the exceptions that the command line turns into a message and an exit code.
+Must not print, and must not be raised for a bug: a bug keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class DaxfaultError(Exception):
+    """Something was refused or failed; the message is meant to be shown as it stands.
+
+    `exit_code` is what the command line ends with.
+    """
+
+    exit_code = 1
+
+
+class Unsupported(DaxfaultError):
+    """This machine lacks something; the message names it and what would mend it."""
+
+    exit_code = 3
+
+
+class UsageError(DaxfaultError):
+    """What was asked for makes no sense: a path that is not there, a directory in use."""
+
+    exit_code = 2
