@@ -92,13 +92,13 @@ class Base(pyfuse3.Operations):
         self.xattr = xattr
         # the mount's st_dev as its clients see it, set when it is mounted
         self.device: int | None = None
-        bound = descriptor_bound() if max_descriptors is None else max_descriptors
+        bound = descriptor_bound()
         try:
             root = os.open(self.backing, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as exc:
             raise MountError(_refusal(backing, exc)) from exc
         try:
-            self.inodes = Inodes(root, bound)
+            self.inodes = Inodes(root, bound if max_descriptors is None else max_descriptors)
         except BaseException:
             os.close(root)
             raise

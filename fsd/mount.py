@@ -17,6 +17,7 @@ import contextlib
 import logging
 import os
 import subprocess
+import threading
 from collections.abc import AsyncIterator
 from typing import TypeGuard
 
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 GRACE = 5.0  # seconds that requests in flight get to end by themselves
 
 # pyfuse3 keeps its session in a global: this says whether it is taken
-_session = trio.Lock()
+_session = threading.Lock()
 
 
 class Mount:
@@ -69,12 +70,8 @@ async def mounted(
     """
     with contextlib.closing(fs):
         path = mountpoints.check(mountpoint, fs.backing, allow_other=allow_other)
-        try:
-            _session.acquire_nowait()
-        except trio.WouldBlock:
-            raise MountError(
-                f"mount point {path}: this process serves a mount already, and can serve one"
-            ) from None
+        if not _session.acquire(blocking=False):
+            raise MountError(f"mount point {path}: this process serves a mount already, and can serve one")
         try:
             _init(fs, path, allow_other)
             try:

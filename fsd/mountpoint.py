@@ -47,6 +47,8 @@ def _octal(match: re.Match[bytes]) -> bytes:
 def _check_directory(path: str) -> None:
     try:
         st = os.stat(path)
+        if is_mounted(path):
+            os.statvfs(path)  # a dead mount's attributes may still be cached, but never these
     except FileNotFoundError:
         raise MountError(f"mount point {path}: does not exist; create the directory first") from None
     except OSError as exc:

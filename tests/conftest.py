@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures shared by all tests."""
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fsd_mount import FsdMount
+from needs import require, require_fuse, require_root
+
+MakeMount = Callable[..., FsdMount]
+
+
+@pytest.fixture
+def make_mount(tmp_path: Path) -> Iterator[MakeMount]:
+    """Mount a directory, a fresh one unless `source` is given, with fsd.Filesystem's options; unmounted
+    when the test ends."""
+    require_fuse()
+    mounts: list[FsdMount] = []
+
+    def make(source: Path | None = None, **options: object) -> FsdMount:
+        source = source or tmp_path / f"source{len(mounts)}"
+        path = tmp_path / f"mount{len(mounts)}"
+        source.mkdir(exist_ok=True)
+        path.mkdir()
+        mounts.append(FsdMount(source, path, **options))
+        return mounts[-1]
+
+    yield make
+    for mount in mounts:
+        mount.close()
+
+
+@pytest.fixture
+def mnt(make_mount: MakeMount) -> FsdMount:
+    """A fresh directory `source`, mounted at `path`."""
+    return make_mount()
+
+
+@pytest.fixture
+def read_only_source(tmp_path: Path) -> Iterator[Path]:
+    """A directory with one file, on a read-only file system."""
+    require_root()
+    source = tmp_path / "readonly"
+    source.mkdir()
+    (source / "file").write_text("data")
+    made = subprocess.run(["mount", "-o", "bind,ro", source, source], check=False).returncode
+    require(made == 0, "bind mounts")
+    yield source
+    subprocess.run(["umount", "-l", source], check=True)

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Changes behind the mount, seen through it.
+
+attr_timeout is a minute here: what is seen sooner was told to the kernel.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import MakeMount
+from fsd_mount import FsdMount, errno_of, eventually
+
+
+@pytest.fixture
+def slow(make_mount: MakeMount) -> FsdMount:
+    return make_mount(attr_timeout=60, entry_timeout=60)
+
+
+def change(path: Path, data: bytes) -> None:
+    """Write `data` over the beginning, in place."""
+    fd = os.open(path, os.O_WRONLY)
+    os.write(fd, data)
+    os.close(fd)
+
+
+def test_data_written_behind_the_mount_reaches_an_open_file(slow: FsdMount) -> None:
+    (slow.source / "f").write_bytes(b"a" * 5000)
+    with open(slow.path / "f", "rb") as file:
+        assert os.pread(file.fileno(), 9, 4000) == b"a" * 9
+        change(slow.source / "f", b"b" * 4500)
+        eventually(lambda: os.pread(file.fileno(), 2, 4000) == b"bb", "the new data is read")
+
+
+def test_size_changed_behind_the_mount_reaches_an_open_file(slow: FsdMount) -> None:
+    (slow.source / "f").write_bytes(b"a" * 5000)
+    with open(slow.path / "f", "rb") as file:
+        assert len(os.pread(file.fileno(), 9999, 0)) == 5000
+        os.truncate(slow.source / "f", 100)
+        eventually(lambda: os.fstat(file.fileno()).st_size == 100, "the file is short")
+        assert os.pread(file.fileno(), 9999, 0) == b"a" * 100
+        os.truncate(slow.source / "f", 200)
+        eventually(lambda: os.fstat(file.fileno()).st_size == 200, "the file is longer")
+        assert os.pread(file.fileno(), 9999, 0) == b"a" * 100 + bytes(100)
+
+
+def test_mode_changed_behind_the_mount_reaches_an_open_file(slow: FsdMount) -> None:
+    (slow.source / "f").touch()
+    with open(slow.path / "f") as file:
+        (slow.source / "f").chmod(0o604)
+        eventually(lambda: os.fstat(file.fileno()).st_mode & 0o777 == 0o604, "the mode is new")
+
+
+def test_file_changed_while_closed_is_read_anew(slow: FsdMount) -> None:
+    (slow.source / "f").write_bytes(b"old data")
+    assert (slow.path / "f").read_bytes() == b"old data"
+    eventually(lambda: slow.ask("files") == 0, "the file is closed")
+    change(slow.source / "f", b"new")
+    with open(slow.path / "f", "rb") as file:
+        assert os.pread(file.fileno(), 8, 0) == b"new data"
+
+
+def test_file_not_changed_is_kept_in_the_kernels_cache(slow: FsdMount) -> None:
+    (slow.source / "f").write_bytes(b"data" * 1024)
+    os.utime(slow.source / "f", ns=(10**18, 10**18))
+    ctime = os.stat(slow.source / "f").st_ctime_ns
+    # younger than a clock tick, a file cannot be told from its next state
+    eventually(lambda: time.time_ns() - ctime > 50_000_000, "the file is old enough")
+    assert (slow.path / "f").read_bytes() == b"data" * 1024
+    eventually(lambda: slow.ask("files") == 0, "the file is closed")
+    slow.ask("count_reads")
+    assert (slow.path / "f").read_bytes() == b"data" * 1024
+    assert slow.ask("reads") == 0
+
+
+def test_kernel_mapping_of_a_file_cut_behind_the_mount_gets_sigbus(slow: FsdMount) -> None:
+    (slow.source / "f").write_bytes(b"a" * 8192)
+    code = (
+        "import mmap, os, sys\n"
+        "with open(sys.argv[1], 'rb') as f:\n"
+        "    m = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ); m[4096]\n"
+        "    print(flush=True); sys.stdin.readline(); m[4096]\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, slow.path / "f"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline()
+    os.truncate(slow.source / "f", 10)
+    eventually(lambda: os.stat(slow.path / "f").st_size == 10, "the file is short")
+    child.communicate(b"\n", timeout=10)
+    assert child.returncode == -7  # SIGBUS
+
+
+def test_files_without_a_watch_are_looked_at_now_and_then(slow: FsdMount) -> None:
+    slow.ask("no_watches_left")
+    (slow.source / "f").write_bytes(b"old")
+    with open(slow.path / "f", "rb") as file:
+        assert os.pread(file.fileno(), 9, 0) == b"old"
+        change(slow.source / "f", b"new")
+        eventually(lambda: os.pread(file.fileno(), 9, 0) == b"new", "the new data is read")
+    assert slow.close().count("max_user_watches") == 1
+
+
+def test_file_replaced_behind_the_mount_stays_itself_for_who_has_it_open(slow: FsdMount) -> None:
+    (slow.source / "f").write_text("first")
+    with open(slow.path / "f") as file:
+        (slow.source / "new").write_text("second")
+        os.rename(slow.source / "new", slow.source / "f")
+        assert file.read() == "first"
+        assert os.fstat(file.fileno()).st_size == 5
+    assert errno_of(os.stat, slow.path / "f") is None
