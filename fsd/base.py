@@ -63,8 +63,6 @@ class Base(pyfuse3.Operations):
     supports_dot_lookup = False
     # with the kernel's write-back cache, sizes go stale after changes behind the mount
     enable_writeback_cache = False
-    # mode bits are enforced by the kernel (default_permissions); ACLs of the backing are not
-    enable_acl = False
 
     def __init__(
         self,
@@ -81,7 +79,8 @@ class Base(pyfuse3.Operations):
         may believe attributes and names without asking.  `max_descriptors`
         bounds the O_PATH descriptors (default: half the hard RLIMIT_NOFILE,
         65536 at most).  `xattr` serves extended attributes; without them the
-        kernel saves one GETXATTR a write (see attributes.py).
+        kernel saves one GETXATTR a write (see attributes.py), but must not be
+        trusted with a backing that has POSIX ACLs.
 
         Raises MountError when `backing` cannot be opened as a directory.
         """
@@ -90,6 +89,9 @@ class Base(pyfuse3.Operations):
         self.attr_timeout = attr_timeout
         self.entry_timeout = entry_timeout
         self.xattr = xattr
+        # Modes and ACLs are enforced by the kernel (default_permissions).  With ACLs in the backing and
+        # none to see, the kernel would take an ACL's mask for the rights of the owning group.
+        self.enable_acl = xattr
         # the mount's st_dev as its clients see it, set when it is mounted
         self.device: int | None = None
         bound = descriptor_bound()

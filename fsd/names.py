@@ -21,7 +21,8 @@ from fsd.base import Base, checked
 from fsd.errors import operation
 from fsd.inodes import Inode, proc_path
 
-PERMISSIONS = 0o7777
+PERMISSIONS = 0o7777  # of a mode
+RIGHTS = 0o777
 
 
 class Names(Base):
@@ -177,5 +178,16 @@ class Names(Base):
         wanted = mode & PERMISSIONS
         if inherits and stat.S_ISDIR(st.st_mode):
             wanted |= stat.S_ISGID
-        if stat.S_IMODE(st.st_mode) != wanted:
-            os.chmod(proc_path(fd), wanted)
+        missing = wanted & ~st.st_mode
+        if missing & RIGHTS and self._has_default_acl(parent):
+            missing &= ~RIGHTS  # the ACL's doing, not our umask's (posix_acl_create in fs/posix_acl.c)
+        if missing:
+            os.chmod(proc_path(fd), stat.S_IMODE(st.st_mode) | missing)
+
+    def _has_default_acl(self, directory: Inode) -> bool:
+        try:
+            return bool(os.getxattr(proc_path(self.inodes.fd(directory)), "system.posix_acl_default"))
+        except OSError as exc:
+            if exc.errno in (errno.ENODATA, errno.EOPNOTSUPP):
+                return False
+            raise

@@ -3,11 +3,14 @@
 
 import os
 import stat
+import struct
 
 import pytest
 from conftest import MakeMount
 from fsd_mount import FsdMount, as_user, errno_of
 from needs import require, require_root
+
+NOBODY = 65534
 
 SAME = ("st_mode", "st_nlink", "st_uid", "st_gid", "st_size", "st_blocks", "st_blksize", "st_rdev",
         "st_atime_ns", "st_mtime_ns", "st_ctime_ns")  # fmt: skip
@@ -49,16 +52,16 @@ def test_chown_and_write_by_a_user_clear_the_set_id_bits(make_mount: MakeMount) 
     mnt = make_mount(allow_other=True)
     for name in ("owned", "written", "cut"):
         (mnt.path / name).write_text("text")
-        os.chown(mnt.path / name, 65534, 65534)
+        os.chown(mnt.path / name, NOBODY, NOBODY)
         os.chmod(mnt.path / name, 0o6777)
 
     def change() -> None:
-        os.chown("owned", -1, 65534)
+        os.chown("owned", -1, NOBODY)
         with open("written", "r+") as file:
             file.write("x")
         os.truncate("cut", 1)
 
-    assert as_user(65534, 65534, mnt.path, change) == ""
+    assert as_user(NOBODY, NOBODY, mnt.path, change) == ""
     assert {stat.S_IMODE(entry.stat().st_mode) for entry in mnt.source.iterdir()} == {0o777}
 
 
@@ -139,6 +142,53 @@ def test_extended_attributes_of_a_symlink_are_not_its_targets(mnt: FsdMount) -> 
     assert os.listxattr(mnt.source / "f") == []
     assert os.getxattr(mnt.source / "l", "trusted.x", follow_symlinks=False) == b"link"
     assert errno_of(os.setxattr, mnt.path / "l", "user.x", b"", follow_symlinks=False) == "EPERM"
+
+
+def acl(owner: int, named: int, group: int, mask: int, other: int) -> bytes:
+    """The xattr of a POSIX ACL with one named user, NOBODY (linux/posix_acl_xattr.h)."""
+    entries = [(1, owner, -1), (2, named, NOBODY), (4, group, -1), (0x10, mask, -1), (0x20, other, -1)]
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
+
+
+def test_acl_of_the_source_is_enforced(make_mount: MakeMount) -> None:
+    require_root()
+    mnt = make_mount(allow_other=True)
+    (mnt.source / "f").touch()
+    os.chown(mnt.source / "f", 0, 777)
+    error = errno_of(os.setxattr, mnt.source / "f", "system.posix_acl_access", acl(6, 6, 0, 6, 0))
+    require(error is None, "POSIX ACLs in the test directory")
+
+    def use() -> None:
+        os.close(os.open("f", os.O_RDWR))
+
+    for root in (mnt.source, mnt.path):
+        assert as_user(NOBODY, NOBODY, root, use) == ""
+        assert as_user(1234, 777, root, use) == "EACCES"  # the group's bits in the mode are the mask
+        assert as_user(1234, 1234, root, use) == "EACCES"
+
+
+def test_default_acl_is_inherited_by_new_files(make_mount: MakeMount) -> None:
+    require_root()
+    mnt = make_mount(allow_other=True)
+    for name in ("ours", "theirs"):
+        (mnt.source / name).mkdir()
+        (mnt.source / name).chmod(0o777)
+        error = errno_of(os.setxattr, mnt.source / name, "system.posix_acl_default", acl(7, 5, 0, 5, 0))
+        require(error is None, "POSIX ACLs in the test directory")
+
+    def make() -> None:
+        os.mkdir("d", 0o755)
+        os.close(os.open("f", os.O_CREAT | os.O_WRONLY, 0o644))
+        os.mkfifo("p", 0o644)
+
+    assert as_user(1234, 1234, mnt.path / "ours", make) == ""
+    assert as_user(1234, 1234, mnt.source / "theirs", make) == ""
+    for name in ("d", "f", "p"):
+        ours, theirs = os.stat(mnt.source / "ours" / name), os.stat(mnt.source / "theirs" / name)
+        assert (oct(ours.st_mode), ours.st_uid) == (oct(theirs.st_mode), theirs.st_uid), name
+        for kind in os.listxattr(mnt.source / "theirs" / name):
+            path, other = mnt.source / "ours" / name, mnt.source / "theirs" / name
+            assert os.getxattr(path, kind) == os.getxattr(other, kind), (name, kind)
 
 
 def test_extended_attributes_can_be_left_out(make_mount: MakeMount) -> None:
