@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The house rules that a program can check: who imports whom, and what every file starts with."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# A room imports itself and those above it in this table.
+FLOORS = {"native": 0, "fsd": 1, "vmm": 2, "tests": 3, "scripts": 3}
+MOST_LINES = 420
+# not written out, or this file would be found
+MACHINE_PATH = re.compile(r"(?<![\w.])/(?:work|root|home|Users)/\w")
+
+
+def files(*suffixes: str) -> list[Path]:
+    """Every source file of the rooms with one of `suffixes`, relative to ROOT."""
+    return sorted(
+        path.relative_to(ROOT)
+        for room in FLOORS
+        for path in (ROOT / room).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix in suffixes
+    )
+
+
+PYTHON = files(".py")
+C = files(".c", ".h", ".S")
+SCRIPTS = [path for path in files("") if (ROOT / path).read_bytes().startswith(b"#!")]
+
+
+def named(paths: list[Path]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("path", paths, ids=str)
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """The top-level package of every import, wherever in the file it stands."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name.split(".")[0]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module.split(".")[0]
+
+
+@named(PYTHON)
+def test_imports_of_a_file_go_one_way(path: Path) -> None:
+    own = FLOORS[path.parts[0]]
+    upward = [name for name in imported(ast.parse((ROOT / path).read_bytes())) if FLOORS.get(name, -1) > own]
+    assert not upward
+
+
+@named(PYTHON)
+def test_python_file_has_a_docstring(path: Path) -> None:
+    assert ast.get_docstring(ast.parse((ROOT / path).read_bytes()))
+
+
+@named(C)
+def test_c_file_has_a_head_comment_with_its_name(path: Path) -> None:
+    text = (ROOT / path).read_text()
+    comment = text[: text.index("*/")]
+    assert text.startswith("/*")
+    assert f" * {path.name} - " in comment
+
+
+@named(PYTHON + C + SCRIPTS)
+def test_file_names_its_licence(path: Path) -> None:
+    first = (ROOT / path).read_text().splitlines()[:2]
+    assert any("SPDX-License-Identifier: Apache-2.0" in line for line in first)
+
+
+@named(PYTHON + C + SCRIPTS)
+def test_file_is_short(path: Path) -> None:
+    assert len((ROOT / path).read_text().splitlines()) < MOST_LINES
+
+
+@named(PYTHON + C + SCRIPTS)
+def test_file_names_no_path_of_one_machine(path: Path) -> None:
+    assert not MACHINE_PATH.findall((ROOT / path).read_text())
+
+
+@pytest.mark.parametrize("room", ["native", "fsd", "vmm"])
+def test_meson_installs_every_python_file_of_a_room(room: str) -> None:
+    """meson-python finds only what is installed: a file that is not listed cannot be imported."""
+    listed = set(re.findall(r"'([\w/.]+\.py)'", (ROOT / room / "meson.build").read_text()))
+    there = {str(path.relative_to(room)) for path in PYTHON if path.parts[0] == room}
+    assert there == listed
