@@ -16,8 +16,12 @@ import typer
 
 
 def mount(
-    source: Annotated[Path, typer.Argument(help="The directory to serve.", show_default=False)],
-    mountpoint: Annotated[Path, typer.Argument(help="An empty directory.", show_default=False)],
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="The directory to serve.", show_default=False)
+    ],
+    mountpoint: Annotated[
+        Path, typer.Argument(metavar="MOUNTPOINT", help="An empty directory.", show_default=False)
+    ],
     daemon: Annotated[
         bool, typer.Option("--daemon/--foreground", help="Go into the background when the mount answers.")
     ] = False,
