@@ -9,8 +9,8 @@ What runs where.  A call on names or attributes is made at once, in the trio
 thread: it costs less than a switch to another thread would, and it makes each of
 these requests one atomic step on the inode table.  What waits for storage (a
 read that misses the page cache, a write when storage is slow, truncate, fsync,
-listing a directory) runs in a worker thread, so that one slow file does not stop the
-mount.  A backing file system that does not even answer stat(2) does.
+listing a directory) runs in a worker thread, so that one slow file does not
+stop the mount.  A backing file system that does not even answer stat(2) does.
 """
 
 from __future__ import annotations

@@ -26,8 +26,9 @@ class Filesystem(Attributes):
     """Passes a backing directory through, file data by way of one native.File an inode.
 
     Constructor arguments and errors are Base's.  Every method but `close` is
-    for the trio thread that serves the mount.  It can be mounted once
-    (mount.py), and is closed by whoever made it.
+    for the trio thread that serves the mount.  It can be mounted once, with
+    `mounted` (mount.py), which closes it; one that is not mounted is for its
+    maker to close.
     """
 
     def __init__(

@@ -79,7 +79,10 @@ def _check_directory(path: str) -> None:
 
 def _check_backing(path: str, backing: str) -> None:
     """A mount on or below the directory it serves would be served by itself."""
-    served = os.stat(backing)
+    try:
+        served = os.stat(backing)
+    except OSError as exc:
+        raise MountError(f"backing directory {backing}: cannot be used: {exc.strerror}") from None
     above = path
     while True:
         if os.path.samestat(os.stat(above), served):

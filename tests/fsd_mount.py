@@ -15,6 +15,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -133,6 +134,7 @@ class Served:
 
     def __init__(self, fs: Any) -> None:
         self.fs = fs
+        self.gate = threading.Event()
 
     def lookups(self) -> dict[int, int]:
         return {inode.nodeid: inode.lookups for inode in self.fs.inodes}
@@ -175,6 +177,23 @@ class Served:
         whole = type(inode.file)
         inode.file.__class__ = type("Mapped", (whole,), {"mapped_writable": True})
         self.fs.mapping_changed(nodeid)
+
+    def block_reads(self, nodeid: int) -> None:
+        """Make reads of the file, which is open, wait until let_reads: as storage that is slow."""
+        file = self.fs.inodes.get(nodeid).file
+        whole, gate = type(file), self.gate
+
+        class Blocked(whole):  # type: ignore[misc, valid-type]
+            def read(self, offset: int, size: int, *, nowait: bool = False) -> memoryview:
+                if nowait and not gate.is_set():
+                    raise BlockingIOError
+                assert gate.wait(PATIENCE)
+                return whole.read(self, offset, size)
+
+        file.__class__ = Blocked
+
+    def let_reads(self) -> None:
+        self.gate.set()
 
     def count_reads(self) -> None:
         whole, self.counted = self.fs.read, 0

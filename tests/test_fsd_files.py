@@ -218,6 +218,32 @@ def test_file_mapped_writable_by_a_guest_is_not_cached_by_the_kernel(make_mount:
             os.close(fd)
 
 
+def test_handle_opened_before_a_guest_mapped_the_file_sees_its_stores_soon(make_mount: MakeMount) -> None:
+    mnt = make_mount(attr_timeout=60)
+    (mnt.source / "f").write_text("one")
+    with open(mnt.path / "f", "rb", buffering=0) as file:
+        mnt.ask("map_writable", nodeid=os.fstat(file.fileno()).st_ino)
+        for text in (b"two", b"six", b"ten"):
+            fd = os.open(mnt.source / "f", os.O_WRONLY)
+            os.write(fd, text)
+            os.close(fd)
+            eventually(lambda text=text: os.pread(file.fileno(), 9, 0) == text, "the store is read")
+
+
+def test_read_that_waits_for_storage_does_not_stop_the_mount(mnt: FsdMount) -> None:
+    (mnt.source / "slow").write_text("slow")
+    (mnt.source / "other").write_text("other")
+    with open(mnt.path / "slow", "rb") as file, ThreadPoolExecutor() as pool:
+        mnt.ask("block_reads", nodeid=os.fstat(file.fileno()).st_ino)
+        waiting = pool.submit(os.pread, file.fileno(), 9, 0)
+        assert (mnt.path / "other").read_text() == "other"
+        (mnt.path / "other").rename(mnt.path / "renamed")
+        assert sorted(os.listdir(mnt.path)) == ["renamed", "slow"]
+        assert not waiting.done()
+        mnt.ask("let_reads")
+        assert waiting.result() == b"slow"
+
+
 def test_splice_and_sendfile_copy_whole_files(mnt: FsdMount) -> None:
     require(hasattr(os, "sendfile"), "sendfile")
     data = random.Random(1).randbytes(MIB + 3)

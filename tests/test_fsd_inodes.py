@@ -2,6 +2,7 @@
 """The inode table: lookup counts, identity, and the bound on descriptors."""
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -191,6 +192,25 @@ def test_many_open_and_unlinked_files_survive_the_bound(make_mount: MakeMount) -
         assert file.read() == str(number)
         file.close()
     eventually(lambda: list(mnt.ask("lookups")) == ["1"], "the table holds the root only")
+
+
+def test_file_system_mounted_in_the_source_is_served_with_its_own_inodes(mnt: FsdMount) -> None:
+    require_root()
+    (mnt.source / "sub").mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "none", mnt.source / "sub"], check=False).returncode
+    require(made == 0, "tmpfs mounts")
+    try:
+        for number in range(20):
+            (mnt.path / "sub" / str(number)).write_text(str(number))
+            (mnt.path / str(number)).write_text("outer")
+        numbers = [entry.stat().st_ino for entry in (*mnt.path.iterdir(), *(mnt.path / "sub").iterdir())]
+        assert len(set(numbers)) == len(numbers) == 41
+        assert errno_of(os.link, mnt.path / "1", mnt.path / "sub" / "link") == "EXDEV"
+        assert errno_of(os.rename, mnt.path / "1", mnt.path / "sub" / "1") == "EXDEV"
+        assert (mnt.path / "sub" / "7").read_text() == "7"
+    finally:
+        mnt.close()
+        subprocess.run(["umount", "-l", mnt.source / "sub"], check=True)
 
 
 def test_file_moved_behind_the_mount_is_found_again_by_path(make_mount: MakeMount) -> None:
