@@ -103,7 +103,7 @@ def conclude(machine: Machine) -> Iterator[Ability]:
     """What works on `machine`: "repro" is the main job, the others in the order of the README."""
     mounting = _mounting(machine)
     guest = _guest(machine)
-    trouble = guest or mounting
+    trouble = "; and ".join(problem for problem in (guest, mounting) if problem) or None
     uffd = machine.userfaultfd
     bits = uffd.bits or 0
 
