@@ -29,7 +29,7 @@ import native
 from fsd.base import Handle, checked
 from fsd.directories import Directories
 from fsd.errors import operation
-from fsd.inodes import Inode
+from fsd.inodes import Inode, proc_path
 from fsd.names import PERMISSIONS, Names
 from fsd.opened import Opened, look
 
@@ -70,7 +70,9 @@ class Files(Names, Directories, Opened):
                 raise
             return await self._open_existing(parent, name, flags)
         try:
-            entry = self._made(parent, name, mode & ~ctx.umask, ctx)
+            # by descriptor, not by name: the name may have been given to another file already
+            path_fd = os.open(proc_path(fd), os.O_PATH | os.O_CLOEXEC)
+            entry = self.made(parent, name, path_fd, mode & ~ctx.umask, ctx)
         except BaseException:
             os.close(fd)
             raise

@@ -19,7 +19,6 @@ import os
 import subprocess
 import threading
 from collections.abc import AsyncIterator
-from typing import TypeGuard
 
 import pyfuse3
 import trio
@@ -44,6 +43,15 @@ class Mount:
         self.path = path
         self.ended = trio.Event()
         self.failure: Exception | None = None
+        self.session = trio.CancelScope(shield=True)
+        self.body: trio.CancelScope | None = None
+
+    def fail(self, exc: Exception) -> None:
+        """Part of the server failed: end the body, and with it the mount."""
+        log.error("mount %s: the file server failed", self.path, exc_info=exc)
+        self.failure = self.failure or exc
+        if self.body is not None:
+            self.body.cancel()
 
     async def wait_unmounted(self) -> None:
         """Return when the mount has ended: usually because somebody unmounted it."""
@@ -86,47 +94,67 @@ async def mounted(
 
 @contextlib.asynccontextmanager
 async def _served(fs: Filesystem, mount: Mount) -> AsyncIterator[Mount]:
-    """Answer requests while the body runs, then unmount."""
+    """Answer requests while the body runs, then unmount.
+
+    Two nurseries: when the body is cancelled, the session must still answer
+    what the kernel wants written before it lets go of the mount.
+    """
     failure: BaseException | None = None
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_serve, mount, nursery.cancel_scope)
+    async with trio.open_nursery() as session:
+        session.start_soon(_serve, mount)
         try:
-            fs.device = (await fs.ask_kernel(os.stat, mount.path)).st_dev
-            await nursery.start(fs.background)
-            yield mount
-        except BaseException as exc:
-            failure = exc
-            if fs.device is None and isinstance(exc, OSError):
-                failure = MountError(f"mount {mount.path}: does not answer: {exc.strerror}")
-        with trio.CancelScope(shield=True):
-            await _unmount(fs, mount)
-        nursery.cancel_scope.cancel()
-        if _is_cancelled(failure):
-            # belongs to the scope that was cancelled, which may be this nursery's
-            passing, failure = failure, None
-            raise passing
+            async with trio.open_nursery() as nursery:
+                mount.body = nursery.cancel_scope
+                try:
+                    await _answers(fs, mount)
+                    await nursery.start(_background, fs, mount)
+                    yield mount
+                except BaseException as exc:
+                    if _is_cancelled(exc):
+                        raise  # belongs to a scope, this nursery's or one further out
+                    failure = exc
+                nursery.cancel_scope.cancel()
+        finally:
+            with trio.CancelScope(shield=True):
+                await _unmount(fs, mount)
+            mount.session.cancel()
     if mount.failure is not None:
-        raise MountError(f"mount {mount.path}: the FUSE session failed: {mount.failure}") from mount.failure
+        raise MountError(f"mount {mount.path}: the file server failed: {mount.failure}") from mount.failure
     if failure is not None:
-        # what the body raised comes out as it is, not in an exception group of our nursery
+        # what the body raised comes out as it is, not in an exception group of our nurseries
         raise failure
 
 
-def _is_cancelled(failure: BaseException | None) -> TypeGuard[BaseException]:
-    if isinstance(failure, BaseExceptionGroup):
-        return failure.subgroup(trio.Cancelled) is not None
-    return isinstance(failure, trio.Cancelled)
+def _is_cancelled(exc: BaseException) -> bool:
+    if isinstance(exc, BaseExceptionGroup):
+        return exc.subgroup(trio.Cancelled) is not None
+    return isinstance(exc, trio.Cancelled)
 
 
-async def _serve(mount: Mount, scope: trio.CancelScope) -> None:
+async def _answers(fs: Filesystem, mount: Mount) -> None:
     try:
-        await pyfuse3.main()
+        fs.device = (await fs.ask_kernel(os.stat, mount.path)).st_dev
+    except OSError as exc:
+        raise MountError(f"mount {mount.path}: does not answer: {exc.strerror}") from exc
+
+
+async def _serve(mount: Mount) -> None:
+    try:
+        with mount.session:
+            await pyfuse3.main()
     except Exception as exc:
-        log.exception("mount %s: the FUSE session failed", mount.path)
-        mount.failure = exc
-        scope.cancel()
+        mount.fail(exc)
     finally:
         mount.ended.set()
+
+
+async def _background(
+    fs: Filesystem, mount: Mount, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    try:
+        await fs.background(task_status=task_status)
+    except Exception as exc:
+        mount.fail(exc)
 
 
 def _init(fs: Filesystem, path: str, allow_other: bool) -> None:
@@ -158,6 +186,7 @@ async def _unmount(fs: Filesystem, mount: Mount) -> None:
         await mount.wait_unmounted()
         return
     log.warning("mount %s: requests were still in flight after %g s", mount.path, GRACE)
+    _detach(mount.path)
 
 
 def _try_unmount(path: str) -> bool:
@@ -188,8 +217,11 @@ def _close(path: str) -> None:
     """Close the connection, which detaches a mount that is still there."""
     pyfuse3.close(unmount=True)
     # libfuse leaves a mount whose connection was aborted (/sys/fs/fuse/connections) where it is
-    if not mountpoints.is_mounted(path):
-        return
+    if mountpoints.is_mounted(path):
+        _detach(path)
+
+
+def _detach(path: str) -> None:
     try:
         if os.geteuid() == 0:
             syscalls.umount(os.fsencode(path), detach=True)

@@ -50,13 +50,13 @@ class Names(Base):
     ) -> EntryAttributes:
         parent = self.inodes.get(parent_inode)
         os.mknod(checked(name), mode & ~ctx.umask, rdev, dir_fd=self.inodes.fd(parent))
-        return self._made(parent, name, mode & ~ctx.umask, ctx)
+        return self._made(parent, name, stat.S_IFMT(mode) or stat.S_IFREG, mode & ~ctx.umask, ctx)
 
     @operation
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
         parent = self.inodes.get(parent_inode)
         os.mkdir(checked(name), mode & PERMISSIONS & ~ctx.umask, dir_fd=self.inodes.fd(parent))
-        return self._made(parent, name, mode & ~ctx.umask, ctx)
+        return self._made(parent, name, stat.S_IFDIR, mode & ~ctx.umask, ctx)
 
     @operation
     async def symlink(
@@ -64,7 +64,7 @@ class Names(Base):
     ) -> EntryAttributes:
         parent = self.inodes.get(parent_inode)
         os.symlink(target, checked(name), dir_fd=self.inodes.fd(parent))
-        return self._made(parent, name, None, ctx)
+        return self._made(parent, name, stat.S_IFLNK, None, ctx)
 
     @operation
     async def link(
@@ -79,7 +79,9 @@ class Names(Base):
             dst_dir_fd=self.inodes.fd(parent),
             follow_symlinks=True,
         )
-        return self._entry(parent, new_name, self._open_path(parent, new_name))
+        # by inode, not by the new name, which may have been given to another file already
+        st = os.fstat(self.inodes.fd(source))
+        return self.attributes(self.inodes.enter(parent, new_name, st, None), st)
 
     @operation
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
@@ -140,14 +142,30 @@ class Names(Base):
         except OSError:
             os.close(fd)
             raise
-        return self.attributes(self.inodes.enter(parent, name, st, fd), st)
+        inode = self.inodes.enter(parent, name, st, fd)
+        try:
+            return self.attributes(inode, st)
+        except BaseException:
+            self.inodes.forget(inode.nodeid, 1)  # the kernel will not hear of it
+            raise
 
-    def _made(self, parent: Inode, name: bytes, mode: int | None, ctx: RequestContext) -> EntryAttributes:
-        """Answer with the file just made at `name`, after giving it to the caller.
-
-        A file that cannot be given is removed again: it would be root's.
-        """
+    def _made(
+        self, parent: Inode, name: bytes, kind: int, mode: int | None, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Answer with the file of `kind` (S_IFMT) just made at `name`, after giving it to the caller."""
         fd = self._open_path(parent, name)
+        if stat.S_IFMT(os.fstat(fd).st_mode) != kind:
+            os.close(fd)
+            raise OSError(errno.ESTALE, f"replaced behind the mount: {name!r}")
+        return self.made(parent, name, fd, mode, ctx)
+
+    def made(
+        self, parent: Inode, name: bytes, fd: int, mode: int | None, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Like `_made`, with an O_PATH descriptor of the new file (taken over).
+
+        A file that cannot be given to the caller is removed again: it would be root's.
+        """
         try:
             self.give(fd, parent, mode, ctx)
         except OSError:

@@ -14,6 +14,7 @@ POLL_INTERVAL instead.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
@@ -73,7 +74,8 @@ class Watch:
         self._polled.discard(inode)
         wd = self._wd.pop(inode, None)
         if wd is not None and self._by_wd.pop(wd, None) is not None and self._inotify is not None:
-            self._inotify.rm_watch(wd)
+            with contextlib.suppress(OSError):  # EINVAL: gone already, its event not yet read
+                self._inotify.rm_watch(wd)
 
     async def run(self, changed: Changed) -> None:
         """Await `changed` with the inodes to be looked at, and whether their attributes changed, until
@@ -95,8 +97,12 @@ class Watch:
             for event in parse_events(os.read(inotify.fileno(), _BUFFER)):
                 if event.mask & flags.Q_OVERFLOW:
                     found = dict.fromkeys(self._wd, True)
-                elif event.mask & flags.IGNORED:
-                    self._by_wd.pop(event.wd, None)
+                elif event.mask & flags.IGNORED and event.wd in self._by_wd:
+                    # The kernel drops the watches of a file when its last name goes (dentry_unlink_inode
+                    # in fs/dcache.c), even if it is open by another name.
+                    inode = self._by_wd.pop(event.wd)
+                    self.add(inode)
+                    found[inode] = True
                 elif event.wd in self._by_wd:
                     inode = self._by_wd[event.wd]
                     found[inode] = found.get(inode, False) or bool(event.mask & flags.ATTRIB)

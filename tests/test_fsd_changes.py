@@ -95,6 +95,23 @@ def test_kernel_mapping_of_a_file_cut_behind_the_mount_gets_sigbus(slow: FsdMoun
     assert child.returncode == -7  # SIGBUS
 
 
+def test_file_that_lost_its_last_name_but_is_open_is_still_watched(slow: FsdMount) -> None:
+    # the kernel drops the watches of a file when its last name goes, even if it is open by another one
+    (slow.source / "a").write_bytes(b"old")
+    os.link(slow.source / "a", slow.source / "b")
+    behind = os.open(slow.source / "b", os.O_RDWR)
+    with open(slow.path / "a", "rb") as file:
+        assert os.pread(file.fileno(), 9, 0) == b"old"
+        os.unlink(slow.source / "a")
+        os.unlink(slow.path / "b")
+        for data in (b"new", b"two"):
+            os.pwrite(behind, data, 0)
+            eventually(lambda data=data: os.pread(file.fileno(), 9, 0) == data, "the new data is read")
+    os.close(behind)
+    eventually(lambda: slow.ask("files") == 0, "the file is closed")
+    assert slow.close() == ""
+
+
 def test_files_without_a_watch_are_looked_at_now_and_then(slow: FsdMount) -> None:
     slow.ask("no_watches_left")
     (slow.source / "f").write_bytes(b"old")

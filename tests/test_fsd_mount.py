@@ -150,6 +150,49 @@ def test_cancelled_mount_is_unmounted(place: tuple[Path, Path]) -> None:
     assert not is_mounted(str(place[1]))
 
 
+def test_cancelled_mount_still_writes_what_clients_had_stored(place: tuple[Path, Path]) -> None:
+    source, path = place
+    (source / "f").write_bytes(b"a" * 4096)
+    code = (
+        "import mmap, sys\n"
+        "with open(sys.argv[1], 'r+b') as f:\n"
+        "    m = mmap.mmap(f.fileno(), 0); m[:4] = b'bbbb'; print(flush=True); sys.stdin.read()\n"
+    )
+
+    async def main() -> None:
+        with trio.CancelScope() as scope:
+            async with fsd.mounted(fsd.Filesystem(source), path):
+                children.append(
+                    await in_thread(
+                        partial(
+                            subprocess.Popen,
+                            [sys.executable, "-c", code, path / "f"],
+                            stdin=subprocess.PIPE,
+                            stdout=subprocess.PIPE,
+                        )
+                    )
+                )
+                assert await in_thread(children[0].stdout.readline)
+                scope.cancel()
+                await trio.sleep_forever()
+
+    children: list[subprocess.Popen[bytes]] = []
+    trio.run(main)
+    assert (source / "f").read_bytes()[:5] == b"bbbba"
+    assert not is_mounted(str(path))
+    children[0].communicate()
+
+
+def test_failure_of_the_server_ends_the_mount_and_is_told(place: tuple[Path, Path]) -> None:
+    async def body(fs: fsd.Filesystem, mount: fsd.Mount) -> None:
+        mount.fail(RuntimeError("broken by a test"))
+        await trio.sleep_forever()
+
+    with pytest.raises(fsd.MountError, match="broken by a test"):
+        run(*place, body)
+    assert not is_mounted(str(place[1]))
+
+
 def test_busy_mount_is_detached_and_its_clients_get_enotconn(place: tuple[Path, Path]) -> None:
     source, path = place
     opened: list[int] = []
