@@ -33,10 +33,12 @@ enum df_change {
 
 struct df_file_state {
 	uint64_t id;
-	uint64_t size;
+	uint64_t size;			/* of the backing file, now */
+	uint64_t known_size;		/* the last that was acted upon */
 	uint64_t generation;
 	uint64_t resident;		/* pages in the page cache */
 	uint64_t poisoned;		/* poisoned pages of all guests, not yet healed */
+	uint64_t mending;		/* of those, being read again just now */
 	uint64_t mappings;		/* regions of guests over this file */
 	uint64_t writable_mappings;
 	uint64_t fills;			/* page source reads under way */

@@ -117,9 +117,12 @@ void file_unlock(struct df_file *file)
 {
 	struct df_fault *released = file->released;
 	struct df_poison *mending = file->mending, *next;
+	bool mends = mending;
 
 	file->released = NULL;
 	file->mending = NULL;
+	if (mends)
+		atomic_fetch_add(&file->mends, 1);
 	pthread_mutex_unlock(&file->lock);
 
 	if (released)
@@ -144,6 +147,8 @@ void file_unlock(struct df_file *file)
 		else if (copy)
 			faults_run(copy, true);
 	}
+	if (mends)
+		atomic_fetch_sub(&file->mends, 1);
 }
 
 /* A memfd to be the page cache.  Its i_size is out of reach, so that neither a
@@ -306,9 +311,11 @@ void df_file_state(struct df_file *file, struct df_file_state *out)
 	*out = (struct df_file_state){
 		.id = file->id,
 		.size = fstat(file->fd, &st) ? file->size : (uint64_t)st.st_size,
+		.known_size = file->size,
 		.generation = atomic_load(&file->generation),
 		.resident = file->resident,
 		.poisoned = file->npoisons,
+		.mending = atomic_load(&file->mends),
 		.mappings = file->nmappings,
 		.writable_mappings = file->nwritable,
 	};

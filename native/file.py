@@ -22,9 +22,11 @@ class FileState:
 
     id: int
     size: int
+    known_size: int
     generation: int
     resident: int
     poisoned: int
+    mending: int
     mappings: int
     writable_mappings: int
     fills: int

@@ -112,6 +112,7 @@ struct df_file {
 	uint64_t nmappings, nwritable;
 	struct df_poison *poisons;
 	uint64_t npoisons;
+	atomic_uint mends;		/* file_unlock()s that are mending */
 	/* to be run by file_unlock() */
 	struct df_fault *released;
 	struct df_poison *mending;

@@ -75,6 +75,14 @@ class Refused(Exception):
     """The peer's end of the protocol is sound, but it will not be served: `str()` says why."""
 
 
+async def close_all(fds: list[int]) -> None:
+    """Close descriptors that came from a guest, in a thread: close(2) of a file on our own mount
+    sends FUSE_FLUSH and waits for this very process to answer (fs/fuse/file.c, fuse_flush)."""
+    with trio.CancelScope(shield=True):
+        for fd in fds:
+            await trio.to_thread.run_sync(os.close, fd)
+
+
 def check_uffd(fd: int) -> int:
     """Refuse what is not a userfaultfd that can say who faulted where; -> its features."""
     with contextlib.suppress(OSError):
@@ -118,14 +126,12 @@ class Session:
         message, (uffd, area) = received
         assert isinstance(message, wire.Hello)
         if message.pid != self.pid:
-            os.close(uffd)
-            os.close(area)
+            await close_all([uffd, area])
             raise wire.ProtocolError(f"says it is process {message.pid}, the kernel says {self.pid}")
         try:
             features = check_uffd(uffd)
         except wire.ProtocolError:
-            os.close(uffd)
-            os.close(area)
+            await close_all([uffd, area])
             raise
         self.guest = self._engine.guest(uffd, features, self.pid, area)
         self._hello = message
@@ -139,8 +145,7 @@ class Session:
             try:
                 await self._answer(message, fds)
             finally:
-                for fd in fds:
-                    os.close(fd)
+                await close_all(fds)
 
     async def close(self) -> None:
         """End the service: pages poisoned, stores written back, files let go."""
@@ -160,6 +165,13 @@ class Session:
             if opened.pinned.file.id == file:
                 return opened.name
         return f"file {file}" if file else "-"
+
+    def file(self, name: str) -> File:
+        """The file this guest opened with this last name.  KeyError when it has none."""
+        for opened in self._opened.values():
+            if os.path.basename(opened.name) == name:
+                return opened.pinned.file
+        raise KeyError(name)
 
     # ---- the wire
 
@@ -184,8 +196,7 @@ class Session:
             if isinstance(message, wire.Hello) != (self._hello is None):
                 raise wire.ProtocolError("a hello comes first, and once")
         except wire.ProtocolError:
-            for fd in fds:
-                os.close(fd)
+            await close_all(fds)
             raise
         return message, fds
 
