@@ -33,7 +33,7 @@ from fsd.inodes import Inode, proc_path
 from fsd.names import PERMISSIONS, Names
 from fsd.opened import Opened, look
 
-SLOW_WRITE = 0.01  # seconds that a write may take
+SLOW_WRITE = 0.05  # seconds that a write may take
 SLOW_PERIOD = 1.0  # seconds for which one that took longer is remembered
 
 Buffer = bytes | bytearray | memoryview

@@ -21,6 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from needs import require, require_root
+
 PATIENCE = 10.0  # seconds; for a machine that is busy with other things
 
 
@@ -88,6 +90,15 @@ def eventually(condition: Callable[[], Any], what: str) -> Any:
         assert time.monotonic() < end, f"never: {what}"
         time.sleep(0.002)
     return found
+
+
+def drop_caches() -> None:
+    """Have the kernel forget the names and inodes it only caches (proc(5), drop_caches)."""
+    require_root()
+    try:
+        Path("/proc/sys/vm/drop_caches").write_text("2")
+    except OSError as exc:
+        require(False, f"/proc/sys/vm/drop_caches: {exc}")
 
 
 def errno_of(call: Callable[..., Any], *args: Any, **kwargs: Any) -> str | None:

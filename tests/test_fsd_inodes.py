@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import MakeMount
-from fsd_mount import FsdMount, errno_of, eventually
+from fsd_mount import FsdMount, drop_caches, errno_of, eventually
 from needs import require, require_root
 
 from fsd.inodes import LEAST_DESCRIPTORS, PATH_FLAGS, Inode, Inodes
@@ -29,14 +29,6 @@ def enter(table: Inodes, parent: Inode, name: bytes, *, opened: bool = True) -> 
     if not opened:
         os.close(fd)
     return table.enter(parent, name, st, fd if opened else None)
-
-
-def drop_caches() -> None:
-    require_root()
-    try:
-        Path("/proc/sys/vm/drop_caches").write_text("2")
-    except OSError as exc:
-        require(False, f"/proc/sys/vm/drop_caches: {exc}")
 
 
 # ---- the table by itself
