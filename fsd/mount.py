@@ -69,7 +69,7 @@ async def mounted(
 
     The body starts when the mount answers.  At its end, however it ends, the
     mount is gone and `fs` closed.  `allow_other` lets other users in; who may
-    do what is decided by the kernel from modes and owners (default_permissions).
+    do what is decided by the kernel from owners, modes and ACLs (default_permissions).
     The mount is read-only if the backing file system is.
 
     One mount at a time in a process, as pyfuse3 has one session.
