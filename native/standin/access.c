@@ -96,6 +96,13 @@ static void user_scan(struct vcpu *v, struct access *a)
 	}
 }
 
+static void user_laps(struct vcpu *v, struct access *a)
+{
+	laps_run(at(a->offset), a->len, a->stride, a->seed, (uint32_t *)(void *)a->bytes,
+		 &v->result.laps);
+	v->result.done = a->len;
+}
+
 /* ------------------------------------------------------------------ guest kernel mode */
 
 static void kernel_copied(struct vcpu *v, struct access *a, size_t left)
@@ -239,6 +246,7 @@ const struct op_description ops[OP_COUNT] = {
 	[OP_FILL] = { "fill", "olb", 0, user_fill },
 	[OP_SCAN] = { "scan", "ols", 0, user_scan },
 	[OP_SCAN_ALL] = { "scan_all", "ols", 0, user_scan },
+	[OP_LAPS] = { "laps", "olsr", 0, user_laps },
 	[OP_KCOPY] = { "kcopy", "ol", ACCESS_COPY_MAX, kernel_copy },
 	[OP_KCOPY_BARE] = { "kcopy_bare", "ol", ACCESS_COPY_MAX, kernel_copy_bare },
 	[OP_KSTORE] = { "kstore", "ol", ACCESS_COPY_MAX, kernel_store },
@@ -256,9 +264,14 @@ static bool touches_window(enum op op)
 	return op != OP_FORK && op != OP_DONTNEED && op != OP_REMAP && op != OP_SIGBUS;
 }
 
-static bool uses_kernel_buffer(enum op op)
+/* Bytes the access needs beside the window. */
+static size_t buffer_size(const struct access *a)
 {
-	return op == OP_KCOPY || op == OP_KCOPY_BARE || op == OP_KSTORE;
+	if (a->op == OP_KCOPY || a->op == OP_KCOPY_BARE || a->op == OP_KSTORE)
+		return a->len;
+	if (a->op == OP_LAPS)
+		return ((a->len - 1) / a->stride + 1) * sizeof(uint32_t);
+	return 0;
 }
 
 /* Runs one access to its end, whichever that is, and leaves it in v->result. */
@@ -269,8 +282,8 @@ void access_run(struct vcpu *v, struct access *a)
 	v->from = window_base + a->offset;
 	v->to = touches_window(a->op) ? v->from + a->len : v->from;
 
-	if (uses_kernel_buffer(a->op)) {
-		a->bytes = malloc(a->len);
+	if (buffer_size(a)) {
+		a->bytes = calloc(1, buffer_size(a));
 		if (!a->bytes) {
 			failed(v, ENOMEM);
 			return;

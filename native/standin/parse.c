@@ -104,6 +104,8 @@ static bool parse_argument(char kind, const char *word, struct access *a, uint64
 		return parse_number(word, &a->len) && (!max || a->len <= max);
 	case 's':
 		return parse_number(word, &a->stride) && a->stride > 0;
+	case 'r':
+		return parse_number(word, &a->seed);
 	case 'n':
 		return parse_number(word, &a->new_offset);
 	case 'x':

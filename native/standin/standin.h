@@ -15,6 +15,7 @@
  *	json.c		answers out
  *	vcpu.c		vCPU threads and their queues
  *	access.c	what a vCPU does to the window
+ *	laps.c		the same with a stop-watch
  *	fork.c		the same in a forked child
  *	exception.c	the guest kernel's exception entry
  *	guest_kernel.S	guest kernel code and its exception table
@@ -30,6 +31,7 @@
 #include <sys/types.h>
 
 #include "abi.h"
+#include "laps.h"
 
 enum {
 	EXIT_DONE = 0,
@@ -100,6 +102,7 @@ enum op {
 	OP_FILL,
 	OP_SCAN,
 	OP_SCAN_ALL,
+	OP_LAPS,
 	OP_KCOPY,
 	OP_KCOPY_BARE,
 	OP_KSTORE,
@@ -141,7 +144,8 @@ struct access {
 	uint64_t seq;			/* counts from 1 on every vCPU */
 	uint64_t offset;
 	uint64_t len;
-	uint64_t stride;		/* scan, scan_all */
+	uint64_t stride;		/* scan, scan_all, laps */
+	uint64_t seed;			/* laps: 0 in order */
 	uint64_t new_offset;		/* remap */
 	uint8_t byte;			/* fill */
 	enum sigbus_disposition disposition;
@@ -170,6 +174,7 @@ struct result {
 	struct fault fault;		/* the first */
 	uint64_t instruction;		/* of a panic */
 	uint32_t events;		/* taken from the event area */
+	struct laps laps;
 	uint64_t value;
 	bool has_value;
 	bool has_bytes;
@@ -209,7 +214,7 @@ struct vcpu {
 	_Atomic uint64_t stray;		/* events for a fault that is over: dropped */
 };
 
-/* `arguments` has a letter for each: o offset, l length, s stride, x bytes in
+/* `arguments` has a letter for each: o offset, l length, s stride, r seed, x bytes in
  * hex, b one byte, n new offset, d disposition of SIGBUS. */
 struct op_description {
 	const char *name;

@@ -129,6 +129,13 @@ static void report(int id, const struct access *a, const struct result *r, uint6
 		json_uint(&j, "steps", r->steps);
 		json_uint(&j, "faults", r->faults);
 	}
+	if (a->op == OP_LAPS) {
+		json_uint(&j, "count", r->laps.count);
+		json_uint(&j, "total", r->laps.total);
+		json_uint(&j, "p50", r->laps.p50);
+		json_uint(&j, "p99", r->laps.p99);
+		json_uint(&j, "most", r->laps.most);
+	}
 	if (r->outcome == OUTCOME_PANIC)
 		json_address(&j, "instruction", r->instruction);
 	if (r->signal)
