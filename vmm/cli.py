@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 
 from vmm.commands.doctor import doctor
 from vmm.commands.mount import mount
+from vmm.commands.repro import repro
 from vmm.errors import DaxfaultError
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell has it
@@ -81,6 +82,7 @@ def daxfault(
     """Page faults on files that fail: every fault ends in the right bytes or the right error."""
 
 
+app.command()(repro)
 app.command()(doctor)
 app.command()(mount)
 
