@@ -3,6 +3,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -177,7 +178,7 @@ def test_devices_missing_file_is_mended_by_loading_the_module(monkeypatch: pytes
     def absent(path: str) -> None:
         raise FileNotFoundError(2, "No such file or directory", path)
 
-    monkeypatch.setattr(devices.os, "stat", absent)
+    monkeypatch.setattr(os, "stat", absent)
     device = devices.fuse()
     assert (device.present, device.openable, device.mend) == (False, False, "modprobe fuse")
 
@@ -188,8 +189,8 @@ def test_devices_refused_to_a_user_is_mended_by_its_mode(monkeypatch: pytest.Mon
     def refuse(path: str, flags: int) -> int:
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr(devices.os, "open", refuse)
-    monkeypatch.setattr(devices.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
     device = devices.fuse()
     assert (device.present, device.problem, device.mend) == (
         True,
@@ -204,8 +205,8 @@ def test_devices_refused_to_root_has_no_command(monkeypatch: pytest.MonkeyPatch)
     def refuse(path: str, flags: int) -> int:
         raise PermissionError(1, "Operation not permitted", path)
 
-    monkeypatch.setattr(devices.os, "open", refuse)
-    monkeypatch.setattr(devices.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert devices.fuse().mend is None
 
 
