@@ -68,20 +68,16 @@ int64_t df_file_read(struct df_file *file, void *buffer, uint64_t offset, uint64
 				break;
 			}
 		}
-		for (uint64_t from = at; filled && from < end;) {
-			uint64_t stop = (from | (CHUNK_SIZE - 1)) + 1;
-
-			if (stop > end)
-				stop = end;
-			memcpy((char *)buffer + (from - offset), pages_at(file, from), stop - from);
-			from = stop;
-		}
+		if (filled)
+			n = pages_read(file, (char *)buffer + done, at, end - at);
 		file_unlock(file);
 
-		if (filled) {
+		if (filled && !n) {
 			done += end - at;
 			continue;
 		}
+		if (filled)
+			return done ? (int64_t)done : n;
 		/* Without the lock: a slow source must not hold up a truncation.
 		 * Against a store or write that runs at the same time either order
 		 * is right. */
@@ -102,14 +98,9 @@ static void update_cache(struct df_file *file, const char *bytes, uint64_t offse
 		bool filled;
 		uint64_t end = pages_run(file, at, offset + len, &filled);
 
-		for (; filled && at < end;) {
-			uint64_t stop = (at | (CHUNK_SIZE - 1)) + 1;
-
-			if (stop > end)
-				stop = end;
-			memcpy(pages_at(file, at), bytes + (at - offset), stop - at);
-			at = stop;
-		}
+		/* Pages that cannot take them must not keep the old bytes. */
+		if (filled && pages_write(file, bytes + (at - offset), at, end - at))
+			pages_drop(file, PAGE_DOWN(at), PAGE_UP(end));
 		at = end;
 	}
 }
@@ -185,19 +176,25 @@ static bool protect(struct df_file *file, uint64_t start, uint64_t end)
 static int write_back_run(struct df_file *file, uint64_t start, uint64_t end)
 {
 	uint64_t stop = end < file->size ? end : file->size;
+	char *bytes = fill_buffer();
+	int error = 0;
 	ssize_t n;
 
 	if (protect(file, start, end))
 		pages_clear_exposed(file, start, end);
-	while (start < stop) {
-		n = pwrite(file->fd, pages_at(file, start), stop - start, (off_t)start);
-		if (n <= 0) {
-			pages_set_exposed(file, PAGE_DOWN(start), end);
-			return n < 0 ? -errno : -ENOSPC;
+	while (start < stop && !error) {
+		uint64_t len = stop - start < RANGE ? stop - start : RANGE;
+
+		error = bytes ? pages_read(file, bytes, start, len) : -ENOMEM;
+		if (!error) {
+			n = pwrite(file->fd, bytes, len, (off_t)start);
+			error = n < 0 ? -errno : n == 0 ? -ENOSPC : 0;
+			start += n > 0 ? (uint64_t)n : 0;
 		}
-		start += (uint64_t)n;
 	}
-	return 0;
+	if (error)
+		pages_set_exposed(file, PAGE_DOWN(start), end);
+	return error;
 }
 
 int df_file_write_back(struct df_file *file)

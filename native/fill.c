@@ -3,11 +3,11 @@
  * fill.c - reading a page source into the page cache, and the faults that wait
  * for it.  Must not install pages in guests, nor decide what EOF means.
  *
- * A fill owns its range from fill_begin() to the end of fill_run(): a second
- * fault on it waits, so a page is read once and never overwritten after a guest
- * may have stored to it.  The bytes go straight into the page cache: nobody can
- * see them there before "filled" is set, and that is only set under file->lock
- * when the generation is still the one the fill began with.
+ * What the kernel has in memory is read at once, under file->lock.  For the rest
+ * a fill owns its range from fill_begin() to the end of fill_run(): a second
+ * fault on it waits, so a page is read once.  The bytes lie in the thread's own
+ * buffer until they go into the page cache, under file->lock and only when the
+ * generation is still the one the fill began with.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -27,31 +27,53 @@ struct df_fill *fill_find(struct df_file *file, uint64_t offset)
 	return NULL;
 }
 
-/* A fill of the unfilled, unowned pages around `offset` inside [start, end). */
-struct df_fill *fill_begin(struct df_file *file, uint64_t offset, uint64_t start, uint64_t end)
+static pthread_key_t buffer_key;
+static pthread_once_t buffer_once = PTHREAD_ONCE_INIT;
+
+static void make_key(void)
 {
-	struct df_fill *fill;
+	pthread_key_create(&buffer_key, free);
+}
+
+char *fill_buffer(void)
+{
+	char *buffer;
+
+	pthread_once(&buffer_once, make_key);
+	buffer = pthread_getspecific(buffer_key);
+	if (!buffer) {
+		buffer = aligned_alloc(PAGE, RANGE);
+		pthread_setspecific(buffer_key, buffer);
+	}
+	return buffer;
+}
+
+/* Narrow [*start, *end) to the unfilled pages around `offset` that nobody reads. */
+static void narrow(struct df_file *file, uint64_t offset, uint64_t *start, uint64_t *end)
+{
 	bool filled;
 
-	while (start < offset && pages_filled(file, start))
-		start += PAGE;
-	for (uint64_t at = start; at < offset; at += PAGE)
+	for (uint64_t at = *start; at < offset; at += PAGE)
 		if (pages_filled(file, at))
-			start = at + PAGE;
-	end = pages_run(file, offset, end, &filled);
+			*start = at + PAGE;
+	*end = pages_run(file, offset, *end, &filled);
 	for (struct df_fill *other = file->fills; other; other = other->next) {
 		uint64_t other_end = other->start + other->len;
 
-		if (other_end <= offset && other_end > start)
-			start = other_end;
-		if (other->start > offset && other->start < end)
-			end = other->start;
+		if (other_end <= offset && other_end > *start)
+			*start = other_end;
+		if (other->start > offset && other->start < *end)
+			*end = other->start;
 	}
-	if (!pages_at(file, start) || !pages_at(file, end - 1))
-		return NULL;
-	fill = calloc(1, sizeof(*fill));
+}
+
+struct df_fill *fill_begin(struct df_file *file, uint64_t offset, uint64_t start, uint64_t end)
+{
+	struct df_fill *fill = calloc(1, sizeof(*fill));
+
 	if (!fill)
 		return NULL;
+	narrow(file, offset, &start, &end);
 	fill->file = file;
 	file_get(file);
 	fill->start = start;
@@ -118,20 +140,37 @@ static uint64_t source_fill(int fd, char *to, uint64_t offset, uint64_t len, int
 	return done;
 }
 
-/* Account `got` bytes at `start` as filled.  A last page that is partly read is
- * the last of the file, or the rest of it is not known. */
-static void settle(struct df_file *file, uint64_t start, uint64_t got, uint64_t len)
+/* Read without waiting for a disk, where that can be had. */
+static uint64_t source_peek(struct df_file *file, char *to, uint64_t offset, uint64_t len,
+			    int *error)
 {
-	uint64_t end = start + got;
+	uint64_t got;
 
-	if (end >= file->size && got < len) {
-		uint64_t tail = PAGE_UP(end);
+	*error = EAGAIN;
+	if (file->memory)
+		return source_fill(file->fd, to, offset, len, 0, error);
+	if (file->blocks)
+		return 0;
+	got = source_fill(file->fd, to, offset, len, RWF_NOWAIT, error);
+	if (*error == EOPNOTSUPP) {
+		file->blocks = true;
+		*error = EAGAIN;
+	}
+	return got;
+}
 
-		if (tail > end)
-			memset(pages_at(file, end), 0, tail - end);
+/* Put `got` bytes read at `start` into the page cache.  A last page that is partly
+ * read is the last of the file, or the rest of it is not known. */
+static int settle(struct df_file *file, char *bytes, uint64_t start, uint64_t got)
+{
+	uint64_t end = start + got, tail = PAGE_UP(end);
+
+	if (end >= file->size) {
+		memset(bytes + got, 0, tail - end);
 		end = tail;
 	}
-	pages_set_filled(file, start, PAGE_DOWN(end));
+	end = PAGE_DOWN(end);
+	return start < end ? pages_fill(file, bytes, start, end) : 0;
 }
 
 struct df_fault *fill_run(struct df_fill *fill, bool may_block, bool *wait)
@@ -139,33 +178,19 @@ struct df_fault *fill_run(struct df_fill *fill, bool may_block, bool *wait)
 	struct df_file *file = fill->file;
 	struct df_engine *engine = NULL;
 	struct df_fault *waiters;
-	uint64_t got;
-	char *to;
-	int error, bits;
+	char *bytes = fill_buffer();
+	uint64_t got = 0;
+	int error = ENOMEM, bits;
 
 	*wait = false;
-	file_lock(file);
-	to = pages_at(file, fill->start);
-	if (fill->waiters)
-		engine = fill->waiters->guest->engine;
-	file_unlock(file);
-
-	if (may_block || file->memory) {
-		got = source_fill(file->fd, to, fill->start, fill->len, 0, &error);
-	} else {
-		error = EOPNOTSUPP;
-		got = 0;
-		if (!file->blocks)
-			got = source_fill(file->fd, to, fill->start, fill->len, RWF_NOWAIT, &error);
-		if (error == EOPNOTSUPP)
-			file->blocks = true;
-		if (error == EOPNOTSUPP || error == EAGAIN) {
-			*wait = true;
-			return NULL;
-		}
+	if (bytes && may_block)
+		got = source_fill(file->fd, bytes, fill->start, fill->len, 0, &error);
+	else if (bytes)
+		got = source_peek(file, bytes, fill->start, fill->len, &error);
+	if (!may_block && error == EAGAIN) {
+		*wait = true;
+		return NULL;
 	}
-	if (engine)
-		COUNT(engine, filled, got);
 
 	file_lock(file);
 	for (struct df_fill **p = &file->fills; *p; p = &(*p)->next)
@@ -175,17 +200,23 @@ struct df_fault *fill_run(struct df_fill *fill, bool may_block, bool *wait)
 		}
 	bits = file_notice(file);	/* was it the EOF we knew? */
 	waiters = take_waiters(fill);
+	if (waiters) {
+		engine = waiters->guest->engine;
+		COUNT(engine, filled, got);
+	}
 	if (fill->generation != atomic_load(&file->generation)) {
 		/* Read across a change: these bytes are neither old nor new. */
 		for (struct df_fault *fault = waiters; fault; fault = fault->next)
 			fault->tries++;
 		if (engine)
 			COUNT(engine, retries, 1);
-		pages_drop(file, fill->start, fill->start + fill->len);
 	} else {
-		if (!error && got < fill->len && fill->start + got < file->size)
+		int refused = settle(file, bytes, fill->start, got);
+
+		if (refused)
+			error = -refused;
+		else if (!error && got < fill->len && fill->start + got < file->size)
 			error = EIO;	/* neither bytes, nor EOF, nor an error */
-		settle(file, fill->start, got, fill->len);
 		/* The error may be of another page than the waiter's own: each
 		 * asks once more for that page alone before it is believed. */
 		for (struct df_fault *fault = waiters; fault && error; fault = fault->next) {
@@ -200,22 +231,26 @@ struct df_fault *fill_run(struct df_fill *fill, bool may_block, bool *wait)
 	return waiters;
 }
 
-/* One page, read under file->lock: nothing can change it meanwhile. */
-int fill_locked(struct df_file *file, uint64_t offset)
+/* Under file->lock nothing can change the file meanwhile, so there is no
+ * generation to compare. */
+int fill_now(struct df_file *file, uint64_t offset, uint64_t start, uint64_t end, bool may_block)
 {
-	char *to = pages_at(file, offset);
+	char *bytes = fill_buffer();
 	uint64_t got;
 	int error;
 
-	if (!to)
+	if (!bytes)
 		return -ENOMEM;
-	got = source_fill(file->fd, to, offset, PAGE, 0, &error);
+	narrow(file, offset, &start, &end);
+	if (may_block)
+		got = source_fill(file->fd, bytes, start, end - start, 0, &error);
+	else
+		got = source_peek(file, bytes, start, end - start, &error);
 	if (error)
 		return -error;
-	if (got < PAGE && offset + got < file->size)
+	if (got < end - start && start + got < file->size)
 		return -EIO;
-	settle(file, offset, got, PAGE);
-	return 0;
+	return settle(file, bytes, start, got);
 }
 
 /* Faults whose page source did not answer in time. */

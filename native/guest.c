@@ -235,7 +235,8 @@ static void *reader(void *arg)
 		do {
 			uint64_t until = spin ? now_ns() + spin : 0;
 
-			while ((n = read_events(guest)) > 0)
+			/* a batch that was not full has emptied the queue */
+			while ((n = read_events(guest)) == BATCH || (spin && n > 0))
 				until = spin ? now_ns() + spin : 0;
 			faults_run(take_again(guest), false);
 			if (!spin || now_ns() >= until)

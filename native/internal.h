@@ -74,10 +74,9 @@ struct df_poison {
 #define CHUNK_SIZE ((uint64_t)1 << CHUNK_SHIFT)
 #define CHUNK_PAGES (CHUNK_SIZE / PAGE)
 
-/* 1 GiB of a file's page cache, mapped into the host. */
+/* What is known of 1 GiB of a file's page cache. */
 struct df_chunk {
 	uint64_t index;
-	char *map;
 	uint64_t filled[CHUNK_PAGES / 64];	/* holds the file's bytes */
 	uint64_t exposed[CHUNK_PAGES / 64];	/* ... and a guest may have stored to it */
 };
@@ -134,11 +133,13 @@ static inline uint64_t file_end(const struct df_file *file)	/* first byte past t
 
 /* pages.c: the page cache; all under file->lock */
 struct df_chunk *pages_chunk(struct df_file *file, uint64_t offset, bool create);
-char *pages_at(struct df_file *file, uint64_t offset);	/* NULL: no memory */
+int pages_read(struct df_file *file, char *to, uint64_t offset, uint64_t len);
+int pages_write(struct df_file *file, const char *from, uint64_t offset, uint64_t len);
+/* Whole pages from the source, [start, end) in at most two chunks. */
+int pages_fill(struct df_file *file, const char *from, uint64_t start, uint64_t end);
 bool pages_filled(struct df_file *file, uint64_t offset);
 /* end of the run of pages in the same state as the first, at most `end` */
 uint64_t pages_run(struct df_file *file, uint64_t offset, uint64_t end, bool *filled);
-void pages_set_filled(struct df_file *file, uint64_t start, uint64_t end);
 void pages_set_exposed(struct df_file *file, uint64_t start, uint64_t end);
 /* the first run of exposed pages at or after *start, inside one chunk */
 bool pages_next_exposed(struct df_file *file, uint64_t *start, uint64_t *end, uint64_t most);
@@ -247,6 +248,21 @@ struct df_engine {
 #define COUNT(engine, field, n) \
 	__atomic_fetch_add(&(engine)->counters.field, (uint64_t)(n), __ATOMIC_RELAXED)
 
+/* What became of a fault for now */
+enum verdict {
+	DONE,
+	WAITS,		/* a copy of the fault waits on a fill */
+	FILL,		/* ... on a new one, which the caller must run */
+	AGAIN,		/* the guest's address space is changing: after its events */
+	REPEAT,		/* look again, at once */
+};
+
+/* install.c; under guest->lock and file->lock */
+void install_window(const struct df_region *region, const struct df_fault *fault, uint64_t around,
+		    uint64_t *start, uint64_t *end);
+enum verdict install(struct df_fault *fault, struct df_region *region, uint64_t page);
+enum verdict install_store(struct df_fault *fault, struct df_region *region, uint64_t page);
+
 /* fault.c */
 void faults_run(struct df_fault *list, bool may_block);	/* takes heap faults */
 void fault_arrived(const struct df_fault *fault);	/* from the reader of a guest */
@@ -254,13 +270,16 @@ struct df_fault *fault_copy(const struct df_fault *fault);
 void fault_free(struct df_fault *fault);
 
 /* fill.c */
+char *fill_buffer(void);		/* RANGE bytes of this thread's own; NULL: no memory */
+/* Read now, under file->lock, what of [start, end) around `offset` is missing: 0,
+ * -EAGAIN when it would block, or what is wrong with the page. */
+int fill_now(struct df_file *file, uint64_t offset, uint64_t start, uint64_t end, bool may_block);
 struct df_fill *fill_find(struct df_file *file, uint64_t offset);
 struct df_fill *fill_begin(struct df_file *file, uint64_t offset, uint64_t start, uint64_t end);
 void fill_wait(struct df_fill *fill, struct df_fault *fault);
 /* Read and settle.  -> the waiters to decide again, or NULL with *wait set when
  * the source would block and may_block is false. */
 struct df_fault *fill_run(struct df_fill *fill, bool may_block, bool *wait);
-int fill_locked(struct df_file *file, uint64_t offset);	/* 0 or -errno */
 void fill_release(struct df_file *file);
 void fill_expire(struct df_engine *engine, struct df_file *file, uint64_t now);
 
