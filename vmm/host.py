@@ -17,10 +17,10 @@ import struct
 import threading
 from collections.abc import AsyncIterator, Callable
 
-import native
 import trio
-from native import Answer, Delivery, Engine, Failure
 
+import native
+from native import Answer, Delivery, Engine, Failure
 from vmm import wire
 from vmm.designs import Design
 from vmm.records import Record, Records

@@ -20,11 +20,11 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import trio
+
 import fsd
 import native
-import trio
 from native import PAGE_SIZE, RANGE_SIZE
-
 from vmm.designs import DESIGNS
 from vmm.errors import UsageError
 from vmm.host import Host, hosting
@@ -174,8 +174,8 @@ class _Stage:
 async def _stage(file: Path | None, seconds: float) -> AsyncIterator[_Stage]:
     with tempfile.TemporaryDirectory(prefix="daxfault-") as top:
         backing, mount = Path(top, "backing"), Path(top, "mount")
-        backing.mkdir()
-        mount.mkdir()
+        for directory in (backing, mount):
+            os.mkdir(directory)
         fs = fsd.Filesystem(backing)
         watchdog = Watchdog(seconds=seconds)
         async with fsd.mounted(fs, mount), hosting(fs, watchdog=watchdog) as (host, nursery):
@@ -225,8 +225,9 @@ async def _noticed(guest: StandIn, name: str, size: int) -> None:
     """Wait until the file server has seen a change behind the mount."""
     with trio.fail_after(_NOTICE_SECONDS):
         file = guest.session.file(name)
-        while (state := file.state()).known_size != size or state.mending:
-            await trio.sleep(0.0005)  # inotify has no acknowledgement to wait for
+        # inotify has no acknowledgement to wait for
+        while (state := file.state()).known_size != size or state.mending:  # noqa: ASYNC110
+            await trio.sleep(0.0005)
 
 
 class _Teller:
@@ -242,7 +243,8 @@ class _Teller:
 
     async def before(self, backing: Path, cut: int, dead: int) -> None:
         """The guest sees the file's bytes, also those that are about to go."""
-        data = backing.read_bytes()[cut - 16 : cut + 16]
+        with backing.open("rb") as file:
+            data = os.pread(file.fileno(), 32, cut - 16)
         await self._access("read", "read across the cut", cut - 16, 32, "ok", value=data.hex())
         await self._access("touch", "touch what will be cut off", dead + 5, 0, "ok")
 
@@ -253,16 +255,14 @@ class _Teller:
             "touch", "user access to a dead page", dead + PAGE_SIZE + 5, 0, "loop" if loops else "sigbus"
         )
         await self._access(
-            "kcopy", "copy in guest kernel, table entry", dead - 16, 64, "loop" if loops else "efault", done=16
+            "kcopy", "guest kernel copy, table entry", dead - 16, 64, "loop" if loops else "efault", done=16
         )
         await self._access(
             "sys_write", "real system call", dead + 2 * PAGE_SIZE, 64, "loop" if loops else "efault"
         )
 
     async def regrown(self, dead: int) -> None:
-        await self._access(
-            "read", "the file grown again: zeros", dead + PAGE_SIZE, 16, "ok", value="00" * 16
-        )
+        await self._access("read", "the file grown again: zeros", dead + PAGE_SIZE, 16, "ok", value="00" * 16)
 
     async def _access(
         self,

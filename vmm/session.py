@@ -17,10 +17,9 @@ import socket
 import struct
 from typing import Protocol
 
-import native
 import trio
-from native import Engine, File, Guest
 
+from native import Engine, File, Guest
 from vmm import wire
 from vmm.designs import Design
 
@@ -102,7 +101,9 @@ def check_uffd(fd: int) -> int:
 class Session:
     """A guest from hello to its end."""
 
-    def __init__(self, sock: socket.socket, pid: int, engine: Engine, files: FileServer, design: Design) -> None:
+    def __init__(
+        self, sock: socket.socket, pid: int, engine: Engine, files: FileServer, design: Design
+    ) -> None:
         self._sock = trio.socket.from_stdlib_socket(sock)
         self.pid = pid
         self._engine = engine

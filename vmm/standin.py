@@ -14,12 +14,12 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-import native
 import trio
 
+import native
 from vmm.designs import Design
 from vmm.host import Host
 from vmm.session import Session
@@ -114,7 +114,7 @@ class StandIn:
         """Run one access on a vCPU, as in `touch 0x1000`; -> what it got."""
         return await (await self.start(vcpu, text))()
 
-    async def start(self, vcpu: int, text: str) -> Any:
+    async def start(self, vcpu: int, text: str) -> Callable[[], Awaitable[Done]]:
         """Begin an access; -> an async function that waits for its Done."""
         reply = _Reply()
         async with self._sending:

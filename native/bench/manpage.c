@@ -4,9 +4,9 @@
  * userfaultfd(2), one poll(), one read() and one UFFDIO_COPY a fault, for a
  * guest in another process.  Must stay as plain as the example is.
  *
- *	daxfault-bench-manpage PAGES SEED [FILE]
+ *	daxfault-bench-manpage PAGES STRIDE SEED [FILE]
  *
- * With FILE each page is read from it with pread() first; without, one buffer is
+ * Touches a byte every STRIDE bytes.  With FILE each page is read from it with pread() first; without, one buffer is
  * copied over and over, as in the manual page.  Prints one JSON object.
  */
 #include <errno.h>
@@ -76,7 +76,7 @@ static int receive_fd(int sock, uint64_t *base)
 	return fd;
 }
 
-static void guest(int sock, uint64_t pages, uint64_t seed)
+static void guest(int sock, uint64_t pages, uint64_t stride, uint64_t seed)
 {
 	struct uffdio_api api = { .api = UFFD_API };
 	uint64_t len = pages * DF_PAGE_SIZE;
@@ -96,7 +96,7 @@ static void guest(int sock, uint64_t pages, uint64_t seed)
 	send_fd(sock, uffd, base);
 	if (read(sock, &go, 1) != 1)
 		die("the handler is gone");
-	laps_run((volatile uint8_t *)base, len, DF_PAGE_SIZE, seed, room, &laps);
+	laps_run((volatile uint8_t *)base, len, stride, seed, room, &laps);
 	printf("{\"count\":%llu,\"total\":%llu,\"p50\":%llu,\"p99\":%llu,\"most\":%llu}\n",
 	       (unsigned long long)laps.count, (unsigned long long)laps.total,
 	       (unsigned long long)laps.p50, (unsigned long long)laps.p99,
@@ -108,12 +108,13 @@ static void guest(int sock, uint64_t pages, uint64_t seed)
 int main(int argc, char **argv)
 {
 	static char page[DF_PAGE_SIZE] __attribute__((aligned(DF_PAGE_SIZE)));
-	uint64_t pages = argc > 2 ? strtoull(argv[1], NULL, 0) : 0, base = 0;
-	int sv[2], uffd, status, file = argc > 3 ? open(argv[3], O_RDONLY) : -1;
+	uint64_t pages = argc > 3 ? strtoull(argv[1], NULL, 0) : 0, base = 0;
+	uint64_t stride = argc > 3 ? strtoull(argv[2], NULL, 0) : 0;
+	int sv[2], uffd, status, file = argc > 4 ? open(argv[4], O_RDONLY) : -1;
 	pid_t child;
 
-	if (!pages || (argc > 3 && file < 0)) {
-		fprintf(stderr, "usage: daxfault-bench-manpage PAGES SEED [FILE]\n");
+	if (!pages || stride < DF_PAGE_SIZE || (argc > 4 && file < 0)) {
+		fprintf(stderr, "usage: daxfault-bench-manpage PAGES STRIDE SEED [FILE]\n");
 		return 2;
 	}
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET, 0, sv))
@@ -123,7 +124,7 @@ int main(int argc, char **argv)
 		die("fork");
 	if (!child) {
 		close(sv[0]);
-		guest(sv[1], pages, strtoull(argv[2], NULL, 0));
+		guest(sv[1], pages, stride, strtoull(argv[3], NULL, 0));
 	}
 	close(sv[1]);
 	uffd = receive_fd(sv[0], &base);

@@ -37,7 +37,7 @@ class Via(enum.StrEnum):
 def repro(
     file: Annotated[
         Path | None,
-        typer.Option(help="A file to tell the story with; a copy of it is truncated. Default: 64 KiB of noise."),
+        typer.Option(help="Tell the story with a copy of this file. Default: 64 KiB of noise."),
     ] = None,
     design: Annotated[
         list[DesignName] | None, typer.Option(help="Only this design; may be given again. Default: all.")
@@ -78,7 +78,8 @@ def repro(
         story.check_machine()
         outcome = _with_progress(lambda progress: trio.run(tell, progress))
     except (fsd.MountError, PermissionError) as e:
-        raise Unsupported(f"{e}\nRun `daxfault doctor`: it says what is missing here, and what mends it.") from e
+        hint = "Run `daxfault doctor`: it says what is missing here, and what mends it."
+        raise Unsupported(f"{e}\n{hint}") from e
     if as_json:
         print(json.dumps(outcome.as_json(), indent=2))
     else:
@@ -127,10 +128,11 @@ def _table(story: Story) -> RenderableType:
     table.add_column("time", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for access in story.accesses:
-        style = "red" if access.outcome == "loop" else ""
         got = access.outcome.upper() if access.outcome != "ok" else "bytes"
-        mark = "[green]as expected[/]" if access.ok else f"[red]expected {access.expected}[/]"
-        table.add_row(access.what, f"[{style}]{got}[/]" if style else got, _evidence(access), _time(access.ns), mark)
+        if access.outcome == "loop":
+            got = f"[red]{got}[/]"
+        mark = "[green]✓[/]" if access.ok else f"[red]✗ expected {access.expected}[/]"
+        table.add_row(access.what, got, _evidence(access), _time(access.ns), mark)
     return table
 
 
@@ -169,5 +171,3 @@ def _verdict(outcome: Outcome) -> RenderableType:
     else:
         text.append("Something was not as expected.", style="red")
     return text
-
-
