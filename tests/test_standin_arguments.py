@@ -13,19 +13,13 @@ import json
 import os
 import random
 import socket
-import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-HEADER = struct.Struct("=IIQiI")  # type, len, seq, error, pad
-HELLO = struct.Struct("=IIQiIIiQQQ")  # and version, pid, window, window_len, features
-DF_HELLO, DF_REPLY = 1, 1000
-SEND_ERROR = 1
-RANGE = 2 << 20
-SECONDS = 30  # for a process that should end at once
+from needs import require
+from standin_peer import DF_HELLO, DF_REPLY, HEADER, HELLO, RANGE, SECONDS, SEND_ERROR, Peer, answer
 
 
 @pytest.fixture(scope="module")
@@ -39,70 +33,8 @@ def standin() -> Path:
     except ModuleNotFoundError:
         found = None
     if found is None or not found.exists():
-        missing("daxfault-standin is not built")
+        require(False, "daxfault-standin, built")
     return found
-
-
-def missing(what: str) -> None:
-    if os.environ.get("DAXFAULT_REQUIRE") == "1":
-        pytest.fail(what)
-    pytest.skip(what)
-
-
-class Peer:
-    """The stand-in with a host played by the test, which holds `socket`."""
-
-    def __init__(self, standin: Path, *arguments: str) -> None:
-        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.socket.settimeout(SECONDS)
-        self.process = subprocess.Popen(
-            [standin, "--fd", str(theirs.fileno()), *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            pass_fds=[theirs.fileno()],
-        )
-        theirs.close()
-        self.fds: list[int] = []
-
-    def hello(self) -> tuple[int, ...]:
-        message, self.fds, flags, _ = socket.recv_fds(self.socket, 4096, 8)
-        if not message:
-            _, stderr = self.process.communicate(timeout=SECONDS)
-            if b"no window served by userfaultfd" in stderr:
-                missing("userfaultfd with kernel-mode faults")
-            pytest.fail(stderr.decode())
-        assert not flags & socket.MSG_CTRUNC
-        assert len(message) == HELLO.size
-        return HELLO.unpack(message)
-
-    def welcome(self) -> tuple[int, ...]:
-        hello = self.hello()
-        self.socket.send(answer(hello))
-        return hello
-
-    def run(self, script: bytes) -> tuple[int, list[dict], str]:
-        """Feeds a script to its end: exit code, events, standard error."""
-        stdout, stderr = self.process.communicate(script, timeout=SECONDS)
-        events = [json.loads(line) for line in stdout.splitlines()]
-        return self.process.returncode, events, stderr.decode()
-
-    def close(self) -> None:
-        self.socket.close()
-        for fd in self.fds:
-            os.close(fd)
-        self.process.kill()
-        self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
-            if not stream.closed:
-                stream.close()
-
-
-def answer(hello: tuple[int, ...], **changed: int) -> bytes:
-    """A good reply to HELLO but for what is changed."""
-    names = ("type", "len", "seq", "error", "pad", "version", "pid", "window", "window_len", "features")
-    fields = dict(zip(names, hello, strict=True)) | {"type": DF_HELLO + DF_REPLY} | changed
-    return HELLO.pack(*fields.values())
 
 
 @pytest.fixture
