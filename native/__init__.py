@@ -13,6 +13,7 @@ from native._daxfault import ffi, lib
 from native.engine import Answer, Counters, Delivery, Engine, Failure, Guest, Reason
 from native.errors import check
 from native.file import CHANGED_CONTENT, CHANGED_SIZE, File, FileState
+from native.uffd import Event, EventKind, Mode, Uffd
 
 __all__ = [
     "CHANGED_CONTENT",
@@ -23,11 +24,15 @@ __all__ = [
     "Counters",
     "Delivery",
     "Engine",
+    "Event",
+    "EventKind",
     "Failure",
     "File",
     "FileState",
     "Guest",
+    "Mode",
     "Reason",
+    "Uffd",
     "ffi",
     "lib",
     "poison_code",

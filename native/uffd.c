@@ -55,6 +55,52 @@ int64_t df_uffd_probe(int user_mode_only)
 	return error ? error : (int64_t)api.features;
 }
 
+_Static_assert(DF_UFFD_MISSING == UFFDIO_REGISTER_MODE_MISSING &&
+	       DF_UFFD_WP == UFFDIO_REGISTER_MODE_WP &&
+	       DF_UFFD_MINOR == UFFDIO_REGISTER_MODE_MINOR &&
+	       DF_UFFD_PAGEFAULT == UFFD_EVENT_PAGEFAULT && DF_UFFD_FORK == UFFD_EVENT_FORK &&
+	       DF_UFFD_REMAP == UFFD_EVENT_REMAP && DF_UFFD_REMOVE == UFFD_EVENT_REMOVE &&
+	       DF_UFFD_UNMAP == UFFD_EVENT_UNMAP, "uffd.h follows linux/userfaultfd.h");
+
+int uffd_register(int uffd, uint64_t start, uint64_t len, int modes, uint64_t *ioctls)
+{
+	struct uffdio_register arg = { .range = { start, len }, .mode = (uint64_t)modes };
+	int error = ioctl(uffd, UFFDIO_REGISTER, &arg) ? -errno : 0;
+
+	*ioctls = error ? 0 : arg.ioctls;
+	return error;
+}
+
+int uffd_unregister(int uffd, uint64_t start, uint64_t len)
+{
+	struct uffdio_range arg = { start, len };
+
+	return ioctl(uffd, UFFDIO_UNREGISTER, &arg) ? -errno : 0;
+}
+
+int uffd_copy(int uffd, uint64_t start, const void *from, uint64_t len, bool protect, uint64_t *done)
+{
+	struct uffdio_copy arg = {
+		.dst = start,
+		.src = (uintptr_t)from,
+		.len = len,
+		.mode = protect ? UFFDIO_COPY_MODE_WP : 0,
+	};
+	int error = ioctl(uffd, UFFDIO_COPY, &arg) ? -errno : 0;
+
+	*done = arg.copy > 0 ? (uint64_t)arg.copy : 0;
+	return error;
+}
+
+int uffd_zeropage(int uffd, uint64_t start, uint64_t len, uint64_t *done)
+{
+	struct uffdio_zeropage arg = { .range = { start, len } };
+	int error = ioctl(uffd, UFFDIO_ZEROPAGE, &arg) ? -errno : 0;
+
+	*done = arg.zeropage > 0 ? (uint64_t)arg.zeropage : 0;
+	return error;
+}
+
 int uffd_continue(int uffd, uint64_t start, uint64_t len, bool protect, uint64_t *done)
 {
 	struct uffdio_continue arg = {
@@ -148,4 +194,35 @@ int uffd_read(int uffd, struct uffd_msg *msgs, size_t most)
 	if (n < 0)
 		return errno == EAGAIN || errno == EINTR ? 0 : -errno;
 	return (int)((size_t)n / sizeof(*msgs));
+}
+
+int uffd_events(int uffd, struct df_uffd_event *out, int most)
+{
+	struct uffd_msg msgs[16];
+	int n = uffd_read(uffd, msgs, most < 16 ? (size_t)most : 16);
+
+	for (int i = 0; i < n; i++) {
+		const struct uffd_msg *m = &msgs[i];
+
+		out[i] = (struct df_uffd_event){ .kind = m->event, .fd = -1 };
+		switch (m->event) {
+		case UFFD_EVENT_PAGEFAULT:
+			out[i].tid = (int32_t)m->arg.pagefault.feat.ptid;
+			out[i].flags = (uint32_t)m->arg.pagefault.flags;
+			out[i].address = m->arg.pagefault.address;
+			break;
+		case UFFD_EVENT_FORK:
+			out[i].fd = (int32_t)m->arg.fork.ufd;
+			break;
+		case UFFD_EVENT_REMAP:
+			out[i].address = m->arg.remap.from;
+			out[i].to = m->arg.remap.to;
+			out[i].len = m->arg.remap.len;
+			break;
+		default:
+			out[i].address = m->arg.remove.start;
+			out[i].len = m->arg.remove.end - m->arg.remove.start;
+		}
+	}
+	return n;
 }
