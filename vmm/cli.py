@@ -65,7 +65,7 @@ app = typer.Typer(
     name="daxfault",
     cls=Commands,
     no_args_is_help=True,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     # a bug's traceback is for a developer, who wants the plain one
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -54,12 +54,12 @@ def repro(
     """Reproduce the truncate loop, then cure it.
 
     A guest maps a file of a FUSE mount and reads it through userfaultfd; the file is
-    truncated; the guest touches what is gone. Under [b]mainline[/] the error is dropped, the
-    guest is told that the page is ready, and the fault comes back for ever. Under [b]report[/]
+    truncated; the guest touches what is gone. Under `mainline` the error is dropped, the
+    guest is told that the page is ready, and the fault comes back for ever. Under `report`
     the process gets SIGBUS at the exact address, and a system call EFAULT.
 
     Ends with 0 when everything was as expected, with 1 when something was not, with 3 when
-    this machine lacks what is needed ([b]daxfault doctor[/] says what).
+    this machine lacks what is needed (`daxfault doctor` says what).
     """
     import trio
 
