@@ -12,6 +12,9 @@ ratios of medians of one run are what may be quoted.
     engine           the fault engine: a warm file, nothing in its page cache
     engine, cached   the same again: everything in its page cache, nothing mapped
 
+Errors are timed from the access to its end: past EOF under `report`, told to the
+thread (user) or by poison (system call), which both go through Python.
+
 Run it with the interpreter of the tree: .venv/bin/python scripts/bench_fault.py
 """
 
@@ -91,6 +94,25 @@ async def engine(pages: int, stride: int, seed: int, file: Path, cpus: set[int])
         return found[0], found[1]
 
 
+async def errors(count: int, file: Path, cpus: set[int]) -> dict[str, list[int]]:
+    """ns of accesses to `count` pages past EOF, each page once and by both kinds of access."""
+    length = (2 * count * native.PAGE_SIZE + native.RANGE_SIZE) // native.RANGE_SIZE * native.RANGE_SIZE
+    found: dict[str, list[int]] = {"user access, SIGBUS": [], "system call, EFAULT": []}
+    file.write_bytes(b"x")  # noqa: ASYNC240 - nobody else is waiting
+    async with (
+        hosting(DirectFiles()) as (host, nursery),
+        standin(host, nursery, DESIGNS["report"], window=length) as guest,
+    ):
+        pin(cpus)
+        await guest.open("file", file, "ro")
+        await guest.map("file", 0, length, 0, "r")
+        for page in range(1, count + 1):
+            for kind, access in zip(found, ("touch {}", "sys_write {} 64"), strict=True):
+                offset = page * native.PAGE_SIZE
+                found[kind].append((await guest.access(0, access.format(offset))).ns)
+    return found
+
+
 def pin(cpus: set[int]) -> None:
     """Keep every thread of this process, and what it starts, on these CPUs."""
     for thread in os.listdir("/proc/self/task"):
@@ -159,9 +181,16 @@ def main(
     pages = (pages + 511) // 512 * 512
     allowed = os.sched_getaffinity(0)
     cpus = allowed if spread else {min(allowed)}
+    told: dict[str, list[int]] = {}
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("measuring", total=rounds * len(ORDERS))
         results = measure(pages, rounds, cpus, lambda: progress.advance(task))
+        with tempfile.TemporaryDirectory(prefix="daxfault-") as top:
+            told = trio.run(errors, 500, Path(top, "file"), cpus)
+    ended = {
+        kind: {"p50_ns": statistics.median(ns), "p99_ns": sorted(ns)[len(ns) * 99 // 100]}
+        for kind, ns in told.items()
+    }
     shown: dict[str, dict[str, dict[str, float]]] = {}
     for order, found in results.items():
         rows = {name: summary(laps) for name, laps in found.items()}
@@ -172,11 +201,13 @@ def main(
     if as_json:
         where = "any CPU" if spread else "one CPU"
         run = {"kernel": platform.release(), "pages": pages, "rounds": rounds, "cpus": where}
-        print(json.dumps({**run, "orders": shown}))
+        print(json.dumps({**run, "orders": shown, "errors": ended}))
         return
     console = Console()
     for order, rows in shown.items():
         console.print(table(order, rows))
+    for kind, row in ended.items():
+        console.print(f"{kind}: p50 {row['p50_ns'] / 1e3:.0f} us, p99 {row['p99_ns'] / 1e3:.0f} us")
 
 
 if __name__ == "__main__":
