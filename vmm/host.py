@@ -32,6 +32,13 @@ log = logging.getLogger(__name__)
 Observer = Callable[[Record], None]
 
 
+def _alone(e: BaseException) -> BaseException:
+    """The one exception in a nursery's group."""
+    while isinstance(e, BaseExceptionGroup) and len(e.exceptions) == 1:
+        e = e.exceptions[0]
+    return e
+
+
 class Host:
     """Serves guests.  Make one with `hosting()`."""
 
@@ -72,9 +79,15 @@ class Host:
                 nursery.start_soon(self._until_death, pid, nursery.cancel_scope)
                 await session.serve()
                 nursery.cancel_scope.cancel()
-        except (wire.ProtocolError, trio.TooSlowError, OSError) as e:
-            why = str(e) or type(e).__name__
-            log.warning("guest %d: %s; its connection is closed, other guests go on", pid, why)
+        except Exception as e:
+            reason = _alone(e)
+            why = str(reason) or type(reason).__name__
+            expected = isinstance(reason, wire.ProtocolError | trio.TooSlowError | OSError)
+            # what nobody foresaw is a bug of ours, and still only this guest's loss
+            trace = None if expected else e
+            log.warning(
+                "guest %d: %s; its connection is closed, other guests go on", pid, why, exc_info=trace
+            )
         finally:
             with trio.CancelScope(shield=True):
                 await session.close()

@@ -224,7 +224,10 @@ async def standin(
     finally:
         theirs.close()
     try:
-        session: Session = await nursery.start(host.guest, ours, process.pid, design)
+        try:
+            session: Session = await nursery.start(host.guest, ours, process.pid, design)
+        except RuntimeError as e:  # trio's: it ended before it began
+            raise StandInError("the host would not serve the stand-in; its log says why") from e
         guest = StandIn(process, session)
         async with trio.open_nursery() as answers:
             answers.start_soon(guest.read_answers)
