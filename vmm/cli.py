@@ -21,7 +21,7 @@ from typer.core import TyperGroup
 from vmm.commands.doctor import doctor
 from vmm.commands.mount import mount
 from vmm.commands.repro import repro
-from vmm.errors import DaxfaultError
+from vmm.errors import DaxfaultError, alone
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell has it
 
@@ -33,24 +33,13 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except (Exception, KeyboardInterrupt, BaseExceptionGroup) as exc:
-            reason = _alone(exc)
+            reason = alone(exc)
             if isinstance(reason, KeyboardInterrupt):
                 raise typer.Exit(INTERRUPTED) from None
             if isinstance(reason, DaxfaultError):
                 print(f"daxfault: {reason}", file=sys.stderr)
                 raise typer.Exit(reason.exit_code) from None
             raise
-
-
-def _alone(exc: BaseException) -> BaseException:
-    """The one exception in a trio nursery's group; Ctrl-C counts before any other."""
-    while isinstance(exc, BaseExceptionGroup):
-        if exc.subgroup(KeyboardInterrupt) is not None:
-            return KeyboardInterrupt()
-        if len(exc.exceptions) != 1:
-            return exc
-        exc = exc.exceptions[0]
-    return exc
 
 
 def _print_version(wanted: bool) -> None:

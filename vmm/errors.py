@@ -27,3 +27,14 @@ class UsageError(DaxfaultError):
     """What was asked for makes no sense: a path that is not there, a directory in use."""
 
     exit_code = 2
+
+
+def alone(exc: BaseException) -> BaseException:
+    """The one exception in a trio nursery's group; Ctrl-C counts before any other."""
+    while isinstance(exc, BaseExceptionGroup):
+        if exc.subgroup(KeyboardInterrupt) is not None:
+            return KeyboardInterrupt()
+        if len(exc.exceptions) != 1:
+            return exc
+        exc = exc.exceptions[0]
+    return exc

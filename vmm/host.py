@@ -23,6 +23,7 @@ import native
 from native import Answer, Delivery, Engine, Failure
 from vmm import wire
 from vmm.designs import Design
+from vmm.errors import alone
 from vmm.records import Record, Records
 from vmm.session import FileServer, Session
 from vmm.watchdog import Loop, Watchdog
@@ -30,13 +31,6 @@ from vmm.watchdog import Loop, Watchdog
 log = logging.getLogger(__name__)
 
 Observer = Callable[[Record], None]
-
-
-def _alone(e: BaseException) -> BaseException:
-    """The one exception in a nursery's group."""
-    while isinstance(e, BaseExceptionGroup) and len(e.exceptions) == 1:
-        e = e.exceptions[0]
-    return e
 
 
 class Host:
@@ -80,7 +74,7 @@ class Host:
                 await session.serve()
                 nursery.cancel_scope.cancel()
         except Exception as e:
-            reason = _alone(e)
+            reason = alone(e)
             why = str(reason) or type(reason).__name__
             expected = isinstance(reason, wire.ProtocolError | trio.TooSlowError | OSError)
             # what nobody foresaw is a bug of ours, and still only this guest's loss
