@@ -141,6 +141,7 @@ int64_t df_file_write(struct df_file *file, const void *bytes, uint64_t offset, 
 
 		file_stamp(file);
 		file_changed(file, size, false);
+		fill_release(file, offset, end);
 		update_cache(file, bytes, offset, (uint64_t)n);
 	}
 	file_unlock(file);

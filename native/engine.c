@@ -19,7 +19,8 @@
 
 static void pending_free(struct df_pending *pending)
 {
-	guest_put(pending->guest);
+	if (pending->guest)
+		guest_put(pending->guest);
 	if (pending->file)
 		df_file_put(pending->file);
 	free(pending);
@@ -53,7 +54,7 @@ void engine_fail(const struct df_fault *fault, struct df_file *file, enum df_rea
 	uint64_t now = now_ns(), one = 1;
 	struct df_pending *pending;
 
-	if (fault->heal) {		/* not mended yet: keep it on the list */
+	if (fault->mends) {		/* not mended yet: keep it on the list */
 		struct df_poison *poison = malloc(sizeof(*poison));
 
 		if (poison) {
@@ -119,11 +120,17 @@ int df_engine_failures(struct df_engine *engine, struct df_failure *out, int mos
 		/* nothing new since the last call; there may be some left over */
 	}
 	pthread_mutex_lock(&engine->lock);
-	for (struct df_pending *p = engine->pending; p && n < most; p = p->next)
-		if (!p->read) {
-			p->read = true;
-			out[n++] = p->record;
-		}
+	for (struct df_pending **p = &engine->pending; *p && n < most;) {
+		struct df_pending *pending = *p;
+
+		if (!pending->read)
+			out[n++] = pending->record;
+		pending->read = true;
+		if (pending->over)
+			free(pending_take(engine, p));
+		else
+			p = &pending->next;
+	}
 	pthread_mutex_unlock(&engine->lock);
 	return n;
 }
@@ -155,6 +162,17 @@ static enum df_delivery settle(struct df_engine *engine, struct df_pending *pend
 		pending->read = true;
 		pending_add(engine, pending);
 		pthread_mutex_unlock(&engine->lock);
+	} else if (!pending->read) {
+		/* Poisoned before anybody asked: what failed is told all the same. */
+		guest_put(pending->guest);
+		if (file)
+			df_file_put(file);
+		pending->guest = NULL;
+		pending->file = NULL;
+		pending->over = true;
+		pthread_mutex_lock(&engine->lock);
+		pending_add(engine, pending);
+		pthread_mutex_unlock(&engine->lock);
 	} else {
 		pending_free(pending);
 	}
@@ -169,7 +187,7 @@ int df_engine_answer(struct df_engine *engine, uint64_t id, int answer)
 		return -EINVAL;
 	pthread_mutex_lock(&engine->lock);
 	for (struct df_pending **p = &engine->pending; *p; p = &(*p)->next)
-		if ((*p)->record.id == id && (*p)->slot < 0) {
+		if ((*p)->record.id == id && (*p)->slot < 0 && !(*p)->over) {
 			pending = pending_take(engine, p);
 			break;
 		}
@@ -185,6 +203,8 @@ static struct df_pending *next_over(struct df_engine *engine, uint64_t now)
 	for (struct df_pending **p = &engine->pending; *p; p = &(*p)->next) {
 		struct df_pending *pending = *p;
 
+		if (pending->over)
+			continue;
 		if (pending->slot >= 0 &&
 		    !__atomic_load_n(&pending->guest->slots[pending->slot].flags, __ATOMIC_ACQUIRE))
 			return pending_take(engine, p);
@@ -214,33 +234,33 @@ static void keep_answers(struct df_engine *engine, uint64_t now)
 	}
 }
 
+/* A file with a read under way that this round has not looked at; counted. */
+static struct df_file *next_reading(struct df_engine *engine, uint64_t now)
+{
+	struct df_file *file = NULL;
+
+	pthread_mutex_lock(&engine->lock);
+	for (struct df_fill *fill = engine->fills; fill; fill = fill->next_all) {
+		if (fill->looked == now || (file && fill->file != file))
+			continue;
+		if (!file)
+			file_get(fill->file);
+		file = fill->file;
+		fill->looked = now;
+	}
+	pthread_mutex_unlock(&engine->lock);
+	return file;
+}
+
 static void keep_sources(struct df_engine *engine, uint64_t now)
 {
-	struct df_file *files[64];
-	unsigned n = 0;
+	struct df_file *file;
 
 	if (!atomic_load(&engine->parked))
 		return;
-	pthread_mutex_lock(&engine->lock);
-	for (struct df_guest *guest = engine->guests; guest; guest = guest->next) {
-		if (pthread_rwlock_tryrdlock(&guest->lock))
-			continue;	/* busy: at the next tick */
-		for (size_t i = 0; i < guest->nregions && n < 64; i++) {
-			unsigned k = 0;
-
-			while (k < n && files[k] != guest->regions[i]->file)
-				k++;
-			if (k == n) {
-				files[n++] = guest->regions[i]->file;
-				file_get(guest->regions[i]->file);
-			}
-		}
-		pthread_rwlock_unlock(&guest->lock);
-	}
-	pthread_mutex_unlock(&engine->lock);
-	while (n) {
-		fill_expire(engine, files[--n], now);
-		df_file_put(files[n]);
+	while ((file = next_reading(engine, now))) {
+		fill_expire(engine, file, now);
+		df_file_put(file);
 	}
 }
 
@@ -266,6 +286,7 @@ static void *warden(void *arg)
 	struct df_engine *engine = arg;
 	uint64_t looked = 0;
 
+	engine_thread = true;
 	pthread_mutex_lock(&engine->lock);
 	while (!engine->stopping) {
 		bool busy = engine->npending || atomic_load(&engine->parked);

@@ -27,14 +27,20 @@ struct df_fault *fault_copy(const struct df_fault *fault)
 		*copy = *fault;
 		copy->next = NULL;
 		guest_get(copy->guest);
+		if (copy->mends)
+			file_mend_begun(copy->mends);
 	}
 	return copy;
 }
 
 void fault_free(struct df_fault *fault)
 {
+	struct df_file *mended = fault->mends;
+
 	guest_put(fault->guest);
 	free(fault);
+	if (mended)
+		file_mend_ended(mended);
 }
 
 /* The errno get_user_pages() has for this page of the file: the very error KVM
@@ -57,27 +63,26 @@ static enum verdict fill_page(struct df_fault *fault, struct df_region *region, 
 			      struct df_fill **fill)
 {
 	struct df_file *file = region->file;
+	struct df_engine *engine = fault->guest->engine;
 	struct df_fault *copy;
 	uint64_t start, end;
-	bool insist = fault->tries >= DF_TRIES_MAX;
 	int error = -EAGAIN;
 
 	install_window(region, fault, region->around, &start, &end);
-	if (insist)
-		error = fill_now(file, fault->offset, fault->offset, fault->offset + PAGE, true);
-	else if (end - start <= FILL_NOW)
-		error = fill_now(file, fault->offset, start, end, false);
+	if (end - start <= FILL_NOW)
+		error = fill_now(file, fault->offset, start, end);
 	if (!error && pages_filled(file, fault->offset)) {
-		COUNT(fault->guest->engine, filled, end - start);
+		COUNT(engine, filled, end - start);
 		return install(fault, region, page);
 	}
-	if (insist) {
-		engine_fail(fault, file, DF_REASON_IO, -error);
+	/* A source that is slower than those who write to the page. */
+	if (now_ns() - fault->arrived > engine->options.source_ns) {
+		engine_fail(fault, file, DF_REASON_TIMEOUT, ETIMEDOUT);
 		return DONE;
 	}
 
 	copy = fault_copy(fault);
-	*fill = copy ? fill_begin(file, fault->offset, start, end) : NULL;
+	*fill = copy ? fill_begin(engine, file, fault->offset, start, end) : NULL;
 	if (!*fill) {
 		if (copy)
 			fault_free(copy);
@@ -147,7 +152,7 @@ static enum verdict decide(struct df_fault *fault, struct df_fill **fill)
 		region = region_find(guest, page);
 		if (!region) {
 			pthread_rwlock_unlock(&guest->lock);
-			if (!fault->heal)
+			if (!fault->mends)
 				engine_fail(fault, NULL, DF_REASON_NOREGION, EFAULT);
 			return DONE;
 		}

@@ -6,10 +6,11 @@
  *
  * A truncation, whoever made it, ends in file_changed() under file->lock:
  *
- *   generation += 1    a fill under way sees it and throws its pages away
+ *   generation += 1    a failure decided before it is not delivered any more
  *   drop past EOF      the page cache forgets, every guest's mapping is zapped
  *   zero the tail      of the last page, as truncate_pagecache() does
- *   release            faults parked on a fill, and poisoned pages
+ *   release            faults parked on a fill of what changed, and poisoned
+ *                      pages; that fill's bytes will be thrown away
  *
  * and what was released is decided anew by file_unlock(), before the caller's
  * setattr answers.  A page can therefore not be installed from before the change.
@@ -25,6 +26,8 @@
 #include <unistd.h>
 
 #include "internal.h"
+
+#define MEND_SECONDS 1		/* how long a caller waits for poisoned pages to be read again */
 
 static atomic_uint_fast64_t next_file_id = 1;
 
@@ -111,44 +114,77 @@ void file_lock(struct df_file *file)
 	pthread_mutex_lock(&file->lock);
 }
 
+/* Outstanding attempts to mend a page, of all files: rare enough to share this. */
+static pthread_mutex_t mends_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t mends_ended = PTHREAD_COND_INITIALIZER;
+
+void file_mend_begun(struct df_file *file)
+{
+	file_get(file);
+	atomic_fetch_add(&file->mends, 1);
+}
+
+void file_mend_ended(struct df_file *file)
+{
+	if (atomic_fetch_sub(&file->mends, 1) == 1) {
+		pthread_mutex_lock(&mends_lock);
+		pthread_cond_broadcast(&mends_ended);
+		pthread_mutex_unlock(&mends_lock);
+	}
+	df_file_put(file);
+}
+
+static void wait_for_mends(struct df_file *file)
+{
+	struct timespec until;
+
+	clock_gettime(CLOCK_REALTIME, &until);
+	until.tv_sec += MEND_SECONDS;
+	pthread_mutex_lock(&mends_lock);
+	while (atomic_load(&file->mends) &&
+	       !pthread_cond_timedwait(&mends_ended, &mends_lock, &until))
+		;
+	pthread_mutex_unlock(&mends_lock);
+}
+
 /* Give back the lock, then do what the change under it set free.  Must not be
  * called with a guest's lock held. */
 void file_unlock(struct df_file *file)
 {
-	struct df_fault *released = file->released;
+	struct df_fault *released = file->released, *faults = NULL;
 	struct df_poison *mending = file->mending, *next;
-	bool mends = mending;
 
 	file->released = NULL;
 	file->mending = NULL;
-	if (mends)
-		atomic_fetch_add(&file->mends, 1);
-	pthread_mutex_unlock(&file->lock);
-
-	if (released)
-		engine_submit_faults(released->guest->engine, released);
-	/* Poisoned pages are mended here and now: who made the file longer may
-	 * rely on it when the call returns.  Only a thread that serves a guest
-	 * leaves them to others, for it must not wait for a page source. */
 	for (; mending; mending = next) {
 		struct df_fault fault = {
 			.guest = mending->guest,
 			.address = mending->address,
 			.arrived = now_ns(),
-			.heal = true,
+			.mends = file,
 		};
 		struct df_fault *copy = fault_copy(&fault);
 
 		next = mending->next;
 		guest_put(mending->guest);
 		free(mending);
-		if (copy && guest_serving)
-			engine_submit_faults(copy->guest->engine, copy);
-		else if (copy)
-			faults_run(copy, true);
+		if (copy) {
+			copy->next = faults;
+			faults = copy;
+		}
 	}
-	if (mends)
-		atomic_fetch_sub(&file->mends, 1);
+	pthread_mutex_unlock(&file->lock);
+
+	if (released)
+		engine_submit_faults(released->guest->engine, released);
+	if (!faults)
+		return;
+	engine_submit_faults(faults->guest->engine, faults);
+	/* Who made the file longer may rely on it when the call returns; but a
+	 * source that does not answer holds up nobody for long, and the engine's
+	 * own threads not at all. */
+	if (!engine_thread)
+		wait_for_mends(file);
 }
 
 /* A memfd to be the page cache.  Its i_size is out of reach, so that neither a
@@ -235,7 +271,12 @@ void file_changed(struct df_file *file, uint64_t size, bool content)
 		if (content)
 			pages_drop_unexposed(file);
 	}
-	fill_release(file);
+	if (content)
+		fill_release(file, 0, CACHE_SIZE);
+	else if (size < old)
+		fill_release(file, size, CACHE_SIZE);
+	else
+		fill_release(file, old, size);
 	deliver_withdraw(file);
 	file_mend_all(file);
 }

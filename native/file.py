@@ -124,7 +124,8 @@ class File:
     def heal(self) -> int:
         """Try again to read every page that was poisoned; -> how many there were.
 
-        Those that can be read now are readable in the guests when this returns.
+        Those that the page source has at once are readable in the guests when this
+        returns; it waits a second at most, for the others nobody does.
         """
         return check(lib.df_file_heal(self.handle), f"file {self.id}, healing")
 

@@ -7,7 +7,7 @@
  * a fill owns its range from fill_begin() to the end of fill_run(): a second
  * fault on it waits, so a page is read once.  The bytes lie in the thread's own
  * buffer until they go into the page cache, under file->lock and only when the
- * generation is still the one the fill began with.
+ * range has not changed since: a fill that is stale owns nothing any more.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -17,14 +17,23 @@
 
 #include "internal.h"
 
+#define STALE_MAX 2		/* reads of one page left to themselves */
+
 struct df_fill *fill_find(struct df_file *file, uint64_t offset)
 {
-	struct df_fill *fill;
+	struct df_fill *fill, *stale = NULL;
+	unsigned n = 0;
 
-	for (fill = file->fills; fill; fill = fill->next)
-		if (offset >= fill->start && offset - fill->start < fill->len)
+	for (fill = file->fills; fill; fill = fill->next) {
+		if (offset < fill->start || offset - fill->start >= fill->len)
+			continue;
+		if (!fill->stale)
 			return fill;
-	return NULL;
+		stale = fill;
+		n++;
+	}
+	/* A source that does not answer must not cost a thread at each change. */
+	return n < STALE_MAX ? NULL : stale;
 }
 
 static pthread_key_t buffer_key;
@@ -60,6 +69,8 @@ static void narrow(struct df_file *file, uint64_t offset, uint64_t *start, uint6
 	for (struct df_fill *other = file->fills; other; other = other->next) {
 		uint64_t other_end = other->start + other->len;
 
+		if (other->stale)
+			continue;
 		if (other_end <= offset && other_end > *start)
 			*start = other_end;
 		if (other->start > offset && other->start < *end)
@@ -67,7 +78,8 @@ static void narrow(struct df_file *file, uint64_t offset, uint64_t *start, uint6
 	}
 }
 
-struct df_fill *fill_begin(struct df_file *file, uint64_t offset, uint64_t start, uint64_t end)
+struct df_fill *fill_begin(struct df_engine *engine, struct df_file *file, uint64_t offset,
+			   uint64_t start, uint64_t end)
 {
 	struct df_fill *fill = calloc(1, sizeof(*fill));
 
@@ -78,10 +90,29 @@ struct df_fill *fill_begin(struct df_file *file, uint64_t offset, uint64_t start
 	file_get(file);
 	fill->start = start;
 	fill->len = end - start;
-	fill->generation = atomic_load(&file->generation);
 	fill->next = file->fills;
 	file->fills = fill;
+	fill->engine = engine;
+	pthread_mutex_lock(&engine->lock);
+	fill->next_all = engine->fills;
+	engine->fills = fill;
+	pthread_mutex_unlock(&engine->lock);
 	return fill;
+}
+
+static void fill_end(struct df_fill *fill)
+{
+	struct df_engine *engine = fill->engine;
+	struct df_fill **p;
+
+	for (p = &fill->file->fills; *p != fill; p = &(*p)->next)
+		;
+	*p = fill->next;
+	pthread_mutex_lock(&engine->lock);
+	for (p = &engine->fills; *p != fill; p = &(*p)->next_all)
+		;
+	*p = fill->next_all;
+	pthread_mutex_unlock(&engine->lock);
 }
 
 void fill_wait(struct df_fill *fill, struct df_fault *fault)
@@ -111,11 +142,40 @@ static struct df_fault **list_end(struct df_fault **list)
 	return list;
 }
 
-/* The file changed: nobody waits for bytes from before the change. */
-void fill_release(struct df_file *file)
+/* Nobody waits for bytes from before the change.  They ask again for their own
+ * page alone, which a busy writer overtakes less easily. */
+void fill_release(struct df_file *file, uint64_t start, uint64_t end)
 {
-	for (struct df_fill *fill = file->fills; fill; fill = fill->next)
-		*list_end(&file->released) = take_waiters(fill);
+	for (struct df_fill *fill = file->fills; fill; fill = fill->next) {
+		struct df_fault *waiters;
+
+		if (fill->start >= end || fill->start + fill->len <= start)
+			continue;
+		fill->stale = true;
+		waiters = take_waiters(fill);
+		for (struct df_fault *fault = waiters; fault; fault = fault->next)
+			fault->single = true;
+		*list_end(&file->released) = waiters;
+	}
+}
+
+/* Decided anew by their guest's reader, once guest->lock is free. */
+void fill_leave(struct df_region *region)
+{
+	for (struct df_fill *fill = region->file->fills; fill; fill = fill->next) {
+		for (struct df_fault **p = &fill->waiters; *p;) {
+			struct df_fault *fault = *p;
+
+			if (fault->guest != region->guest ||
+			    fault->address - region->start >= region->len) {
+				p = &fault->next;
+				continue;
+			}
+			*p = fault->next;
+			atomic_fetch_sub(&fill->engine->parked, 1);
+			guest_retry(fault->guest, fault);
+		}
+	}
 }
 
 /* Read `len` bytes, or to EOF.  -> bytes; *error is what stopped it short. */
@@ -176,7 +236,6 @@ static int settle(struct df_file *file, char *bytes, uint64_t start, uint64_t go
 struct df_fault *fill_run(struct df_fill *fill, bool may_block, bool *wait)
 {
 	struct df_file *file = fill->file;
-	struct df_engine *engine = NULL;
 	struct df_fault *waiters;
 	char *bytes = fill_buffer();
 	uint64_t got = 0;
@@ -193,23 +252,13 @@ struct df_fault *fill_run(struct df_fill *fill, bool may_block, bool *wait)
 	}
 
 	file_lock(file);
-	for (struct df_fill **p = &file->fills; *p; p = &(*p)->next)
-		if (*p == fill) {
-			*p = fill->next;
-			break;
-		}
 	bits = file_notice(file);	/* was it the EOF we knew? */
+	fill_end(fill);
 	waiters = take_waiters(fill);
-	if (waiters) {
-		engine = waiters->guest->engine;
-		COUNT(engine, filled, got);
-	}
-	if (fill->generation != atomic_load(&file->generation)) {
+	COUNT(fill->engine, filled, got);
+	if (fill->stale) {
 		/* Read across a change: these bytes are neither old nor new. */
-		for (struct df_fault *fault = waiters; fault; fault = fault->next)
-			fault->tries++;
-		if (engine)
-			COUNT(engine, retries, 1);
+		COUNT(fill->engine, retries, 1);
 	} else {
 		int refused = settle(file, bytes, fill->start, got);
 
@@ -233,7 +282,7 @@ struct df_fault *fill_run(struct df_fill *fill, bool may_block, bool *wait)
 
 /* Under file->lock nothing can change the file meanwhile, so there is no
  * generation to compare. */
-int fill_now(struct df_file *file, uint64_t offset, uint64_t start, uint64_t end, bool may_block)
+int fill_now(struct df_file *file, uint64_t offset, uint64_t start, uint64_t end)
 {
 	char *bytes = fill_buffer();
 	uint64_t got;
@@ -242,10 +291,7 @@ int fill_now(struct df_file *file, uint64_t offset, uint64_t start, uint64_t end
 	if (!bytes)
 		return -ENOMEM;
 	narrow(file, offset, &start, &end);
-	if (may_block)
-		got = source_fill(file->fd, bytes, start, end - start, 0, &error);
-	else
-		got = source_peek(file, bytes, start, end - start, &error);
+	got = source_peek(file, bytes, start, end - start, &error);
 	if (error)
 		return -error;
 	if (got < end - start && start + got < file->size)
@@ -258,7 +304,8 @@ void fill_expire(struct df_engine *engine, struct df_file *file, uint64_t now)
 {
 	struct df_fault *late = NULL;
 
-	file_lock(file);
+	if (pthread_mutex_trylock(&file->lock))
+		return;		/* busy: at the next tick.  Others have deadlines too */
 	for (struct df_fill *fill = file->fills; fill; fill = fill->next) {
 		for (struct df_fault **p = &fill->waiters; *p;) {
 			struct df_fault *fault = *p;

@@ -23,7 +23,6 @@
 
 #define BATCH 32
 
-_Thread_local bool guest_serving;
 static atomic_uint_fast64_t next_guest_id = 1;
 
 void guest_get(struct df_guest *guest)
@@ -220,7 +219,7 @@ static void *reader(void *arg)
 	uint64_t spin = guest->engine->options.spin_ns, value;
 	int n = 0;
 
-	guest_serving = true;
+	engine_thread = true;
 	while (!atomic_load(&guest->dead) && n >= 0) {
 		struct pollfd fds[] = {
 			{ .fd = guest->uffd, .events = POLLIN },

@@ -28,7 +28,7 @@ void install_window(const struct df_region *region, const struct df_fault *fault
 {
 	uint64_t region_end = region->offset + region->len, limit = file_end(region->file);
 
-	if (fault->single || fault->heal)
+	if (fault->single || fault->mends)
 		around = PAGE;
 	*start = fault->offset & ~(around - 1);
 	*end = *start + around;
@@ -140,7 +140,7 @@ enum verdict install(struct df_fault *fault, struct df_region *region, uint64_t 
 	bool filled, protect, present = false;
 	int error;
 
-	if (!fault->heal)
+	if (!fault->mends)
 		adapt(region, page);
 	/* What is in the page cache costs little to map: as in do_fault_around(). */
 	install_window(region, fault, region->around > MAP_AROUND ? region->around : MAP_AROUND, &start, &end);
@@ -171,7 +171,7 @@ enum verdict install(struct df_fault *fault, struct df_region *region, uint64_t 
 			map_pages(region, start, fault->offset, protect, &done, &present);
 		region->expected = region->start + (end - region->offset);
 		guest_resolved(guest, page, page + PAGE);
-		if (fault->heal)
+		if (fault->mends)
 			COUNT(guest->engine, healed, 1);
 		else
 			COUNT(guest->engine, latency[bucket(now_ns() - fault->arrived)], 1);

@@ -10,9 +10,8 @@
  *                      "same generation?" and the install are one step under it
  *   engine->lock       job queue, failures, list of guests and fills; a leaf
  *
- * Nobody waits for Python, for a page source or for a guest under any of them,
- * with one exception: a fill that lost the race DF_TRIES_MAX times reads its
- * source under file->lock, so that a busy writer cannot starve a reader.
+ * Nobody waits for Python, for a guest or for a page source's bytes under any of
+ * them.
  */
 #ifndef DAXFAULT_INTERNAL_H
 #define DAXFAULT_INTERNAL_H
@@ -54,11 +53,11 @@ struct df_fault {
 	int32_t tid;
 	uint32_t write;
 	uint64_t offset;		/* of the page in the file, once looked up */
-	uint32_t tries;			/* fills that were thrown away */
+	uint32_t tries;			/* installs whose page was gone from the page cache */
 	int error;			/* of a fill of this page alone */
 	bool stored;			/* a store to a page that is present, write-protected */
 	bool single;			/* fill this one page only: a larger fill failed */
-	bool heal;			/* not a fault: an attempt to mend a poisoned page */
+	struct df_file *mends;		/* not a fault: an attempt to mend a poisoned page */
 };
 
 /* A poisoned page of one guest. */
@@ -84,9 +83,12 @@ struct df_chunk {
 /* One read from the page source into the page cache. */
 struct df_fill {
 	struct df_fill *next;		/* of the file; file->lock */
+	struct df_fill *next_all;	/* of the engine; engine->lock */
+	struct df_engine *engine;
 	struct df_file *file;		/* counted */
 	uint64_t start, len;		/* bytes, page aligned */
-	uint64_t generation;		/* of the file when it began */
+	bool stale;			/* the range changed since it began */
+	uint64_t looked;		/* the warden's last round; engine->lock */
 	struct df_fault *waiters;
 };
 
@@ -111,7 +113,7 @@ struct df_file {
 	uint64_t nmappings, nwritable;
 	struct df_poison *poisons;
 	uint64_t npoisons;
-	atomic_uint mends;		/* file_unlock()s that are mending */
+	atomic_uint mends;		/* attempts under way to mend a poisoned page */
 	/* to be run by file_unlock() */
 	struct df_fault *released;
 	struct df_poison *mending;
@@ -126,6 +128,8 @@ int file_notice(struct df_file *file);		/* fstat: -> enum df_change bits; locked
 void file_changed(struct df_file *file, uint64_t size, bool content);
 void file_stamp(struct df_file *file);
 void file_mend_all(struct df_file *file);
+void file_mend_begun(struct df_file *file);	/* count one more attempt */
+void file_mend_ended(struct df_file *file);
 static inline uint64_t file_end(const struct df_file *file)	/* first byte past the last page */
 {
 	return PAGE_UP(file->size);
@@ -193,7 +197,6 @@ struct df_guest {
 	unsigned nattempts, oldest;
 };
 
-extern _Thread_local bool guest_serving;	/* this thread reads a guest's events */
 void guest_get(struct df_guest *guest);
 void guest_put(struct df_guest *guest);
 int guest_start(struct df_guest *guest);
@@ -220,6 +223,7 @@ struct df_pending {
 	uint64_t deadline;
 	int slot;			/* >= 0: an event was sent and not yet taken */
 	bool read;			/* Python has the record */
+	bool over;			/* ... and is yet to have it; nothing else is left to do */
 };
 
 struct df_job {
@@ -236,6 +240,7 @@ struct df_engine {
 	unsigned threads, idle;
 	bool stopping;
 	struct df_guest *guests;
+	struct df_fill *fills;
 	atomic_uint parked;
 	struct df_pending *pending, **last_pending;
 	unsigned npending;
@@ -273,17 +278,23 @@ void fault_free(struct df_fault *fault);
 char *fill_buffer(void);		/* RANGE bytes of this thread's own; NULL: no memory */
 /* Read now, under file->lock, what of [start, end) around `offset` is missing: 0,
  * -EAGAIN when it would block, or what is wrong with the page. */
-int fill_now(struct df_file *file, uint64_t offset, uint64_t start, uint64_t end, bool may_block);
+int fill_now(struct df_file *file, uint64_t offset, uint64_t start, uint64_t end);
+/* The fill to wait on for this page, NULL: begin one. */
 struct df_fill *fill_find(struct df_file *file, uint64_t offset);
-struct df_fill *fill_begin(struct df_file *file, uint64_t offset, uint64_t start, uint64_t end);
+struct df_fill *fill_begin(struct df_engine *engine, struct df_file *file, uint64_t offset,
+			   uint64_t start, uint64_t end);
 void fill_wait(struct df_fill *fill, struct df_fault *fault);
 /* Read and settle.  -> the waiters to decide again, or NULL with *wait set when
  * the source would block and may_block is false. */
 struct df_fault *fill_run(struct df_fill *fill, bool may_block, bool *wait);
-void fill_release(struct df_file *file);
+/* [start, end) of the file changed: what is being read there is not to be used. */
+void fill_release(struct df_file *file, uint64_t start, uint64_t end);
+/* The guest unmaps the region: its faults there do not wait any longer. */
+void fill_leave(struct df_region *region);
 void fill_expire(struct df_engine *engine, struct df_file *file, uint64_t now);
 
 /* jobs.c: threads for what may block */
+extern _Thread_local bool engine_thread;	/* one that others wait for */
 int start_thread(pthread_t *thread, void *(*body)(void *), void *arg, const char *name);
 bool jobs_stop(struct df_engine *engine);	/* false: one is stuck in its source */
 void engine_submit_fill(struct df_engine *engine, struct df_fill *fill);

@@ -25,6 +25,8 @@ int start_thread(pthread_t *thread, void *(*body)(void *), void *arg, const char
 	return -error;
 }
 
+_Thread_local bool engine_thread;
+
 static void run_job(struct df_job *job)
 {
 	struct df_fault *faults = job->faults;
@@ -40,6 +42,7 @@ static void *worker(void *arg)
 {
 	struct df_engine *engine = arg;
 
+	engine_thread = true;
 	pthread_mutex_lock(&engine->lock);
 	for (;;) {
 		struct df_job *job = engine->jobs;

@@ -59,6 +59,7 @@ static void unlink_file(struct df_region *region)
 			*p = region->next;
 			break;
 		}
+	fill_leave(region);
 	file->nmappings--;
 	file->nwritable -= region->writable;
 	pthread_mutex_unlock(&file->lock);
