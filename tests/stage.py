@@ -12,13 +12,14 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-import native
 import trio
 from needs import require, require_fuse
 
 import fsd
+import native
 from vmm.designs import DESIGNS, Design
 from vmm.host import Host, hosting
+from vmm.records import Record
 from vmm.standin import StandIn, standin
 from vmm.watchdog import Watchdog
 
@@ -69,10 +70,17 @@ async def call(function: Callable[..., Any], *args: Any) -> Any:
 async def eventually(condition: Callable[[], Any], what: str) -> Any:
     """Wait until `condition` is true: for what has no event to wait for (inotify, a kernel's release)."""
     with trio.move_on_after(PATIENCE):
-        while not (found := condition()):
+        while not (found := condition()):  # noqa: ASYNC110 - the condition is no event of ours
             await trio.sleep(0.001)
         return found
     raise AssertionError(f"never: {what}")
+
+
+async def recorded(s: Stage, count: int) -> list[Record]:
+    """The records of failed faults, of which there are at least `count`: a guest is told first, and then
+    it is recorded."""
+    await eventually(lambda: s.host.records.total >= count, f"{count} records")
+    return list(s.host.records)
 
 
 async def noticed(guest: StandIn, name: str, size: int) -> None:
@@ -109,4 +117,4 @@ async def stage(
     with trio.fail_after(4 * PATIENCE):
         async with fsd.mounted(fs, mount), hosting(fs, watchdog=watchdog, engine=engine) as (host, nursery):
             yield Stage(backing, mount, fs, host, nursery)
-    assert not os.path.ismount(mount)
+    assert not os.path.ismount(mount)  # noqa: ASYNC240 - it is gone, nobody waits
