@@ -30,11 +30,11 @@ static inline uint64_t page_in_chunk(uint64_t offset)
 	return (offset & (CHUNK_SIZE - 1)) / PAGE;
 }
 
-struct df_chunk *pages_chunk(struct df_file *file, uint64_t offset, bool create)
+/* index of the first chunk that ends after `offset` */
+static size_t find(const struct df_file *file, uint64_t offset)
 {
 	uint64_t index = offset >> CHUNK_SHIFT;
 	size_t low = 0, high = file->nchunks;
-	struct df_chunk **grown, *chunk;
 
 	while (low < high) {
 		size_t middle = low + (high - low) / 2;
@@ -44,6 +44,15 @@ struct df_chunk *pages_chunk(struct df_file *file, uint64_t offset, bool create)
 		else
 			high = middle;
 	}
+	return low;
+}
+
+struct df_chunk *pages_chunk(struct df_file *file, uint64_t offset, bool create)
+{
+	uint64_t index = offset >> CHUNK_SHIFT;
+	size_t low = find(file, offset);
+	struct df_chunk **grown, *chunk;
+
 	if (low < file->nchunks && file->chunks[low]->index == index)
 		return file->chunks[low];
 	if (!create)
@@ -121,26 +130,30 @@ bool pages_next_exposed(struct df_file *file, uint64_t *start, uint64_t *end, ui
 	return false;
 }
 
+/* Runs and marks go from chunk to chunk: a sparse file may be 8 EiB long, and the
+ * lock is held. */
 uint64_t pages_run(struct df_file *file, uint64_t offset, uint64_t end, bool *filled)
 {
 	uint64_t at = PAGE_DOWN(offset);
 
 	*filled = pages_filled(file, at);
-	do {
-		struct df_chunk *chunk = pages_chunk(file, at, false);
-		uint64_t next = (at | (CHUNK_SIZE - 1)) + 1;
+	for (size_t c = find(file, at); c < file->nchunks && at < end; c++) {
+		const struct df_chunk *chunk = file->chunks[c];
+		uint64_t base = chunk->index << CHUNK_SHIFT, next = base + CHUNK_SIZE;
 
-		if (!chunk) {		/* a whole gigabyte without a page */
-			if (*filled)
-				break;
-			at = next;
-			continue;
+		if (at < base && *filled)
+			return at;
+		if (at < base)
+			at = base;
+		while (at < next && at < end) {
+			uint64_t i = page_in_chunk(at);
+
+			if (bit(chunk->filled, i) != *filled)
+				return at;
+			at += i % 64 == 0 && chunk->filled[i / 64] + *filled == 0 ? 64 * PAGE : PAGE;
 		}
-		for (; at < next && at < end; at += PAGE)
-			if (bit(chunk->filled, page_in_chunk(at)) != *filled)
-				return at < end ? at : end;
-	} while (at < end);
-	return at < end ? at : end;
+	}
+	return *filled && at < end ? at : end;
 }
 
 /* Sets or clears a bit for each page of [start, end); -> bits that changed. */
@@ -148,24 +161,25 @@ static uint64_t mark(struct df_file *file, uint64_t start, uint64_t end, bool ex
 {
 	uint64_t changed = 0;
 
-	while (start < end) {
-		struct df_chunk *chunk = pages_chunk(file, start, false);
-		uint64_t next = (start | (CHUNK_SIZE - 1)) + 1;
-		uint64_t *map;
+	for (size_t c = find(file, start); c < file->nchunks && start < end; c++) {
+		struct df_chunk *chunk = file->chunks[c];
+		uint64_t base = chunk->index << CHUNK_SHIFT, next = base + CHUNK_SIZE, stop;
+		uint64_t *map = exposed ? chunk->exposed : chunk->filled;
 
-		if (!chunk) {
-			start = next;
-			continue;
-		}
-		map = exposed ? chunk->exposed : chunk->filled;
-		for (; start < next && start < end; start += PAGE) {
-			uint64_t i = page_in_chunk(start), mask = (uint64_t)1 << (i % 64);
+		if (start < base)
+			start = base;
+		stop = next < end ? next : end;
+		for (; start < stop; start = start / (64 * PAGE) * (64 * PAGE) + 64 * PAGE) {
+			uint64_t word = page_in_chunk(start) / 64, first = start / PAGE % 64;
+			uint64_t pages = (stop - start + PAGE - 1) / PAGE, mask = ~(uint64_t)0 << first;
 
-			if (!!(map[i / 64] & mask) == value)
-				continue;
-			map[i / 64] ^= mask;
-			changed++;
+			if (pages < 64 - first)
+				mask &= ~(~(uint64_t)0 << (first + pages));
+			mask &= value ? ~map[word] : map[word];
+			map[word] ^= mask;
+			changed += (unsigned)__builtin_popcountll(mask);
 		}
+		start = stop;
 	}
 	return changed;
 }
@@ -197,18 +211,10 @@ void pages_clear_exposed(struct df_file *file, uint64_t start, uint64_t end)
  * range (mm/shmem.c). */
 void pages_drop(struct df_file *file, uint64_t start, uint64_t end)
 {
-	uint64_t last = end;
-
 	if (start >= end)
 		return;
-	if (file->nchunks)	/* beyond the last chunk there is no bit to clear */
-		last = (file->chunks[file->nchunks - 1]->index + 1) << CHUNK_SHIFT;
-	else
-		last = 0;
-	if (last > end)
-		last = end;
-	file->resident -= mark(file, start, last, false, false);
-	mark(file, start, last, true, false);
+	file->resident -= mark(file, start, end, false, false);
+	mark(file, start, end, true, false);
 	fallocate(file->cache, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)start,
 		  (off_t)(end - start));
 }
