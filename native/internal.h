@@ -237,7 +237,7 @@ struct df_engine {
 	pthread_mutex_t lock;
 	pthread_cond_t work, tick;
 	struct df_job *jobs, **last_job;
-	unsigned threads, idle;
+	unsigned threads, idle, queued;
 	bool stopping;
 	struct df_guest *guests;
 	struct df_fill *fills;

@@ -27,15 +27,13 @@ int start_thread(pthread_t *thread, void *(*body)(void *), void *arg, const char
 
 _Thread_local bool engine_thread;
 
-static void run_job(struct df_job *job)
+static void run_job(struct df_fill *fill, struct df_fault *faults)
 {
-	struct df_fault *faults = job->faults;
 	bool wait;
 
-	if (job->fill)
-		faults = fill_run(job->fill, true, &wait);
+	if (fill)
+		faults = fill_run(fill, true, &wait);
 	faults_run(faults, true);
-	free(job);
 }
 
 static void *worker(void *arg)
@@ -55,11 +53,13 @@ static void *worker(void *arg)
 			engine->idle--;
 			continue;
 		}
+		engine->queued--;
 		engine->jobs = job->next;
 		if (!engine->jobs)
 			engine->last_job = &engine->jobs;
 		pthread_mutex_unlock(&engine->lock);
-		run_job(job);
+		run_job(job->fill, job->faults);
+		free(job);
 		pthread_mutex_lock(&engine->lock);
 	}
 	engine->threads--;
@@ -68,32 +68,43 @@ static void *worker(void *arg)
 	return NULL;
 }
 
+/* false: there is no thread for it. */
+static bool enqueue(struct df_engine *engine, struct df_job *job)
+{
+	pthread_t thread;
+	bool taken;
+
+	pthread_mutex_lock(&engine->lock);
+	/* A job may hold its thread for as long as a source likes: each has one of
+	 * its own, as far as they go, and an idle one counts once. */
+	if (engine->queued >= engine->idle && engine->threads < engine->options.fill_threads &&
+	    !start_thread(&thread, worker, engine, "df-fill")) {
+		pthread_detach(thread);
+		engine->threads++;
+	}
+	taken = engine->threads;
+	if (taken) {
+		*engine->last_job = job;
+		engine->last_job = &job->next;
+		engine->queued++;
+		pthread_cond_signal(&engine->work);
+	}
+	pthread_mutex_unlock(&engine->lock);
+	return taken;
+}
+
 static void submit(struct df_engine *engine, struct df_fill *fill, struct df_fault *faults)
 {
 	struct df_job *job = calloc(1, sizeof(*job));
-	bool wait;
 
-	if (!job) {			/* no memory: do it here */
-		if (fill)
-			faults = fill_run(fill, true, &wait);
-		faults_run(faults, true);
-		return;
+	if (job) {
+		job->fill = fill;
+		job->faults = faults;
+		if (enqueue(engine, job))
+			return;
+		free(job);
 	}
-	job->fill = fill;
-	job->faults = faults;
-	pthread_mutex_lock(&engine->lock);
-	*engine->last_job = job;
-	engine->last_job = &job->next;
-	if (!engine->idle && engine->threads < engine->options.fill_threads) {
-		pthread_t thread;
-
-		if (!start_thread(&thread, worker, engine, "df-fill")) {
-			pthread_detach(thread);
-			engine->threads++;
-		}
-	}
-	pthread_cond_signal(&engine->work);
-	pthread_mutex_unlock(&engine->lock);
+	run_job(fill, faults);		/* no memory, or no thread: do it here */
 }
 
 void engine_submit_fill(struct df_engine *engine, struct df_fill *fill)
