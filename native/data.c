@@ -120,9 +120,15 @@ int64_t df_file_write(struct df_file *file, const void *bytes, uint64_t offset, 
 			return -errno;
 		file_lock(file);
 		if (file->cache >= 0) {
-			/* A guest began to meanwhile: what it filled may be from
-			 * before this write, and no stamp tells it from a stranger's. */
+			/* A guest began to meanwhile: what it filled, or is filling,
+			 * may be from before this write. */
 			file_notice(file);
+			file_changed(file, file->size, false);
+			fill_release(file, offset, offset + (uint64_t)n);
+			if (offset < file->size)
+				update_cache(file, bytes, offset,
+					     (uint64_t)n < file->size - offset
+					     ? (uint64_t)n : file->size - offset);
 		} else {
 			file_stamp(file);
 			if (offset + (uint64_t)n > file->size)

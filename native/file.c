@@ -323,6 +323,7 @@ int df_file_truncate(struct df_file *file, uint64_t size)
 	if (size > (uint64_t)LLONG_MAX)
 		return -EFBIG;
 	file_lock(file);
+	file_notice(file);	/* our stamp must not hide a stranger's change */
 	if (ftruncate(file->fd, (off_t)size)) {
 		error = -errno;
 	} else {
