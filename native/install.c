@@ -115,7 +115,9 @@ enum verdict install_store(struct df_fault *fault, struct df_region *region, uin
 		end = file_end(file);
 	end = pages_filled(file, start) ? pages_run(file, start, end, &filled) : start;
 	if (start < end) {
-		pages_set_exposed(file, start, end);
+		/* a private mapping's store goes to a copy, not to the file */
+		if (region->writable)
+			pages_set_exposed(file, start, end);
 		error = uffd_protect(guest->uffd, page, end - start, false);
 		if (error == -ENOENT)
 			error = uffd_protect(guest->uffd, page, PAGE, false);
