@@ -88,8 +88,8 @@ static int deliver_event(struct df_pending *pending)
 	error = can_be_told(guest->pid, record->tid);
 	if (error)
 		return error;
-	slot->token = (uint32_t)record->id;
-	slot->gva = record->address;
+	__atomic_store_n(&slot->token, (uint32_t)record->id, __ATOMIC_RELAXED);
+	__atomic_store_n(&slot->gva, record->address, __ATOMIC_RELAXED);
 	slot->error = record->error;
 	slot->reason = record->reason;
 	slot->attempts = record->attempts;
@@ -128,10 +128,20 @@ void deliver_withdraw(struct df_file *file)
 	}
 }
 
+/* The event of this failure stands in its slot, and nobody has taken it: a later
+ * one may stand there when the thread was quick. */
+bool deliver_untaken(const struct df_pending *pending)
+{
+	const struct df_apf_slot *slot = &pending->guest->slots[pending->slot];
+
+	return __atomic_load_n(&slot->flags, __ATOMIC_ACQUIRE) &&
+	       __atomic_load_n(&slot->token, __ATOMIC_RELAXED) == (uint32_t)pending->record.id;
+}
+
 /* An event was sent and never taken. */
 bool deliver_overdue(struct df_pending *pending)
 {
-	return withdraw(&pending->guest->slots[pending->slot]);
+	return deliver_untaken(pending) && withdraw(&pending->guest->slots[pending->slot]);
 }
 
 enum df_delivery deliver_poison(struct df_guest *guest, struct df_file *file, uint64_t address)
@@ -151,8 +161,9 @@ enum df_delivery deliver_poison(struct df_guest *guest, struct df_file *file, ui
 		return DF_DELIVERED_NONE;
 	case -EINVAL:
 		/* No UFFDIO_POISON before Linux 6.6.  Nothing else ends a fault
-		 * inside a system call: dead rather than wrong. */
-		if (guest->pid)
+		 * inside a system call: dead rather than wrong.  Its number may be
+		 * another's by now. */
+		if (guest->pid && uffd_alive(guest->uffd))
 			kill(guest->pid, SIGKILL);
 		return DF_DELIVERED_KILL;
 	default:

@@ -205,8 +205,7 @@ static struct df_pending *next_over(struct df_engine *engine, uint64_t now)
 
 		if (pending->over)
 			continue;
-		if (pending->slot >= 0 &&
-		    !__atomic_load_n(&pending->guest->slots[pending->slot].flags, __ATOMIC_ACQUIRE))
+		if (pending->slot >= 0 && !deliver_untaken(pending))
 			return pending_take(engine, p);
 		if (pending->deadline <= now)
 			return pending_take(engine, p);

@@ -309,6 +309,7 @@ void engine_fail(const struct df_fault *fault, struct df_file *file, enum df_rea
 /* deliver.c; file->lock is held when there is a file */
 enum df_delivery deliver(struct df_pending *pending, enum df_answer answer);
 enum df_delivery deliver_poison(struct df_guest *guest, struct df_file *file, uint64_t address);
+bool deliver_untaken(const struct df_pending *pending);
 bool deliver_overdue(struct df_pending *pending);
 void deliver_withdraw(struct df_file *file);
 
