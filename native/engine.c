@@ -263,21 +263,34 @@ static void keep_sources(struct df_engine *engine, uint64_t now)
 	}
 }
 
-static bool keep_children(struct df_engine *engine)
+/* The newest forked guest older than this one; counted. */
+static struct df_guest *next_child(struct df_engine *engine, uint64_t id)
 {
-	struct df_guest *gone = NULL;
-	bool any = false;
+	struct df_guest *guest;
 
 	pthread_mutex_lock(&engine->lock);
-	for (struct df_guest *guest = engine->guests; guest && !gone; guest = guest->next) {
-		any |= guest->child;
-		if (guest->child && !uffd_alive(guest->uffd))
-			gone = guest;
-	}
+	for (guest = engine->guests; guest; guest = guest->next)
+		if (guest->child && guest->id < id)
+			break;
+	if (guest)
+		guest_get(guest);
 	pthread_mutex_unlock(&engine->lock);
-	if (gone)
-		df_guest_free(gone);
-	return any;
+	return guest;
+}
+
+/* Nobody tells when a forked guest ends.  Asking may take as long as its address
+ * space is locked: not under our own. */
+static void keep_children(struct df_engine *engine)
+{
+	uint64_t id = UINT64_MAX;
+	struct df_guest *child;
+
+	while ((child = next_child(engine, id))) {
+		id = child->id;
+		if (!uffd_alive(child->uffd))
+			df_guest_free(child);
+		guest_put(child);
+	}
 }
 
 static void *warden(void *arg)
