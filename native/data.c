@@ -173,7 +173,9 @@ static bool protect(struct df_file *file, uint64_t start, uint64_t end)
 			? uffd_protect(region->guest->uffd, region->start + (from - region->offset),
 				       to - from, true)
 			: -EOPNOTSUPP;
-		all &= !error || error == -ESRCH;
+		/* What its reader has read of forks and moves does not change the
+		 * table before it has acted upon it. */
+		all &= error == -ESRCH || (!error && !(atomic_load(&region->guest->turn) % 2));
 	}
 	return all;
 }

@@ -1,27 +1,23 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * guest.c - a guest's life: its userfaultfd, the thread that reads its events in
- * their order, and its end.  Must not know files.
- *
- * Event order matters: fork, remap, remove and unmap change what an address
- * means, and until they are read every install in that address space answers
- * EAGAIN (fs/userfaultfd.c, mmap_changing).  So one thread a guest reads them
- * all, and a fault that met EAGAIN waits for the events before it tries again.
+ * guest.c - a guest's life: its userfaultfd, its attempts and its end.  Must not
+ * know files, nor read events.
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
-#include <signal.h>
+#include <linux/magic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "internal.h"
 
-#define BATCH 32
+#define SETTLE_NS 200000000u	/* how long a change waits for events that were read */
+#define JOIN_SECONDS 1		/* how long a reader may take to see its end */
 
 static atomic_uint_fast64_t next_guest_id = 1;
 
@@ -55,14 +51,24 @@ static void kick(struct df_guest *guest)
 
 void guest_retry(struct df_guest *guest, struct df_fault *fault)
 {
+	bool dead;
+
+	/* "dead" is set before the last fault is taken from the list: one that is
+	 * put there later would keep itself, and its guest, for ever. */
 	pthread_mutex_lock(&guest->small);
-	fault->next = guest->again;
-	guest->again = fault;
+	dead = atomic_load(&guest->dead);
+	if (!dead) {
+		fault->next = guest->again;
+		guest->again = fault;
+	}
 	pthread_mutex_unlock(&guest->small);
-	kick(guest);
+	if (dead)
+		fault_free(fault);
+	else
+		kick(guest);
 }
 
-static struct df_fault *take_again(struct df_guest *guest)
+struct df_fault *guest_take_again(struct df_guest *guest)
 {
 	struct df_fault *again;
 
@@ -100,7 +106,7 @@ uint32_t guest_attempt(struct df_guest *guest, uint64_t page)
 
 void guest_resolved(struct df_guest *guest, uint64_t start, uint64_t end)
 {
-	if (!__atomic_load_n(&guest->nattempts, __ATOMIC_RELAXED))
+	if (!atomic_load_explicit(&guest->nattempts, memory_order_relaxed))
 		return;
 	pthread_mutex_lock(&guest->small);
 	for (unsigned i = 0; i < guest->nattempts; i++)
@@ -109,7 +115,7 @@ void guest_resolved(struct df_guest *guest, uint64_t start, uint64_t end)
 	pthread_mutex_unlock(&guest->small);
 }
 
-static int guest_alloc(struct df_engine *engine, int uffd, int pid, struct df_guest **out)
+int guest_alloc(struct df_engine *engine, int uffd, int pid, struct df_guest **out)
 {
 	struct df_guest *guest = calloc(1, sizeof(*guest));
 
@@ -132,140 +138,30 @@ static int guest_alloc(struct df_engine *engine, int uffd, int pid, struct df_gu
 	return 0;
 }
 
-/* The child of a fork: the kernel hands us its userfaultfd, registered like its
- * parent's.  Whatever goes wrong here, it must not read zeros. */
-static void adopt_child(struct df_guest *parent, int uffd)
+/* poll() on a blocking userfaultfd is POLLERR (userfaultfd_poll), and the kernel
+ * makes a forked child's like the first was made, whatever was set later
+ * (resolve_userfault_fork). */
+int guest_unblock(struct df_guest *guest)
 {
-	struct df_guest *child = NULL;
-	int error = guest_alloc(parent->engine, uffd, 0, &child);
+	int flags = fcntl(guest->uffd, F_GETFL);
 
-	pthread_rwlock_rdlock(&parent->lock);
-	if (!error) {
-		child->child = true;
-		child->tracks = parent->tracks;
-		error = region_copy(child, parent);
-	}
-	if (!error)
-		error = guest_start(child);
-	if (error)
-		for (size_t i = 0; i < parent->nregions; i++)
-			uffd_poison_absent(uffd, parent->regions[i]->start,
-					   parent->regions[i]->len);
-	pthread_rwlock_unlock(&parent->lock);
-	if (error && child)
-		guest_put(child);
-	else if (error)
-		close(uffd);
-}
-
-static void event(struct df_guest *guest, const struct uffd_msg *msg, uint64_t arrived)
-{
-	struct df_engine *engine = guest->engine;
-
-	switch (msg->event) {
-	case UFFD_EVENT_PAGEFAULT: {
-		struct df_fault fault = {
-			.guest = guest,
-			.address = msg->arg.pagefault.address,
-			.arrived = arrived,
-			.tid = (int32_t)msg->arg.pagefault.feat.ptid,
-			.write = !!(msg->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE),
-			.stored = !!(msg->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP),
-		};
-
-		COUNT(engine, faults, 1);
-		fault_arrived(&fault);
-		break;
-	}
-	case UFFD_EVENT_FORK:
-		COUNT(engine, events_fork, 1);
-		adopt_child(guest, (int)msg->arg.fork.ufd);
-		break;
-	case UFFD_EVENT_REMAP:
-		COUNT(engine, events_remap, 1);
-		pthread_rwlock_wrlock(&guest->lock);
-		region_move(guest, msg->arg.remap.from, msg->arg.remap.to, msg->arg.remap.len);
-		pthread_rwlock_unlock(&guest->lock);
-		break;
-	case UFFD_EVENT_REMOVE:
-		/* MADV_DONTNEED took the guest's page table entries, not the page
-		 * cache; the next touch is a fault like any other. */
-		COUNT(engine, events_remove, 1);
-		break;
-	case UFFD_EVENT_UNMAP:
-		COUNT(engine, events_unmap, 1);
-		pthread_rwlock_wrlock(&guest->lock);
-		region_remove(guest, msg->arg.remove.start, msg->arg.remove.end);
-		pthread_rwlock_unlock(&guest->lock);
-		break;
-	}
-}
-
-/* -> events handled, or a negative errno */
-static int read_events(struct df_guest *guest)
-{
-	struct uffd_msg msgs[BATCH];
-	int n = uffd_read(guest->uffd, msgs, BATCH);
-	uint64_t arrived = n > 0 ? now_ns() : 0;
-
-	for (int i = 0; i < n; i++)
-		event(guest, &msgs[i], arrived);
-	return n;
-}
-
-static void *reader(void *arg)
-{
-	struct df_guest *guest = arg;
-	uint64_t spin = guest->engine->options.spin_ns, value;
-	int n = 0;
-
-	engine_thread = true;
-	while (!atomic_load(&guest->dead) && n >= 0) {
-		struct pollfd fds[] = {
-			{ .fd = guest->uffd, .events = POLLIN },
-			{ .fd = guest->kick, .events = POLLIN },
-		};
-
-		if (poll(fds, 2, -1) < 0)
-			continue;
-		if (fds[1].revents && read(guest->kick, &value, sizeof(value)) < 0) {
-			/* another kick took it */
-		}
-		do {
-			uint64_t until = spin ? now_ns() + spin : 0;
-
-			/* a batch that was not full has emptied the queue */
-			while ((n = read_events(guest)) == BATCH || (spin && n > 0))
-				until = spin ? now_ns() + spin : 0;
-			faults_run(take_again(guest), false);
-			if (!spin || now_ns() >= until)
-				break;
-		} while (n >= 0);
-		if (fds[0].revents & (POLLERR | POLLHUP))
-			break;
-	}
-	faults_run(take_again(guest), false);
-	guest_put(guest);
-	return NULL;
+	return flags < 0 || fcntl(guest->uffd, F_SETFL, flags | O_NONBLOCK) ||
+	       fcntl(guest->uffd, F_SETFD, FD_CLOEXEC) ? -errno : 0;
 }
 
 int guest_start(struct df_guest *guest)
 {
 	struct df_engine *engine = guest->engine;
-	sigset_t all, old;
-	int error;
+	int error = guest_unblock(guest);
 
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &old);	/* signals are Python's */
+	if (error)
+		return error;
 	guest_get(guest);
-	error = pthread_create(&guest->thread, NULL, reader, guest);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	error = start_thread(&guest->thread, events_read, guest, "df-guest");
 	if (error) {
 		guest_put(guest);
-		return -error;
+		return error;
 	}
-	pthread_setname_np(guest->thread, "df-guest");
-	guest->started = true;
 	pthread_mutex_lock(&engine->lock);
 	guest->next = engine->guests;
 	engine->guests = guest;
@@ -276,10 +172,13 @@ int guest_start(struct df_guest *guest)
 static int map_area(struct df_guest *guest, int area)
 {
 	struct stat st;
+	struct statfs fs;
 	int seals = fcntl(area, F_GET_SEALS);
 
-	/* A page the guest could cut off would be a SIGBUS for us. */
-	if (seals < 0 || !(seals & F_SEAL_SHRINK) || fstat(area, &st) || st.st_size < DF_PAGE_SIZE)
+	/* A page the guest could cut off would be a SIGBUS for us; so would one of
+	 * hugetlbfs, which it could punch out while the pool is empty. */
+	if (seals < 0 || !(seals & F_SEAL_SHRINK) || fstat(area, &st) || fstatfs(area, &fs) ||
+	    fs.f_type != TMPFS_MAGIC || st.st_size < DF_PAGE_SIZE)
 		return -EINVAL;
 	guest->slots = mmap(NULL, DF_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, area, 0);
 	if (guest->slots == MAP_FAILED) {
@@ -293,18 +192,14 @@ int df_guest_new(struct df_engine *engine, int uffd, uint64_t features, int pid,
 		 struct df_guest **out)
 {
 	struct df_guest *guest = NULL;
-	int flags = fcntl(uffd, F_GETFL);
 	int error = guest_alloc(engine, uffd, pid, &guest);
 
 	*out = NULL;
 	if (error) {
 		close(uffd);
 	} else {
-		/* poll() on a blocking userfaultfd is POLLERR (userfaultfd_poll) */
-		if (flags < 0 || fcntl(uffd, F_SETFL, flags | O_NONBLOCK))
-			error = -errno;
 		guest->tracks = features & UFFD_FEATURE_WP_UNPOPULATED;
-		if (!error && area >= 0)
+		if (area >= 0)
 			error = map_area(guest, area);
 		if (!error)
 			error = guest_start(guest);
@@ -323,6 +218,31 @@ uint64_t df_guest_id(struct df_guest *guest)
 	return guest->id;
 }
 
+/* A munmap() returns in the guest when its event has been read: what the guest asks
+ * for next must find that it was acted upon.  A reader that stays where it is sits
+ * in a read(2) that was made to block; its guest has only itself to blame. */
+static void settle_events(struct df_guest *guest)
+{
+	uint64_t turn = atomic_load(&guest->turn), until = now_ns() + SETTLE_NS;
+	struct timespec pause = { .tv_nsec = 20000 };
+
+	while (turn % 2 && atomic_load(&guest->turn) == turn && !atomic_load(&guest->stuck)) {
+		if (now_ns() > until)
+			atomic_store(&guest->stuck, true);
+		nanosleep(&pause, NULL);
+	}
+}
+
+bool guest_shows(struct df_guest *guest, uint64_t address)
+{
+	bool found;
+
+	pthread_rwlock_rdlock(&guest->lock);
+	found = region_find(guest, address);
+	pthread_rwlock_unlock(&guest->lock);
+	return found;
+}
+
 int df_guest_map(struct df_guest *guest, uint64_t start, uint64_t len, struct df_file *file,
 		 uint64_t offset, int writable)
 {
@@ -335,6 +255,7 @@ int df_guest_map(struct df_guest *guest, uint64_t start, uint64_t len, struct df
 	file_unlock(file);
 	if (error)
 		return error;
+	settle_events(guest);
 	pthread_rwlock_wrlock(&guest->lock);
 	error = atomic_load(&guest->dead) ? -ESRCH
 					  : region_add(guest, start, len, file, offset, writable);
@@ -346,10 +267,40 @@ int df_guest_unmap(struct df_guest *guest, uint64_t start, uint64_t len)
 {
 	if ((start | len) % PAGE || start + len < start)
 		return -EINVAL;
+	settle_events(guest);
 	pthread_rwlock_wrlock(&guest->lock);
 	region_remove(guest, start, start + len);
 	pthread_rwlock_unlock(&guest->lock);
 	return 0;
+}
+
+/* Poison what is absent; -EAGAIN: not all, the address space is changing. */
+int guest_poison(struct df_guest *guest)
+{
+	int error = 0;
+
+	pthread_rwlock_rdlock(&guest->lock);
+	for (size_t i = 0; error != -EAGAIN && i < guest->nregions; i++)
+		error = uffd_poison_absent(guest->uffd, guest->regions[i]->start,
+					   guest->regions[i]->len);
+	pthread_rwlock_unlock(&guest->lock);
+	return error;
+}
+
+static bool join_reader(struct df_guest *guest)
+{
+	struct timespec until;
+	void *how = NULL;
+
+	clock_gettime(CLOCK_REALTIME, &until);
+	until.tv_sec += JOIN_SECONDS;
+	/* The descriptor's O_NONBLOCK is the guest's to clear: then the reader may
+	 * be in a read(2) that nothing ends but this. */
+	if (pthread_timedjoin_np(guest->thread, &how, &until)) {
+		pthread_cancel(guest->thread);
+		pthread_join(guest->thread, &how);
+	}
+	return how != PTHREAD_CANCELED;
 }
 
 void df_guest_free(struct df_guest *guest)
@@ -364,18 +315,22 @@ void df_guest_free(struct df_guest *guest)
 		}
 	pthread_mutex_unlock(&engine->lock);
 
+	/* No install from here on.  The reader ends first, and poisons: a child whose
+	 * fork it has read still needs its parent's regions, and the poison the last
+	 * of the moves. */
 	pthread_rwlock_wrlock(&guest->lock);
 	atomic_store(&guest->dead, true);
+	pthread_rwlock_unlock(&guest->lock);
+	kick(guest);
+	if (!join_reader(guest))
+		guest_poison(guest);
+	pthread_rwlock_wrlock(&guest->lock);
 	while (guest->nregions) {
 		struct df_region *region = guest->regions[guest->nregions - 1];
 
-		if (uffd_alive(guest->uffd))
-			uffd_poison_absent(guest->uffd, region->start, region->len);
 		region_remove(guest, region->start, region->start + region->len);
 	}
 	pthread_rwlock_unlock(&guest->lock);
-	kick(guest);
-	if (guest->started)
-		pthread_join(guest->thread, NULL);
+	faults_run(guest_take_again(guest), true);
 	guest_put(guest);
 }

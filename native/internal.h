@@ -98,7 +98,7 @@ struct df_file {
 	pthread_mutex_t lock;
 	int fd;				/* backing file: the page source */
 	bool writable;
-	bool blocks;			/* RWF_NOWAIT does not work here */
+	atomic_bool blocks;		/* RWF_NOWAIT does not work here */
 	bool memory;			/* tmpfs: a read never waits */
 	int cache;			/* memfd; -1 until a guest maps the file */
 	uint64_t size;
@@ -177,13 +177,14 @@ struct df_guest {
 	uint64_t id;
 	atomic_int refs;
 	atomic_bool dead;
+	atomic_bool stuck;		/* its reader does not come back from read(2) */
+	atomic_uint_fast64_t turn;	/* odd: the reader reads events, or acts upon them */
 	int uffd;
 	int pid;			/* 0 for a forked child: only its tids are known */
 	int kick;			/* eventfd: look at `again`, or end */
 	struct df_apf_slot *slots;	/* shared with the guest: trust nothing in it */
 	bool tracks;			/* its userfaultfd has WP_UNPOPULATED */
 	bool child;			/* came by UFFD_EVENT_FORK */
-	bool started;
 	pthread_t thread;
 	pthread_rwlock_t lock;
 	struct df_region **regions;	/* sorted by start, disjoint */
@@ -194,9 +195,19 @@ struct df_guest {
 		uint64_t page;
 		uint32_t count;
 	} attempts[ATTEMPTS];
-	unsigned nattempts, oldest;
+	atomic_uint nattempts;
+	unsigned oldest;
 };
 
+/* events.c */
+void *events_read(void *guest);			/* a reader's life; puts the guest */
+
+/* guest.c */
+int guest_alloc(struct df_engine *engine, int uffd, int pid, struct df_guest **out);
+int guest_unblock(struct df_guest *guest);
+int guest_poison(struct df_guest *guest);
+bool guest_shows(struct df_guest *guest, uint64_t address);
+struct df_fault *guest_take_again(struct df_guest *guest);
 void guest_get(struct df_guest *guest);
 void guest_put(struct df_guest *guest);
 int guest_start(struct df_guest *guest);
