@@ -147,9 +147,17 @@ bool deliver_overdue(struct df_pending *pending)
 enum df_delivery deliver_poison(struct df_guest *guest, struct df_file *file, uint64_t address)
 {
 	uint64_t page = PAGE_DOWN(address), done;
-	int error = uffd_poison(guest->uffd, page, PAGE, &done);
-	struct df_poison *poison;
+	struct df_region *region = file ? file->mappings : NULL;
+	int error;
 
+	while (region && (region->guest != guest || page - region->start >= region->len))
+		region = region->next;
+	/* By now the address may show something else, which is sound. */
+	if (file && !region) {
+		uffd_wake(guest->uffd, page, PAGE);
+		return DF_DELIVERED_WAKE;
+	}
+	error = uffd_poison(guest->uffd, page, PAGE, &done);
 	/* Nothing can have installed the page since the decision: with a file its
 	 * lock is held.  So it is a marker that stands in the way, or poison. */
 	if (error == -EEXIST && guest->tracks && !uffd_unmark(guest->uffd, page, PAGE))
@@ -172,13 +180,8 @@ enum df_delivery deliver_poison(struct df_guest *guest, struct df_file *file, ui
 		uffd_wake(guest->uffd, page, PAGE);
 		return DF_DELIVERED_WAKE;
 	}
-	poison = file ? malloc(sizeof(*poison)) : NULL;
-	if (poison) {
-		*poison = (struct df_poison){ file->poisons, guest, address };
-		guest_get(guest);
-		file->poisons = poison;
-		file->npoisons++;
-	}
+	if (region)
+		poison_add(region, page);
 	return DF_DELIVERED_POISON;
 }
 

@@ -54,15 +54,8 @@ void engine_fail(const struct df_fault *fault, struct df_file *file, enum df_rea
 	uint64_t now = now_ns(), one = 1;
 	struct df_pending *pending;
 
-	if (fault->mends) {		/* not mended yet: keep it on the list */
-		struct df_poison *poison = malloc(sizeof(*poison));
-
-		if (poison) {
-			*poison = (struct df_poison){ file->poisons, guest, fault->address };
-			guest_get(guest);
-			file->poisons = poison;
-			file->npoisons++;
-		}
+	if (fault->mends) {
+		poison_tried(fault->mends, guest, fault->address, false);
 		return;
 	}
 	COUNT(engine, failed, 1);
@@ -147,6 +140,10 @@ static enum df_delivery settle(struct df_engine *engine, struct df_pending *pend
 		file_lock(file);
 	if (atomic_load(&guest->dead)) {
 		/* its pages were poisoned when it went */
+	} else if (!file && guest_shows(guest, pending->record.address)) {
+		/* nobody's address then, a file's by now */
+		uffd_wake(guest->uffd, PAGE_DOWN(pending->record.address), PAGE);
+		how = DF_DELIVERED_HEALED;
 	} else if (file && atomic_load(&file->generation) != pending->record.generation) {
 		uffd_wake(guest->uffd, PAGE_DOWN(pending->record.address), PAGE);
 		how = DF_DELIVERED_HEALED;

@@ -150,6 +150,8 @@ static enum verdict decide(struct df_fault *fault, struct df_fill **fill)
 			return DONE;
 		}
 		region = region_find(guest, page);
+		if (region && fault->mends && region->file != fault->mends)
+			region = NULL;		/* the address shows another file by now */
 		if (!region) {
 			pthread_rwlock_unlock(&guest->lock);
 			if (!fault->mends)

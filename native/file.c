@@ -73,14 +73,9 @@ void df_file_put(struct df_file *file)
 {
 	if (atomic_fetch_sub(&file->refs, 1) != 1)
 		return;
-	/* Regions, fills and failures count their file: none is left. */
-	while (file->poisons) {
-		struct df_poison *poison = file->poisons;
-
-		file->poisons = poison->next;
-		guest_put(poison->guest);
-		free(poison);
-	}
+	/* Regions, fills and failures count their file: none is left, nor a
+	 * poisoned page, which lies in a region. */
+	free(file->poisons);
 	pages_free(file);
 	if (file->cache >= 0)
 		close(file->cache);
@@ -151,39 +146,19 @@ static void wait_for_mends(struct df_file *file)
  * called with a guest's lock held. */
 void file_unlock(struct df_file *file)
 {
-	struct df_fault *released = file->released, *faults = NULL;
-	struct df_poison *mending = file->mending, *next;
+	struct df_fault *released = file->released;
+	bool mends = file->mended;
 
 	file->released = NULL;
-	file->mending = NULL;
-	for (; mending; mending = next) {
-		struct df_fault fault = {
-			.guest = mending->guest,
-			.address = mending->address,
-			.arrived = now_ns(),
-			.mends = file,
-		};
-		struct df_fault *copy = fault_copy(&fault);
-
-		next = mending->next;
-		guest_put(mending->guest);
-		free(mending);
-		if (copy) {
-			copy->next = faults;
-			faults = copy;
-		}
-	}
+	file->mended = false;
 	pthread_mutex_unlock(&file->lock);
 
 	if (released)
 		engine_submit_faults(released->guest->engine, released);
-	if (!faults)
-		return;
-	engine_submit_faults(faults->guest->engine, faults);
 	/* Who made the file longer may rely on it when the call returns; but a
 	 * source that does not answer holds up nobody for long, and the engine's
 	 * own threads not at all. */
-	if (!engine_thread)
+	if (mends && !engine_thread)
 		wait_for_mends(file);
 }
 
@@ -240,17 +215,6 @@ void file_stamp(struct df_file *file)
 		file->mtime = st.st_mtim;
 }
 
-void file_mend_all(struct df_file *file)
-{
-	struct df_poison **last = &file->mending;
-
-	while (*last)
-		last = &(*last)->next;
-	*last = file->poisons;
-	file->poisons = NULL;
-	file->npoisons = 0;
-}
-
 void file_changed(struct df_file *file, uint64_t size, bool content)
 {
 	uint64_t old = file->size;
@@ -278,7 +242,7 @@ void file_changed(struct df_file *file, uint64_t size, bool content)
 	else
 		fill_release(file, old, size);
 	deliver_withdraw(file);
-	file_mend_all(file);
+	poison_mend(file);
 }
 
 /* Look at the backing file; a change we did not make is a change now. */
@@ -311,6 +275,7 @@ int df_file_recheck(struct df_file *file)
 	if (bits >= 0) {
 		bits = file->untold;
 		file->untold = 0;
+		file->mended |= bits;
 	}
 	file_unlock(file);
 	return bits;
@@ -340,7 +305,7 @@ int df_file_heal(struct df_file *file)
 
 	file_lock(file);
 	pages = (int)file->npoisons;
-	file_mend_all(file);
+	poison_mend(file);
 	file_unlock(file);
 	return pages;
 }

@@ -173,10 +173,12 @@ enum verdict install(struct df_fault *fault, struct df_region *region, uint64_t 
 			map_pages(region, start, fault->offset, protect, &done, &present);
 		region->expected = region->start + (end - region->offset);
 		guest_resolved(guest, page, page + PAGE);
-		if (fault->mends)
+		if (fault->mends) {
+			poison_tried(file, guest, page, true);
 			COUNT(guest->engine, healed, 1);
-		else
+		} else {
 			COUNT(guest->engine, latency[bucket(now_ns() - fault->arrived)], 1);
+		}
 		return DONE;
 	}
 	switch (error) {
@@ -195,7 +197,7 @@ enum verdict install(struct df_fault *fault, struct df_region *region, uint64_t 
 	case -ENOENT:
 		/* Unmapped while we looked?  Then the access gets SIGSEGV.  If it
 		 * comes back here it is a mapping that cannot take our page. */
-		if (guest_attempt(guest, page) == 1) {
+		if (!fault->mends && guest_attempt(guest, page) == 1) {
 			uffd_wake(guest->uffd, page, PAGE);
 			return DONE;
 		}

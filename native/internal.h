@@ -63,8 +63,9 @@ struct df_fault {
 /* A poisoned page of one guest. */
 struct df_poison {
 	struct df_poison *next;
-	struct df_guest *guest;		/* counted */
-	uint64_t address;
+	struct df_guest *guest;
+	uint64_t page, offset;		/* in the guest, in the file */
+	bool trying;			/* an attempt to mend it is under way */
 };
 
 /* ------------------------------------------------------------------- files */
@@ -111,12 +112,13 @@ struct df_file {
 	struct df_fill *fills;
 	struct df_region *mappings;
 	uint64_t nmappings, nwritable;
-	struct df_poison *poisons;
+	struct df_poison **poisons;	/* hashed by guest and page */
+	size_t poison_slots;
 	uint64_t npoisons;
 	atomic_uint mends;		/* attempts under way to mend a poisoned page */
-	/* to be run by file_unlock() */
-	struct df_fault *released;
-	struct df_poison *mending;
+	/* for file_unlock() */
+	struct df_fault *released;	/* to be decided anew */
+	bool mended;			/* attempts have begun that a caller may rely on */
 };
 
 /* file.c: life, size and content changes */
@@ -127,13 +129,20 @@ int file_activate(struct df_file *file);
 int file_notice(struct df_file *file);		/* fstat: -> enum df_change bits; locked */
 void file_changed(struct df_file *file, uint64_t size, bool content);
 void file_stamp(struct df_file *file);
-void file_mend_all(struct df_file *file);
 void file_mend_begun(struct df_file *file);	/* count one more attempt */
 void file_mend_ended(struct df_file *file);
 static inline uint64_t file_end(const struct df_file *file)	/* first byte past the last page */
 {
 	return PAGE_UP(file->size);
 }
+
+/* poison.c; under file->lock */
+void poison_add(struct df_region *region, uint64_t page);
+void poison_tried(struct df_file *file, const struct df_guest *guest, uint64_t page, bool healed);
+void poison_forget(struct df_file *file, const struct df_guest *guest, uint64_t start, uint64_t end);
+/* What is poisoned in `from` is poisoned in `to`, which shows the same, too. */
+void poison_copy(const struct df_region *from, struct df_region *to);
+void poison_mend(struct df_file *file);
 
 /* pages.c: the page cache; all under file->lock */
 struct df_chunk *pages_chunk(struct df_file *file, uint64_t offset, bool create);

@@ -49,7 +49,7 @@ static void link_file(struct df_region *region)
 	pthread_mutex_unlock(&file->lock);
 }
 
-static void unlink_file(struct df_region *region)
+static void unlink_file(struct df_region *region, uint64_t start, uint64_t end)
 {
 	struct df_file *file = region->file;
 
@@ -60,6 +60,7 @@ static void unlink_file(struct df_region *region)
 			break;
 		}
 	fill_leave(region);
+	poison_forget(file, region->guest, start, end);
 	file->nmappings--;
 	file->nwritable -= region->writable;
 	pthread_mutex_unlock(&file->lock);
@@ -117,68 +118,63 @@ void region_remove(struct df_guest *guest, uint64_t start, uint64_t end)
 		struct df_region *region = guest->regions[i];
 		uint64_t region_end = region->start + region->len;
 		struct df_file *file = region->file;
-		uint64_t offset = region->offset;
 
-		unlink_file(region);
 		memmove(guest->regions + i, guest->regions + i + 1,
 			(guest->nregions - i - 1) * sizeof(*guest->regions));
 		guest->nregions--;
-		/* There is room for one, and the two sides are disjoint: the first
-		 * cannot fail but for memory, nor the second but for memory. */
+		/* There is room for one, and the two sides are disjoint: neither can
+		 * fail but for memory.  The file has them before it loses the whole,
+		 * or a write-back would not know that somebody may store to them. */
 		if (region->start < start)
-			region_add(guest, region->start, start - region->start, file, offset,
-				   region->writable);
+			region_add(guest, region->start, start - region->start, file,
+				   region->offset, region->writable);
 		if (region_end > end)
 			region_add(guest, end, region_end - end, file,
-				   offset + (end - region->start), region->writable);
+				   region->offset + (end - region->start), region->writable);
+		unlink_file(region, start, end);
 		free(region);
 		df_file_put(file);
 	}
 }
 
+/* Show in `to` at `start` what `region` shows from `at` on, poison and all. */
+static int add_like(struct df_guest *to, uint64_t start, uint64_t len,
+		    const struct df_region *region, uint64_t at)
+{
+	int error = region_add(to, start, len, region->file, region->offset + (at - region->start),
+			       region->writable);
+
+	if (!error) {
+		pthread_mutex_lock(&region->file->lock);
+		poison_copy(region, region_find(to, start));
+		pthread_mutex_unlock(&region->file->lock);
+	}
+	return error;
+}
+
 /* mremap(): [from, from + len) now lies at `to`. */
 int region_move(struct df_guest *guest, uint64_t from, uint64_t to, uint64_t len)
 {
-	struct {
-		struct df_file *file;
-		uint64_t start, len, offset;
-		bool writable;
-	} *moved = NULL;
-	size_t first = find(guest, from), n = 0;
+	uint64_t at = from, end;
 	int error = 0;
+	size_t i;
 
-	for (size_t i = first; i < guest->nregions && guest->regions[i]->start < from + len; i++)
-		n++;
-	if (!n)
-		return 0;
-	moved = calloc(n, sizeof(*moved));
-	if (!moved)
-		return -ENOMEM;
-	for (size_t i = 0; i < n; i++) {
-		struct df_region *region = guest->regions[first + i];
-		uint64_t start = region->start > from ? region->start : from;
-		uint64_t end = region->start + region->len;
+	region_remove(guest, to, to + len);
+	for (; (i = find(guest, at)) < guest->nregions && guest->regions[i]->start < from + len;
+	     at = end) {
+		const struct df_region *region = guest->regions[i];
+		int e;
 
+		if (at < region->start)
+			at = region->start;
+		end = region->start + region->len;
 		if (end > from + len)
 			end = from + len;
-		moved[i].file = region->file;
-		moved[i].start = start - from + to;
-		moved[i].len = end - start;
-		moved[i].offset = region->offset + (start - region->start);
-		moved[i].writable = region->writable;
-		file_get(region->file);
-	}
-	region_remove(guest, from, from + len);
-	region_remove(guest, to, to + len);
-	for (size_t i = 0; i < n; i++) {
-		int e = region_add(guest, moved[i].start, moved[i].len, moved[i].file,
-				   moved[i].offset, moved[i].writable);
-
+		e = add_like(guest, at - from + to, end - at, region, at);
 		if (e && !error)
 			error = e;
-		df_file_put(moved[i].file);
 	}
-	free(moved);
+	region_remove(guest, from, from + len);
 	return error;
 }
 
@@ -186,8 +182,7 @@ int region_copy(struct df_guest *to, struct df_guest *from)
 {
 	for (size_t i = 0; i < from->nregions; i++) {
 		const struct df_region *region = from->regions[i];
-		int error = region_add(to, region->start, region->len, region->file,
-				       region->offset, region->writable);
+		int error = add_like(to, region->start, region->len, region, region->start);
 
 		if (error)
 			return error;
