@@ -71,6 +71,7 @@ class Host:
             task_status.started(session)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._until_death, pid, nursery.cancel_scope)
+                nursery.start_soon(session.mender.run)
                 await session.serve()
                 nursery.cancel_scope.cancel()
         except Exception as e:
@@ -151,6 +152,9 @@ class Host:
                     # fail closed: the access ends in an error, and so does nothing else
                     log.exception("policy for %s", failure)
                     self.engine.answer(failure, Answer.POISON)
+                session = self._sessions.get(failure.guest)
+                if session is not None:
+                    session.mender.failed(failure)
             if not failures:
                 poll.poll()
 

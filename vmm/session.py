@@ -22,6 +22,7 @@ import trio
 from native import Engine, File, Guest
 from vmm import wire
 from vmm.designs import Design
+from vmm.mender import Mender
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +114,7 @@ class Session:
         self._hello: wire.Hello | None = None
         self._opened: dict[int, Opened] = {}
         self._mappings: list[Mapping] = []
+        self.mender = Mender(self._file_of)
         self._next_fh = 1
 
     async def greet(self) -> Guest:
@@ -173,6 +175,9 @@ class Session:
             if os.path.basename(opened.name) == name:
                 return opened.pinned.file
         raise KeyError(name)
+
+    def _file_of(self, file: int) -> File | None:
+        return next((o.pinned.file for o in self._opened.values() if o.pinned.file.id == file), None)
 
     # ---- the wire
 
@@ -294,7 +299,8 @@ class Session:
         if any(mapping.opened is opened for mapping in self._mappings):
             raise OSError(errno.EBUSY, f"{opened.name} is still mapped")
         del self._opened[message.fh]
-        opened.pinned.release()
+        async with self.mender.lock:
+            opened.pinned.release()
         await self._send(wire.reply(message))
 
     async def _write_back(self, touched: list[Opened]) -> None:
