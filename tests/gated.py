@@ -72,6 +72,9 @@ class Gated:
         """End the child with SIGKILL: from now on everything is ENOTCONN."""
         self._process.send_signal(signal.SIGKILL)
 
+    async def ended(self) -> None:
+        await self._process.wait()
+
     async def _ask(self, *request: Any) -> Any:
         async with self._lock:
             await self._stream.send_all(json.dumps(request).encode() + b"\n")
