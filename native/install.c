@@ -188,8 +188,12 @@ enum verdict install(struct df_fault *fault, struct df_region *region, uint64_t 
 	case -ESRCH:
 		return DONE;		/* nobody left to answer */
 	case -EFAULT:
-		/* The page is not in the memfd: a guest that may write to it has
-		 * punched it out.  What the file holds comes from the source. */
+		/* No page where the guest has mapped something: in the memfd, when
+		 * a guest that may write to it has punched it out, and what the file
+		 * holds comes from the source again; or in other shared memory that
+		 * it mapped instead, which says nothing about the file. */
+		if (pages_present(file, fault->offset))
+			break;
 		pages_drop(file, fault->offset, fault->offset + PAGE);
 		if (fault->tries++ <= DF_TRIES_MAX)
 			return REPEAT;

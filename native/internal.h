@@ -151,6 +151,7 @@ int pages_write(struct df_file *file, const char *from, uint64_t offset, uint64_
 /* Whole pages from the source, [start, end) in at most two chunks. */
 int pages_fill(struct df_file *file, const char *from, uint64_t start, uint64_t end);
 bool pages_filled(struct df_file *file, uint64_t offset);
+bool pages_present(struct df_file *file, uint64_t offset);	/* in the memfd, whoever put it there */
 /* end of the run of pages in the same state as the first, at most `end` */
 uint64_t pages_run(struct df_file *file, uint64_t offset, uint64_t end, bool *filled);
 void pages_set_exposed(struct df_file *file, uint64_t start, uint64_t end);

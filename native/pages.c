@@ -107,6 +107,11 @@ bool pages_filled(struct df_file *file, uint64_t offset)
 	return chunk && bit(chunk->filled, page_in_chunk(offset));
 }
 
+bool pages_present(struct df_file *file, uint64_t offset)
+{
+	return lseek(file->cache, (off_t)offset, SEEK_DATA) == (off_t)offset;
+}
+
 bool pages_next_exposed(struct df_file *file, uint64_t *start, uint64_t *end, uint64_t most)
 {
 	for (size_t c = 0; c < file->nchunks; c++) {
