@@ -79,7 +79,8 @@ def repro(
         outcome = _with_progress(lambda progress: trio.run(tell, progress))
     except (fsd.MountError, PermissionError) as e:
         hint = "Run `daxfault doctor`: it says what is missing here, and what mends it."
-        raise Unsupported(f"{e}\n{hint}") from e
+        why = e.strerror if isinstance(e, OSError) else e
+        raise Unsupported(f"{why}\n{hint}") from e
     if as_json:
         print(json.dumps(outcome.as_json(), indent=2))
     else:

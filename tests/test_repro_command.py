@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`daxfault repro`, as a person runs it: told, refused, interrupted; nothing is left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from needs import require, require_fuse, require_root
+
+PATIENCE = 60  # seconds, for a machine that is busy with other things
+REPRO = [sys.executable, "-m", "vmm", "repro", "--seconds", "0.1"]
+
+
+@pytest.fixture
+def top(tmp_path: Path) -> Path:
+    """A directory for temporary files; empty and unmounted again when the test has passed."""
+    require_fuse()
+    place = tmp_path / "tmp"
+    place.mkdir()
+    return place
+
+
+def repro(top: Path, *options: str, before: tuple[str, ...] = ()) -> "subprocess.CompletedProcess[str]":
+    done = subprocess.run(
+        [*before, *REPRO, *options],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+        cwd="/",
+        env={**os.environ, "TMPDIR": str(top), "COLUMNS": "200"},
+    )
+    assert_nothing_left(top)
+    return done
+
+
+def assert_nothing_left(top: Path) -> None:
+    assert f" {top}" not in Path("/proc/self/mountinfo").read_text()
+    assert list(top.iterdir()) == []
+
+
+def stories(done: "subprocess.CompletedProcess[str]") -> dict[tuple[str, str], dict[str, Any]]:
+    assert done.returncode == 0, done.stderr
+    outcome = json.loads(done.stdout)
+    assert outcome["version"] == 1
+    assert outcome["ok"]
+    return {(story["design"], story["via"]): story for story in outcome["stories"]}
+
+
+def test_repro_without_options_loops_under_mainline_and_ends_in_errors_under_report(top: Path) -> None:
+    told = stories(repro(top, "--json"))
+    assert set(told) == {(design, via) for design in ("mainline", "report") for via in ("mount", "behind")}
+    for (design, _), story in told.items():
+        dead = [access for access in story["accesses"] if access["expected"] != "ok"]
+        assert len(dead) == 3
+        for access in dead:
+            assert access["error"] == "EFAULT"
+            if design == "mainline":
+                assert access["outcome"] == "loop"
+                assert access["cycles"] > 100
+                assert access["rate"] > 100
+            else:
+                assert access["outcome"] in ("sigbus", "efault")
+                assert access["cycles"] == 0
+                assert access["address"] == access["expected_address"]
+
+
+def test_repro_in_a_terminal_shows_a_table_a_design(top: Path) -> None:
+    done = repro(top)
+    assert done.returncode == 0
+    for words in ("LOOP", "no progress", "SIGBUS", "(exact)", "16 bytes done, then EFAULT", "as expected"):
+        assert words in done.stdout
+
+
+def test_repro_of_one_design_and_one_way_tells_one_story(top: Path) -> None:
+    told = stories(repro(top, "--json", "--design", "report", "--via", "behind"))
+    assert list(told) == [("report", "behind")]
+
+
+def test_repro_with_a_file_leaves_the_file_alone(top: Path, tmp_path: Path) -> None:
+    file = tmp_path / "data"
+    content = os.urandom((5 << 20) + 123)
+    file.write_bytes(content)
+    told = stories(repro(top, "--json", "--design", "report", "--file", str(file)))
+    assert {story["size"] for story in told.values()} == {len(content)}
+    assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--file", "/nonexistent"], "/nonexistent"),
+        (["--file", "/"], "not a regular file"),
+        (["--file", "/proc/self/comm"], "32768"),
+        (["--design", "hope"], "hope"),
+        (["--via", "magic"], "magic"),
+        (["--seconds", "0"], "seconds"),
+    ],
+)
+def test_repro_asked_for_nonsense_exits_2_and_names_it(top: Path, options: list[str], words: str) -> None:
+    done = repro(top, *options)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def without(device: str, *also: str) -> tuple[str, ...]:
+    """A command prefix: /dev/`device` is something else."""
+    require_root()
+    return ("unshare", "-m", "sh", "-c", f'mount --bind /dev/null /dev/{device}; exec "$@"', "sh", *also)
+
+
+def test_repro_without_fuse_exits_3_and_names_doctor(top: Path) -> None:
+    done = repro(top, before=without("fuse"))
+    assert done.returncode == 3
+    assert "daxfault doctor" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_repro_without_userfaultfd_exits_3_and_names_it(top: Path) -> None:
+    require(Path("/proc/sys/vm/unprivileged_userfaultfd").read_text() == "0\n", "userfaultfd restricted")
+    done = repro(top, before=without("userfaultfd", "setpriv", "--bounding-set=-sys_ptrace"))
+    assert done.returncode == 3
+    assert "userfaultfd: Operation not permitted" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_repro_interrupted_in_a_loop_exits_130_and_leaves_nothing(top: Path) -> None:
+    child = subprocess.Popen(
+        [*REPRO[:-1], "60", "--design", "mainline"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd="/",
+        env={**os.environ, "TMPDIR": str(top)},
+    )
+    try:
+        mount = wait_for_mount(top, child)
+        guest = wait_for_guest(child)
+        child.send_signal(signal.SIGINT)
+        _, log = child.communicate(timeout=PATIENCE)
+    finally:
+        child.kill()
+        child.communicate()
+    assert child.returncode == 130, log
+    assert "Traceback" not in log
+    assert not mount.exists()
+    assert not Path(f"/proc/{guest}").exists()
+    assert_nothing_left(top)
+
+
+def wait_for_mount(top: Path, child: "subprocess.Popen[str]") -> Path:
+    while child.poll() is None:
+        for line in Path("/proc/self/mountinfo").read_text().splitlines():
+            if (path := line.split()[4]).startswith(f"{top}/"):
+                return Path(path)
+    raise AssertionError("it ended before it mounted anything")
+
+
+def wait_for_guest(child: "subprocess.Popen[str]") -> int:
+    children = Path(f"/proc/{child.pid}/task/{child.pid}/children")
+    while child.poll() is None:
+        for pid in children.read_text().split():
+            if Path(f"/proc/{pid}/comm").read_text().startswith("daxfault-stand"):
+                return int(pid)
+    raise AssertionError("it ended before it had a guest")
+
+
+def test_repro_into_a_closed_pipe_leaves_nothing(top: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [*REPRO, "--design", "report"],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+        env={**os.environ, "TMPDIR": str(top)},
+    )
+    os.close(writing)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert_nothing_left(top)
