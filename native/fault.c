@@ -16,6 +16,7 @@
 
 #include "internal.h"
 
+#define DENSE ((uint64_t)(16 * PAGE))
 #define FILL_NOW ((uint64_t)(16 * PAGE))	/* read under the lock at most; more is a fill */
 
 
@@ -59,28 +60,52 @@ static int gup_error(const struct df_file *file, uint64_t offset)
 	return error;
 }
 
-static enum verdict fill_page(struct df_fault *fault, struct df_region *region, uint64_t page,
+/* What to fill for this fault.  Where a random reader has been before it may come
+ * again, and a fault costs more than a few pages read in vain. */
+static void fill_window(const struct df_fault *fault, struct df_region *region, uint64_t *start,
+			uint64_t *end)
+{
+	uint64_t around = region->around, block = fault->offset & ~(DENSE - 1);
+
+	for (uint64_t at = block; at < block + DENSE && around < DENSE; at += PAGE)
+		if (pages_filled(region->file, at))
+			around = DENSE;
+	install_window(region, fault, around, start, end);
+}
+
+/* A page that can be had at once, before anything else is asked: one that is read
+ * in full was not past EOF, so it needs no fstat(). */
+static bool filled_now(const struct df_fault *fault, struct df_region *region)
+{
+	struct df_file *file = region->file;
+	uint64_t start, end;
+
+	if (fault->stored || fault->error || fault->offset >= file_end(file) ||
+	    pages_filled(file, fault->offset) || fill_find(file, fault->offset))
+		return false;
+	fill_window(fault, region, &start, &end);
+	if (end - start > FILL_NOW || fill_now(file, fault->offset, start, end) ||
+	    !pages_filled(file, fault->offset))
+		return false;
+	COUNT(fault->guest->engine, filled, end - start);
+	return true;
+}
+
+static enum verdict fill_page(struct df_fault *fault, struct df_region *region,
 			      struct df_fill **fill)
 {
 	struct df_file *file = region->file;
 	struct df_engine *engine = fault->guest->engine;
 	struct df_fault *copy;
 	uint64_t start, end;
-	int error = -EAGAIN;
 
-	install_window(region, fault, region->around, &start, &end);
-	if (end - start <= FILL_NOW)
-		error = fill_now(file, fault->offset, start, end);
-	if (!error && pages_filled(file, fault->offset)) {
-		COUNT(engine, filled, end - start);
-		return install(fault, region, page);
-	}
 	/* A source that is slower than those who write to the page. */
 	if (now_ns() - fault->arrived > engine->options.source_ns) {
 		engine_fail(fault, file, DF_REASON_TIMEOUT, ETIMEDOUT);
 		return DONE;
 	}
 
+	fill_window(fault, region, &start, &end);
 	copy = fault_copy(fault);
 	*fill = copy ? fill_begin(engine, file, fault->offset, start, end) : NULL;
 	if (!*fill) {
@@ -98,8 +123,11 @@ static enum verdict decide_locked(struct df_fault *fault, struct df_region *regi
 				  struct df_fill **fill)
 {
 	struct df_file *file = region->file;
-	int bits = file_notice(file), error;
+	int bits, error;
 
+	if (filled_now(fault, region))
+		return install(fault, region, page);
+	bits = file_notice(file);
 	if (bits < 0) {
 		engine_fail(fault, file, DF_REASON_IO, -bits);
 		return DONE;
@@ -131,7 +159,7 @@ static enum verdict decide_locked(struct df_fault *fault, struct df_region *regi
 		engine_fail(fault, file, DF_REASON_IO, fault->error);
 		return DONE;
 	}
-	return fill_page(fault, region, page, fill);
+	return fill_page(fault, region, fill);
 }
 
 static enum verdict decide(struct df_fault *fault, struct df_fill **fill)

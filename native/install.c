@@ -8,13 +8,13 @@
 
 #include "internal.h"
 
-#define AROUND_MIN ((uint32_t)(4 * PAGE))
+#define AROUND_MIN ((uint32_t)PAGE)
 #define AROUND_MAX ((uint32_t)RANGE)
 #define MAP_AROUND ((uint32_t)(16 * PAGE))
 #define STORE_AHEAD ((uint32_t)(64 * PAGE))	/* from here on a writer counts as sequential */
 
-/* How much to fill together: more and more for a sequential reader, down to 16 KiB
- * for a random one: a fault costs more than the three pages read in vain. */
+/* How much to fill together: more and more for a sequential reader, down to the
+ * page itself for a random one. */
 static void adapt(struct df_region *region, uint64_t page)
 {
 	if (page == region->expected)
