@@ -8,6 +8,7 @@ go in, verdicts come out.  It must not answer faults.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 
 from native import PAGE_SIZE, Failure
@@ -42,10 +43,13 @@ class _Track:
 class Watchdog:
     """Counts cycles per page.  A loop is at least `cycles` of them lasting at least `seconds`."""
 
-    def __init__(self, *, seconds: float = 1.0, cycles: int = 100) -> None:
+    def __init__(self, *, seconds: float = 1.0, cycles: int = 100, keep: int = 4096) -> None:
+        """`keep`: pages that are counted at once; of more, those that have not failed for longest are
+        forgotten, so that a guest with many failing pages costs no more memory than that."""
         self.seconds = seconds
         self.cycles = cycles
-        self._tracks: dict[tuple[int, int], _Track] = {}
+        self.keep = keep
+        self._tracks: collections.OrderedDict[tuple[int, int], _Track] = collections.OrderedDict()
 
     def saw(self, failure: Failure) -> Loop | None:
         """Count one failed fault; -> the loop it completes the proof of.
@@ -56,13 +60,12 @@ class Watchdog:
         track = self._tracks.get(key)
         if track is None or failure.attempts == 1 or track.generation != failure.generation:
             track = self._tracks[key] = _Track(failure.generation, failure.time_ns)
+        self._tracks.move_to_end(key)
+        if len(self._tracks) > self.keep:
+            self._tracks.popitem(last=False)
         track.cycles += 1
         elapsed = (failure.time_ns - track.began) / 1e9
         if track.cycles < self.cycles or elapsed < self.seconds:
             return None
         del self._tracks[key]
         return Loop(*key, track.cycles, elapsed, failure)
-
-    def forget(self, guest: int) -> None:
-        """The guest has ended."""
-        self._tracks = {key: track for key, track in self._tracks.items() if key[0] != guest}
