@@ -9,6 +9,7 @@ that neither a slow file server nor a busy event loop delays an error.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import select
@@ -25,10 +26,13 @@ from vmm import wire
 from vmm.designs import Design
 from vmm.errors import alone
 from vmm.records import Record, Records
-from vmm.session import FileServer, Session
+from vmm.session import HELLO_SECONDS, FileServer, Session
 from vmm.watchdog import Loop, Watchdog
 
 log = logging.getLogger(__name__)
+
+# accept(2): the peer has left already, or there is no room for it just now
+_ACCEPT_LATER = (errno.ECONNABORTED, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 Observer = Callable[[Record], None]
 
@@ -41,6 +45,7 @@ class Host:
         self.records = Records()
         self.loops: list[Loop] = []
         self.rescue = True
+        self.hello_seconds = HELLO_SECONDS
         self.observers: list[Observer] = []
         self._files = files
         self._watchdog = watchdog
@@ -66,7 +71,7 @@ class Host:
         """
         session = Session(sock, pid, self.engine, self._files, design)
         try:
-            guest = await session.greet()
+            guest = await session.greet(self.hello_seconds)
             self._sessions[guest.id] = session
             task_status.started(session)
             async with trio.open_nursery() as nursery:
@@ -97,18 +102,26 @@ class Host:
         Only this user's processes and root's are let in (SO_PEERCRED, unix(7)).
         """
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as listener:
-            old = os.umask(0o177)
             try:
                 listener.bind(path)
-            finally:
-                os.umask(old)
+            except OSError as e:
+                raise OSError(e.errno, os.strerror(e.errno or 0), path) from None
             try:
+                # nobody gets in before listen(), and umask(2) would be every thread's
+                os.chmod(path, 0o600)
                 listener.listen()
                 server = trio.socket.from_stdlib_socket(listener)
                 async with trio.open_nursery() as nursery:
                     task_status.started()
                     while True:
-                        conn, _ = await server.accept()
+                        try:
+                            conn, _ = await server.accept()
+                        except OSError as e:
+                            if e.errno not in _ACCEPT_LATER:
+                                raise
+                            log.warning("%s: %s; guests have to wait", path, e.strerror)
+                            await trio.sleep(0.1)  # nothing tells when there is room again
+                            continue
                         await self._adopt(conn, design, nursery)
             finally:
                 with contextlib.suppress(OSError):

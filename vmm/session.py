@@ -117,12 +117,12 @@ class Session:
         self.mender = Mender(self._file_of)
         self._next_fh = 1
 
-    async def greet(self) -> Guest:
+    async def greet(self, seconds: float = HELLO_SECONDS) -> Guest:
         """Receive the hello and begin to serve; -> the engine's guest.
 
-        Raises wire.ProtocolError, OSError, or trio.TooSlowError.
+        Raises wire.ProtocolError, OSError, or trio.TooSlowError when it has not come in `seconds`.
         """
-        with trio.fail_after(HELLO_SECONDS):
+        with trio.fail_after(seconds):
             received = await self._receive()
         if received is None:
             raise wire.ProtocolError("the guest closed its connection before its hello")
@@ -136,10 +136,13 @@ class Session:
         except wire.ProtocolError:
             await close_all([uffd, area])
             raise
-        self.guest = self._engine.guest(uffd, features, self.pid, area)
+        # in a thread, as close_all(): an event area that is unfit is closed
+        with trio.CancelScope(shield=True):
+            guest = await trio.to_thread.run_sync(self._engine.guest, uffd, features, self.pid, area)
+        self.guest = guest
         self._hello = message
         await self._send(wire.hello_reply(message, message.features & wire.SEND_ERROR))
-        return self.guest
+        return guest
 
     async def serve(self) -> None:
         """Answer requests until the guest closes the connection.  Raises as greet()."""
@@ -164,7 +167,7 @@ class Session:
 
     def name_of(self, file: int) -> str:
         """The name by which this guest opened the file with this native id, or its id."""
-        for opened in self._opened.values():
+        for opened in list(self._opened.values()):  # from any thread: others come and go meanwhile
             if opened.pinned.file.id == file:
                 return opened.name
         return f"file {file}" if file else "-"
@@ -229,7 +232,10 @@ class Session:
     async def _open(self, message: wire.Open, fd: int) -> None:
         if len(self._opened) >= OPEN_MAX:
             raise OSError(errno.EMFILE, f"a guest has at most {OPEN_MAX} files open")
-        access = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+        if flags & os.O_PATH:
+            raise OSError(errno.EBADF, "opened with O_PATH, a descriptor gives no right to the file's bytes")
+        access = flags & os.O_ACCMODE
         if access == os.O_WRONLY:
             raise OSError(errno.EACCES, "a mapping needs a file that is open for reading")
         name = await trio.to_thread.run_sync(os.readlink, f"/proc/self/fd/{fd}")
@@ -267,10 +273,11 @@ class Session:
     async def _remove(self, message: wire.RemoveMapping) -> None:
         assert self._hello is not None
         assert self.guest is not None
-        touched: list[Opened] = []
         for moffset, length in message.ranges:
             if moffset + length > self._hello.window_len:
                 raise OSError(errno.EINVAL, f"{moffset:#x} + {length:#x} is outside the window")
+        touched: list[Opened] = []
+        for moffset, length in message.ranges:
             self.guest.unmap(self._hello.window + moffset, length)
             touched += self._cut(moffset, moffset + length)
         await self._write_back(touched)
