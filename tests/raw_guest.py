@@ -11,7 +11,7 @@ import fcntl
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 
 import trio
 
@@ -86,14 +86,16 @@ def area(size: int = native.PAGE_SIZE, seals: int = fcntl.F_SEAL_SHRINK) -> int:
     return fd
 
 
-@contextlib.contextmanager
-def closing(*fds: int) -> Iterator[list[int]]:
-    """The descriptors, closed at the end."""
+@contextlib.asynccontextmanager
+async def closing(*fds: int) -> AsyncIterator[list[int]]:
+    """The descriptors, closed at the end: in a thread, since they may be of a mount that the trio loop
+    answers for."""
     try:
         yield list(fds)
     finally:
-        for fd in fds:
-            os.close(fd)
+        with trio.CancelScope(shield=True):
+            for fd in fds:
+                await trio.to_thread.run_sync(os.close, fd)
 
 
 class RawGuest:
@@ -124,17 +126,15 @@ class RawGuest:
 
     async def greet(self) -> int:
         """A proper hello."""
-        with closing(uffd(), area()) as fds:
+        async with closing(uffd(), area()) as fds:
             return await self.ask(hello(), fds)
 
     async def open(self, path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> tuple[int, int]:
         """-> (errno, fh)."""
         fd = await trio.to_thread.run_sync(os.open, path, flags | os.O_CLOEXEC)
-        try:
-            await self.send(opening(), [fd])
+        async with closing(fd) as fds:
+            await self.send(opening(), fds)
             error, data = await self.reply()
-        finally:
-            await trio.to_thread.run_sync(os.close, fd)
         return error, 0 if error else struct.unpack_from("=Q", data, HEADER.size)[0]
 
     def close(self) -> None:
