@@ -107,6 +107,7 @@ class Base(pyfuse3.Operations):
         self.new_fh = itertools.count(1).__next__
         self.handles: dict[int, Handle] = {}
         self.directories: dict[int, OpenDirectory] = {}
+        self.writes_begun = self.writes_ended = 0  # WRITE requests, see mount.py
         self.storage_slow_until = 0.0  # time.monotonic(), see Files.write
         # Two pools.  A call that itself waits for our answers (cache invalidation waits for reads in
         # flight) must never take the thread that such an answer needs.

@@ -154,9 +154,13 @@ class Files(Names, Directories, Opened):
         handle.written = True
         write = _file(handle).write
         begin = time.monotonic()
-        if begin < self.storage_slow_until:
-            return await self.in_thread(write, off, buf)
-        written = write(off, buf)
+        self.writes_begun += 1
+        try:
+            if begin < self.storage_slow_until:
+                return await self.in_thread(write, off, buf)
+            written = write(off, buf)
+        finally:
+            self.writes_ended += 1
         end = time.monotonic()
         if end - begin > SLOW_WRITE:
             self.storage_slow_until = end + SLOW_PERIOD
