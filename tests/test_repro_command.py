@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`daxfault repro`, as a person runs it: told, refused, interrupted; nothing is left behind."""
 
+import contextlib
 import json
 import os
 import signal
@@ -163,11 +164,13 @@ def wait_for_mount(top: Path, child: "subprocess.Popen[str]") -> Path:
 
 
 def wait_for_guest(child: "subprocess.Popen[str]") -> int:
-    children = Path(f"/proc/{child.pid}/task/{child.pid}/children")
     while child.poll() is None:
-        for pid in children.read_text().split():
-            if Path(f"/proc/{pid}/comm").read_text().startswith("daxfault-stand"):
-                return int(pid)
+        # a thread started it, and it is that thread's child
+        for children in Path(f"/proc/{child.pid}/task").glob("*/children"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                for pid in children.read_text().split():
+                    if Path(f"/proc/{pid}/comm").read_text().startswith("daxfault-stand"):
+                        return int(pid)
     raise AssertionError("it ended before it had a guest")
 
 
