@@ -160,8 +160,8 @@ int region_move(struct df_guest *guest, uint64_t from, uint64_t to, uint64_t len
 	size_t i;
 
 	region_remove(guest, to, to + len);
-	for (; (i = find(guest, at)) < guest->nregions && guest->regions[i]->start < from + len;
-	     at = end) {
+	for (; at < from + len && (i = find(guest, at)) < guest->nregions &&
+	       guest->regions[i]->start < from + len; at = end) {
 		const struct df_region *region = guest->regions[i];
 		int e;
 
