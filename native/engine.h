@@ -41,6 +41,7 @@ struct df_file_state {
 	uint64_t mending;		/* of those, being read again just now */
 	uint64_t mappings;		/* regions of guests over this file */
 	uint64_t writable_mappings;
+	uint64_t child_mappings;	/* of forked guests, who have no connection */
 	uint64_t fills;			/* page source reads under way */
 	uint64_t waiting;		/* faults parked on them */
 };

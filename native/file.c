@@ -326,6 +326,8 @@ void df_file_state(struct df_file *file, struct df_file_state *out)
 		.mappings = file->nmappings,
 		.writable_mappings = file->nwritable,
 	};
+	for (struct df_region *region = file->mappings; region; region = region->next)
+		out->child_mappings += region->guest->child;
 	for (struct df_fill *fill = file->fills; fill; fill = fill->next) {
 		out->fills++;
 		for (struct df_fault *fault = fill->waiters; fault; fault = fault->next)

@@ -29,6 +29,7 @@ class FileState:
     mending: int
     mappings: int
     writable_mappings: int
+    child_mappings: int
     fills: int
     waiting: int
 
@@ -72,6 +73,11 @@ class File:
     def mapped(self) -> bool:
         """Some guest has a mapping of this file."""
         return self.state().mappings > 0
+
+    @property
+    def mapped_by_children(self) -> bool:
+        """A forked child of some guest has a mapping of this file."""
+        return self.state().child_mappings > 0
 
     @property
     def mapped_writable(self) -> bool:

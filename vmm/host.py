@@ -93,6 +93,11 @@ class Host:
                 await session.close()
             if session.guest is not None:
                 self._sessions.pop(session.guest.id, None)
+            try:
+                await session.orphans_gone()
+            finally:
+                with trio.CancelScope(shield=True):
+                    await session.release()
 
     async def listen(
         self, path: str, design: Design, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 OPEN_MAX = 1024
 HELLO_SECONDS = 10.0
+_ORPHANS_SECONDS = 0.5
 # fdinfo's feature bits (fs/userfaultfd.c, userfaultfd_show_fdinfo): without the
 # thread id nobody can be told, without the exact address nobody is told exactly
 _THREAD_ID = 1 << 8
@@ -113,6 +114,8 @@ class Session:
         self.guest: Guest | None = None
         self._hello: wire.Hello | None = None
         self._opened: dict[int, Opened] = {}
+        self._lingering: dict[int, Opened] = {}  # by inode: released while a child mapped it
+        self._orphans = False
         self._mappings: list[Mapping] = []
         self.mender = Mender(self._file_of)
         self._next_fh = 1
@@ -154,16 +157,36 @@ class Session:
                 await close_all(fds)
 
     async def close(self) -> None:
-        """End the service: pages poisoned, stores written back, files let go."""
+        """End the service: pages poisoned, stores written back.  release() lets go of the files."""
         self._sock.close()
         if self.guest is not None:
             await trio.to_thread.run_sync(self.guest.close)
         mapped = [mapping.opened for mapping in self._mappings]
         self._mappings.clear()
         await self._write_back(mapped)
-        for opened in self._opened.values():
-            opened.pinned.release()
+
+    async def orphans_gone(self) -> None:
+        """Return when no forked child maps a file this guest had open.
+
+        Children have no connection and may outlive their parent: their files stay in use,
+        or nobody would tell them of a truncation, nor write back what they store.
+        """
+        while any(opened.pinned.file.mapped_by_children for opened in self._in_use()):
+            self._orphans = True
+            await trio.sleep(_ORPHANS_SECONDS)  # the engine looks for their end as often
+
+    async def release(self) -> None:
+        """Let go of the files.  After close()."""
+        in_use = self._in_use()
         self._opened.clear()
+        self._lingering.clear()
+        if self._orphans:
+            await self._write_back(in_use)
+        for opened in in_use:
+            opened.pinned.release()
+
+    def _in_use(self) -> list[Opened]:
+        return [*self._opened.values(), *self._lingering.values()]
 
     def name_of(self, file: int) -> str:
         """The name by which this guest opened the file with this native id, or its id."""
@@ -307,7 +330,15 @@ class Session:
             raise OSError(errno.EBUSY, f"{opened.name} is still mapped")
         del self._opened[message.fh]
         async with self.mender.lock:
-            opened.pinned.release()
+            spare: Opened | None = opened
+            if opened.pinned.file.mapped_by_children:
+                spare = self._lingering.get(opened.pinned.inode)
+                if spare is None or opened.writable:
+                    self._lingering[opened.pinned.inode] = opened
+                else:
+                    spare = opened
+            if spare is not None:
+                spare.pinned.release()
         await self._send(wire.reply(message))
 
     async def _write_back(self, touched: list[Opened]) -> None:
