@@ -140,9 +140,11 @@ def _child(number: int) -> None:
 
         # -- the wire
 
-        def hello(self, track: bool = False) -> int:
+        def hello(self, track: bool = False, forks: bool = False) -> int:
             """-> the features that were granted."""
             features = raw_guest.FEATURES
+            if forks:
+                features |= 1 << 1  # EVENT_FORK
             if track:
                 features |= 1 << 0 | 1 << 12 | 1 << 13  # FLAG_WP, WP_HUGETLBFS_SHMEM, WP_UNPOPULATED
             self.track = track
@@ -155,7 +157,10 @@ def _child(number: int) -> None:
 
         def open(self, path: str, flags: int) -> int:
             fd = os.open(path, flags | os.O_CLOEXEC)
-            data, _ = self._ask(raw_guest.opening(), [fd])
+            try:
+                data, _ = self._ask(raw_guest.opening(), [fd])
+            finally:
+                os.close(fd)  # what is mapped stays
             return int(struct.unpack_from("=Q", data, raw_guest.HEADER.size)[0])
 
         def setup(self, fh: int, foffset: int, length: int, moffset: int, flags: int, how: str) -> int:
@@ -185,6 +190,16 @@ def _child(number: int) -> None:
             """Register memory the host has never heard of."""
             mmap(self.window + moffset, length, 3, fixed | anonymous | private | reserve)
             self.register(moffset, length, False, False)
+
+        def fork(self, fh: int = 0) -> int:
+            """The parent gives back its mapping at 0 and `fh`, if there is one, and ends; its child goes on
+            in its place; -> its process id."""
+            if os.fork():
+                if fh:
+                    self._ask(raw_guest.remove((0, raw_guest.RANGE)))
+                    self._ask(raw_guest.release(fh))
+                os._exit(0)
+            return os.getpid()
 
         def hang_up(self) -> None:
             assert self.sock is not None
