@@ -131,6 +131,39 @@ def test_repro_without_userfaultfd_exits_3_and_names_it(top: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_repro_on_full_disk_exits_3_and_names_the_file_and_tmpdir(top: Path) -> None:
+    require_root()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40k", "none", top], check=True)
+    try:
+        done = subprocess.run(
+            REPRO,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE,
+            cwd="/",
+            env={**os.environ, "TMPDIR": str(top)},
+        )
+        assert done.returncode == 3
+        assert f"{top}/daxfault-" in done.stderr
+        assert "No space left on device; TMPDIR" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert list(top.iterdir()) == []
+    finally:
+        subprocess.run(["umount", top], check=True)
+    assert_nothing_left(top)
+
+
+def test_repro_without_any_place_for_temporary_files_exits_3_and_says_so(top: Path) -> None:
+    require_root()
+    read_only = "for d in /tmp /var/tmp /dev/shm; do mount -t tmpfs -o ro none $d; done; cd /proc"
+    before = ("unshare", "-m", "sh", "-c", f'{read_only}; TMPDIR=/proc exec "$@"', "sh")
+    done = repro(top, before=before)
+    assert done.returncode == 3
+    assert "temporary" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_repro_interrupted_in_a_loop_exits_130_and_leaves_nothing(top: Path) -> None:
     child = subprocess.Popen(
         [*REPRO[:-1], "60", "--design", "mainline"],

@@ -16,7 +16,7 @@ import platform
 import resource
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ import fsd
 import native
 from native import PAGE_SIZE, RANGE_SIZE
 from vmm.designs import DESIGNS
-from vmm.errors import UsageError
+from vmm.errors import Unsupported, UsageError
 from vmm.host import Host, hosting
 from vmm.standin import Done, StandIn, standin
 from vmm.watchdog import Loop, Watchdog
@@ -142,7 +142,8 @@ async def run(
 ) -> Outcome:
     """Run every story; `file` is copied, never touched.  `seconds` is how long a loop is watched.
 
-    Raises UsageError, fsd.MountError, or OSError when the machine will not.
+    Raises UsageError, Unsupported, fsd.MountError, or OSError when the machine will not; perhaps
+    in exception groups, each with nothing beside it.
     """
     check_file(file)
     stories = []
@@ -172,7 +173,7 @@ class _Stage:
 
 @contextlib.asynccontextmanager
 async def _stage(file: Path | None, seconds: float) -> AsyncIterator[_Stage]:
-    with tempfile.TemporaryDirectory(prefix="daxfault-") as top:
+    with _temporary() as top:
         backing, mount = Path(top, "backing"), Path(top, "mount")
         for directory in (backing, mount):
             os.mkdir(directory)
@@ -182,12 +183,27 @@ async def _stage(file: Path | None, seconds: float) -> AsyncIterator[_Stage]:
             yield _Stage(backing, mount, file, seconds, host, nursery)
 
 
+@contextlib.contextmanager
+def _temporary() -> Iterator[str]:
+    try:
+        directory = tempfile.TemporaryDirectory(prefix="daxfault-")
+    except OSError as e:
+        raise Unsupported(f"nowhere to put temporary files: {e.strerror}") from e
+    with directory as top:
+        yield top
+
+
 def _make(path: Path, source: Path | None) -> int:
     """The story's file; -> its size."""
-    if source is not None:
-        shutil.copyfile(source, path)
-    else:
-        path.write_bytes(os.urandom(DEFAULT_SIZE))
+    try:
+        if source is not None:
+            shutil.copyfile(source, path)
+        else:
+            path.write_bytes(os.urandom(DEFAULT_SIZE))
+    except OSError as e:
+        if source is not None and e.filename == os.fspath(source):
+            raise UsageError(f"{source}: {e.strerror}") from e
+        raise Unsupported(f"{path}: {e.strerror}; TMPDIR names another place for it") from e
     return path.stat().st_size
 
 
