@@ -156,8 +156,17 @@ def test_repro_on_full_disk_exits_3_and_names_the_file_and_tmpdir(top: Path) -> 
 
 def test_repro_without_any_place_for_temporary_files_exits_3_and_says_so(top: Path) -> None:
     require_root()
-    read_only = "for d in /tmp /var/tmp /dev/shm; do mount -t tmpfs -o ro none $d; done; cd /proc"
-    before = ("unshare", "-m", "sh", "-c", f'{read_only}; TMPDIR=/proc exec "$@"', "sh")
+    tree = Path(__file__).parents[1]
+    # empty and read-only, but for this checkout, which may lie in one of them
+    script = f"""
+        mount -t tmpfs none /mnt && mkdir /mnt/tree && mount --bind {tree} /mnt/tree
+        for d in /tmp /var/tmp /dev/shm; do
+            mount -t tmpfs none $d && mkdir -p {tree} && mount --bind /mnt/tree {tree}
+            mount -o remount,ro $d
+        done
+        cd /proc && TMPDIR=/proc exec "$@"
+    """
+    before = ("unshare", "-m", "sh", "-c", script, "sh")
     done = repro(top, before=before)
     assert done.returncode == 3
     assert "temporary" in done.stderr
