@@ -16,12 +16,12 @@ import select
 import socket
 import struct
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import trio
 
 import native
-from native import Answer, Delivery, Engine, Failure
+from native import Answer, Engine, Failure
 from vmm import wire
 from vmm.designs import Design
 from vmm.errors import alone
@@ -34,8 +34,6 @@ log = logging.getLogger(__name__)
 # accept(2): the peer has left already, or there is no room for it just now
 _ACCEPT_LATER = (errno.ECONNABORTED, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
-Observer = Callable[[Record], None]
-
 
 class Host:
     """Serves guests.  Make one with `hosting()`."""
@@ -44,9 +42,7 @@ class Host:
         self.engine = engine
         self.records = Records()
         self.loops: list[Loop] = []
-        self.rescue = True
         self.hello_seconds = HELLO_SECONDS
-        self.observers: list[Observer] = []
         self._files = files
         self._watchdog = watchdog
         self._sessions: dict[int, Session] = {}
@@ -182,8 +178,7 @@ class Host:
         loop = self._watchdog.saw(failure) if self._watchdog else None
         if loop is not None:
             self.loops.append(loop)
-            if self.rescue:
-                answer = Answer.POISON
+            answer = Answer.POISON  # the demonstration is over
         delivery = self.engine.answer(failure, answer)
         if session is None:
             record = Record(failure, 0, "-", "-", delivery)
@@ -191,8 +186,6 @@ class Host:
             name = session.name_of(failure.file)
             record = Record(failure, session.pid, name, session.design.name, delivery)
         self.records.add(record)
-        for observer in self.observers:
-            observer(record)
 
     async def close(self) -> None:
         """End the policy thread, then the engine."""
@@ -222,6 +215,3 @@ async def hosting(
     finally:
         with trio.CancelScope(shield=True):
             await host.close()
-
-
-__all__ = ["Delivery", "Host", "hosting"]

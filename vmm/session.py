@@ -58,7 +58,6 @@ class Opened:
 
     pinned: Pinned
     name: str
-    readable: bool
     writable: bool
 
 
@@ -69,11 +68,6 @@ class Mapping:
     moffset: int
     len: int
     opened: Opened
-    writable: bool
-
-
-class Refused(Exception):
-    """The peer's end of the protocol is sound, but it will not be served: `str()` says why."""
 
 
 async def close_all(fds: list[int]) -> None:
@@ -264,7 +258,7 @@ class Session:
         name = await trio.to_thread.run_sync(os.readlink, f"/proc/self/fd/{fd}")
         pinned = await self._files.pin(fd)
         fh, self._next_fh = self._next_fh, self._next_fh + 1
-        self._opened[fh] = Opened(pinned, name, True, access == os.O_RDWR)
+        self._opened[fh] = Opened(pinned, name, access == os.O_RDWR)
         await self._send(wire.open_reply(message, fh, pinned.file.size))
 
     async def _setup(self, message: wire.SetupMapping) -> None:
@@ -285,7 +279,7 @@ class Session:
         except OSError:
             self.guest.unmap(start, message.len)
             raise
-        self._mappings.append(Mapping(message.moffset, message.len, opened, message.write))
+        self._mappings.append(Mapping(message.moffset, message.len, opened))
         if message.write:
             self._files.mapping_changed(opened.pinned.inode)
         try:
@@ -316,9 +310,9 @@ class Session:
                 continue
             touched.append(m.opened)
             if m.moffset < start:
-                kept.append(Mapping(m.moffset, start - m.moffset, m.opened, m.writable))
+                kept.append(Mapping(m.moffset, start - m.moffset, m.opened))
             if m.moffset + m.len > end:
-                kept.append(Mapping(end, m.moffset + m.len - end, m.opened, m.writable))
+                kept.append(Mapping(end, m.moffset + m.len - end, m.opened))
         self._mappings = kept
         return touched
 
