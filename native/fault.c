@@ -19,7 +19,6 @@
 #define DENSE ((uint64_t)(16 * PAGE))
 #define FILL_NOW ((uint64_t)(16 * PAGE))	/* read under the lock at most; more is a fill */
 
-
 struct df_fault *fault_copy(const struct df_fault *fault)
 {
 	struct df_fault *copy = malloc(sizeof(*copy));
@@ -77,6 +76,7 @@ static void fill_window(const struct df_fault *fault, struct df_region *region, 
  * in full was not past EOF, so it needs no fstat(). */
 static bool filled_now(const struct df_fault *fault, struct df_region *region)
 {
+	struct df_engine *engine = fault->guest->engine;
 	struct df_file *file = region->file;
 	uint64_t start, end;
 
@@ -84,11 +84,8 @@ static bool filled_now(const struct df_fault *fault, struct df_region *region)
 	    pages_filled(file, fault->offset) || fill_find(file, fault->offset))
 		return false;
 	fill_window(fault, region, &start, &end);
-	if (end - start > FILL_NOW || fill_now(file, fault->offset, start, end) ||
-	    !pages_filled(file, fault->offset))
-		return false;
-	COUNT(fault->guest->engine, filled, end - start);
-	return true;
+	return end - start <= FILL_NOW && !fill_now(engine, file, fault->offset, start, end) &&
+	       pages_filled(file, fault->offset);
 }
 
 static enum verdict fill_page(struct df_fault *fault, struct df_region *region,

@@ -282,7 +282,8 @@ struct df_fault *fill_run(struct df_fill *fill, bool may_block, bool *wait)
 
 /* Under file->lock nothing can change the file meanwhile, so there is no
  * generation to compare. */
-int fill_now(struct df_file *file, uint64_t offset, uint64_t start, uint64_t end)
+int fill_now(struct df_engine *engine, struct df_file *file, uint64_t offset, uint64_t start,
+	     uint64_t end)
 {
 	char *bytes = fill_buffer();
 	uint64_t got;
@@ -292,6 +293,7 @@ int fill_now(struct df_file *file, uint64_t offset, uint64_t start, uint64_t end
 		return -ENOMEM;
 	narrow(file, offset, &start, &end);
 	got = source_peek(file, bytes, start, end - start, &error);
+	COUNT(engine, filled, got);
 	if (error)
 		return -error;
 	if (got < end - start && start + got < file->size)

@@ -299,7 +299,8 @@ void fault_free(struct df_fault *fault);
 char *fill_buffer(void);		/* RANGE bytes of this thread's own; NULL: no memory */
 /* Read now, under file->lock, what of [start, end) around `offset` is missing: 0,
  * -EAGAIN when it would block, or what is wrong with the page. */
-int fill_now(struct df_file *file, uint64_t offset, uint64_t start, uint64_t end);
+int fill_now(struct df_engine *engine, struct df_file *file, uint64_t offset, uint64_t start,
+	     uint64_t end);
 /* The fill to wait on for this page, NULL: begin one. */
 struct df_fill *fill_find(struct df_file *file, uint64_t offset);
 struct df_fill *fill_begin(struct df_engine *engine, struct df_file *file, uint64_t offset,
