@@ -1,0 +1,153 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * kvm.h - what the KVM machine offers to Python, and nothing else.
+ *
+ * A machine is a VM with its vCPUs, each run by a thread of its own, which alone
+ * calls KVM_RUN.  A vCPU that exits is described by a record and waits for
+ * df_kvm_resume().  Functions return a negative errno; df_kvm_call() then names the
+ * ioctl.  All may be called from any thread, without the GIL.
+ */
+#ifndef DAXFAULT_KVM_H
+#define DAXFAULT_KVM_H
+
+#include "contract.h"
+
+/* DF_CDEF_BEGIN */
+
+struct df_kvm;
+
+enum df_kvm_exit_kind {
+	DF_KVM_EXIT_DOORBELL = 1,	/* value: enum df_kvm_ring, or whatever the guest wrote */
+	DF_KVM_EXIT_EFAULT = 2,		/* KVM_RUN: EFAULT; nothing says where */
+	DF_KVM_EXIT_MMIO = 3,		/* gpa, length, write, value; see df_kvm_rewind() */
+	DF_KVM_EXIT_SIGBUS = 4,		/* hva, detail[0]: si_code */
+	DF_KVM_EXIT_STOPPED = 5,	/* df_kvm_stop() */
+	DF_KVM_EXIT_HALT = 6,		/* hlt, without an irqchip */
+	DF_KVM_EXIT_SHUTDOWN = 7,	/* triple fault */
+	DF_KVM_EXIT_INTERNAL = 8,	/* KVM_EXIT_INTERNAL_ERROR: detail is suberror and its data */
+	DF_KVM_EXIT_FAIL_ENTRY = 9,	/* detail[0]: the hardware's reason */
+	DF_KVM_EXIT_MEMORY = 10,	/* KVM_EXIT_MEMORY_FAULT (6.8): gpa, length, detail[0]: flags */
+	DF_KVM_EXIT_PORT = 11,		/* a port nobody listens to; gpa is its number */
+	DF_KVM_EXIT_OTHER = 12,		/* error, or exit_reason, says which */
+};
+
+struct df_kvm_exit {
+	uint32_t vcpu;
+	uint32_t kind;
+	int32_t error;			/* KVM_RUN's errno, positive; or 0 */
+	uint32_t exit_reason;		/* struct kvm_run */
+	uint64_t time_ns;		/* CLOCK_MONOTONIC */
+	uint64_t serial;		/* of this vCPU's exits */
+	uint64_t gpa;
+	uint64_t hva;
+	uint64_t value;
+	uint32_t length;
+	uint32_t write;
+	uint64_t detail[4];
+};
+
+struct df_kvm_options {
+	uint32_t vcpus;			/* 1 ... DF_KVM_MAX_VCPUS */
+	uint32_t irqchip;		/* bool */
+};
+
+/* What KVM_GET_REGS, GET_SREGS and GET_VCPU_EVENTS say; only rax ... rflags are set. */
+struct df_kvm_registers {
+	uint64_t rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp;
+	uint64_t r8, r9, r10, r11, r12, r13, r14, r15;
+	uint64_t rip, rflags;
+	uint64_t cr0, cr2, cr3, cr4, efer;
+	uint32_t cs, ss;
+	uint32_t cpl;
+	uint32_t exception;		/* 1: one is pending or being injected, and its vector */
+	uint32_t vector;
+	uint32_t pad;
+};
+
+struct df_kvm_mce {
+	uint64_t status;
+	uint64_t address;
+	uint64_t misc;
+	uint64_t mcg_status;
+	uint32_t bank;
+	uint32_t pad;
+};
+
+struct df_kvm_stat {
+	char name[48];
+	uint64_t value;
+};
+
+struct df_kvm_abilities {
+	int32_t api;			/* KVM_GET_API_VERSION */
+	uint32_t long_mode;		/* the guest's CPU has it */
+	uint32_t x2apic;
+	uint32_t async_pf;		/* KVM_FEATURE_ASYNC_PF and ASYNC_PF_INT */
+	uint32_t irqchip;
+	uint32_t immediate_exit;
+	uint32_t stats;			/* KVM_CAP_BINARY_STATS_FD (5.14) */
+	uint32_t mce;
+	uint32_t msi;
+	uint32_t memory_fault;		/* KVM_CAP_MEMORY_FAULT_INFO (6.8) */
+	uint32_t hypervisor[3];		/* the signature at CPUID 0x40000000, ebx ecx edx */
+};
+
+/* The ioctl (or call) that failed last in this thread. */
+const char *df_kvm_call(void);
+
+int df_kvm_probe(struct df_kvm_abilities *out);
+
+/* Loads the guest and starts the threads; each vCPU waits for its first resume. */
+int df_kvm_new(const struct df_kvm_options *options, struct df_kvm **out);
+/* Stops the vCPUs, whatever they do.  The memory of memslots must live until then. */
+void df_kvm_free(struct df_kvm *machine);
+/* The guest's memory, DF_KVM_RAM_LEN bytes. */
+void *df_kvm_ram(struct df_kvm *machine);
+/* Length 0 takes the slot away.  Slot 0 is the guest's memory. */
+int df_kvm_memslot(struct df_kvm *machine, uint32_t slot, uint64_t gpa, uint64_t len, uint64_t hva);
+
+/* Readable when df_kvm_exits() has something. */
+int df_kvm_exits_fd(struct df_kvm *machine);
+/* -> records that were not returned before, at most one for each vCPU. */
+int df_kvm_exits(struct df_kvm *machine, struct df_kvm_exit *out, int most);
+/* -EBUSY: it runs. */
+int df_kvm_resume(struct df_kvm *machine, uint32_t vcpu);
+/* Have it exit; a record comes, of this or of something that happened first.
+ * -EALREADY: it does not run. */
+int df_kvm_stop(struct df_kvm *machine, uint32_t vcpu);
+/* The thread, for its processor time; and that time, in ns. */
+int df_kvm_tid(struct df_kvm *machine, uint32_t vcpu);
+int64_t df_kvm_cpu_ns(struct df_kvm *machine, uint32_t vcpu);
+
+/* Of a vCPU that has exited; otherwise -EBUSY. */
+int df_kvm_registers(struct df_kvm *machine, uint32_t vcpu, struct df_kvm_registers *out);
+int df_kvm_set_registers(struct df_kvm *machine, uint32_t vcpu, const struct df_kvm_registers *registers);
+/* After DF_KVM_EXIT_MMIO: the registers as they were at that exit.  The access itself has
+ * been completed (a load got zeros): KVM wants that before anything else.  A store's rip,
+ * and a string instruction's counters, had moved on even then. */
+int df_kvm_rewind(struct df_kvm *machine, uint32_t vcpu);
+/* `code` < 0: the exception has none.  cr2 is set when `has_cr2`. */
+int df_kvm_exception(struct df_kvm *machine, uint32_t vcpu, uint32_t vector, int64_t code, int has_cr2,
+		     uint64_t cr2);
+int df_kvm_machine_check(struct df_kvm *machine, uint32_t vcpu, const struct df_kvm_mce *mce);
+/* *gpa of a gva by the guest's own page tables; -ENOENT when they have none. */
+int df_kvm_translate(struct df_kvm *machine, uint32_t vcpu, uint64_t gva, uint64_t *gpa);
+
+int df_kvm_msi(struct df_kvm *machine, uint32_t vcpu, uint32_t vector);
+/* -> statistics of a vCPU, also of one that runs; -ENOSYS where there are none. */
+int df_kvm_stats(struct df_kvm *machine, uint32_t vcpu, struct df_kvm_stat *out, int most);
+
+/* ---------------------------------------------------- what a memslot is over */
+
+/* Each -> 0, and *hva.  Huge pages are kept out: a fault is of one page. */
+int df_window_file(int fd, uint64_t offset, uint64_t len, uint64_t *hva);
+int df_window_anonymous(uint64_t len, uint64_t *hva);
+int df_window_unmap(uint64_t hva, uint64_t len);
+/* Over what is there, in one step: */
+int df_window_again(int fd, uint64_t offset, uint64_t hva, uint64_t len);
+int df_window_forbid(uint64_t hva, uint64_t len);
+int df_window_poison(uint64_t hva, uint64_t len);
+
+/* DF_CDEF_END */
+
+#endif

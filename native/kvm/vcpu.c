@@ -1,0 +1,340 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * vcpu.c - the thread of a vCPU: run, describe the exit, wait to be resumed.
+ *
+ * Owns KVM_RUN.  Every signal is blocked in this thread; inside KVM_RUN two are
+ * not (KVM_SET_SIGNAL_MASK): the kick, and the SIGBUS by which KVM tells that a
+ * page is poisoned.  They end KVM_RUN with EINTR and are then taken off the
+ * queue, so no handler of the process is touched, and a kick that comes before
+ * KVM_RUN is not lost.  Must not touch the guest's memory.
+ */
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+#define KICK (SIGRTMIN + 3)
+
+static uint64_t now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
+static int open_signals(struct vcpu *vcpu)
+{
+	struct { struct kvm_signal_mask head; uint64_t set; } mask = { .head = { .len = 8 } };
+
+	/* the kernel's sigset_t: signal n is bit n - 1.  A member after a flexible
+	 * array may be padded: copy to where the kernel reads. */
+	uint64_t blocked = ~(1ULL << (SIGBUS - 1) | 1ULL << (KICK - 1));
+
+	memcpy(mask.head.sigset, &blocked, sizeof(blocked));
+	return kvm_ioctl(vcpu->fd, KVM_SET_SIGNAL_MASK, &mask, "KVM_SET_SIGNAL_MASK");
+}
+
+/* -> whether a SIGBUS was among the signals that had come */
+static bool take_signals(struct df_kvm_exit *exit)
+{
+	const struct timespec at_once = { 0, 0 };
+	bool bus = false;
+	siginfo_t found;
+	sigset_t both;
+
+	sigemptyset(&both);
+	sigaddset(&both, SIGBUS);
+	sigaddset(&both, KICK);
+	while (sigtimedwait(&both, &found, &at_once) > 0) {
+		if (found.si_signo != SIGBUS)
+			continue;
+		bus = true;
+		exit->hva = (uintptr_t)found.si_addr;
+		exit->detail[0] = (uint64_t)found.si_code;
+	}
+	return bus;
+}
+
+static void describe_port(const struct kvm_run *run, struct df_kvm_exit *exit)
+{
+	const uint8_t *at = (const uint8_t *)run + run->io.data_offset;
+	size_t len = run->io.size < 8 ? run->io.size : 8;
+
+	exit->kind = run->io.port == DF_KVM_DOORBELL && run->io.direction == KVM_EXIT_IO_OUT ?
+		DF_KVM_EXIT_DOORBELL : DF_KVM_EXIT_PORT;
+	exit->gpa = run->io.port;
+	exit->length = run->io.size;
+	exit->write = run->io.direction == KVM_EXIT_IO_OUT;
+	memcpy(&exit->value, at, len);
+}
+
+static void describe_mmio(const struct kvm_run *run, struct df_kvm_exit *exit)
+{
+	exit->kind = DF_KVM_EXIT_MMIO;
+	exit->gpa = run->mmio.phys_addr;
+	exit->length = run->mmio.len;
+	exit->write = run->mmio.is_write;
+	memcpy(&exit->value, run->mmio.data, sizeof(exit->value));
+}
+
+static void describe_internal(const struct kvm_run *run, struct df_kvm_exit *exit)
+{
+	exit->kind = DF_KVM_EXIT_INTERNAL;
+	exit->detail[0] = run->internal.suberror;
+	for (uint32_t i = 0; i < run->internal.ndata && i < 3; i++)
+		exit->detail[i + 1] = run->internal.data[i];
+}
+
+static void describe_memory(const struct kvm_run *run, struct df_kvm_exit *exit)
+{
+	uint64_t fault[3];		/* flags, gpa, size: not in 6.1's headers */
+
+	memcpy(fault, &run->hw, sizeof(fault));
+	exit->kind = DF_KVM_EXIT_MEMORY;
+	exit->detail[0] = fault[0];
+	exit->gpa = fault[1];
+	exit->length = (uint32_t)fault[2];
+}
+
+static void describe_reason(const struct kvm_run *run, struct df_kvm_exit *exit)
+{
+	switch (run->exit_reason) {
+	case KVM_EXIT_IO:
+		describe_port(run, exit);
+		break;
+	case KVM_EXIT_MMIO:
+		describe_mmio(run, exit);
+		break;
+	case KVM_EXIT_HLT:
+		exit->kind = DF_KVM_EXIT_HALT;
+		break;
+	case KVM_EXIT_SHUTDOWN:
+		exit->kind = DF_KVM_EXIT_SHUTDOWN;
+		break;
+	case KVM_EXIT_INTERNAL_ERROR:
+		describe_internal(run, exit);
+		break;
+	case KVM_EXIT_FAIL_ENTRY:
+		exit->kind = DF_KVM_EXIT_FAIL_ENTRY;
+		exit->detail[0] = run->fail_entry.hardware_entry_failure_reason;
+		break;
+	case KVM_EXIT_MEMORY_FAULT:
+		describe_memory(run, exit);
+		break;
+	default:
+		exit->kind = DF_KVM_EXIT_OTHER;
+	}
+}
+
+/* KVM finishes a port or MMIO access at the next KVM_RUN; until then registers
+ * are not the vCPU's own (Documentation/virt/kvm/api.rst, 5. The kvm_run structure).
+ * An access may come in parts. */
+static void complete(struct vcpu *vcpu)
+{
+	vcpu->run->immediate_exit = 1;
+	for (int parts = 0; parts < 16; parts++) {
+		if (vcpu->run->exit_reason == KVM_EXIT_MMIO && !vcpu->run->mmio.is_write)
+			memset(vcpu->run->mmio.data, 0, sizeof(vcpu->run->mmio.data));
+		if (ioctl(vcpu->fd, KVM_RUN, 0) < 0)
+			break;
+	}
+	vcpu->run->immediate_exit = 0;
+}
+
+/* Run until there is something to tell. */
+static void run(struct vcpu *vcpu, struct df_kvm_exit *exit)
+{
+	struct kvm_run *shared = vcpu->run;
+	bool stop = false;
+
+	while (!stop) {
+		memset(exit, 0, sizeof(*exit));
+		shared->exit_reason = KVM_EXIT_UNKNOWN;
+		exit->error = ioctl(vcpu->fd, KVM_RUN, 0) ? errno : 0;
+		exit->exit_reason = shared->exit_reason;
+		if (exit->error == EINTR || exit->error == EAGAIN) {
+			if (take_signals(exit)) {
+				exit->kind = DF_KVM_EXIT_SIGBUS;
+				return;
+			}
+		} else if (exit->error == EFAULT && shared->exit_reason != KVM_EXIT_MEMORY_FAULT) {
+			exit->kind = DF_KVM_EXIT_EFAULT;
+			return;
+		} else {
+			describe_reason(shared, exit);
+			if (exit->kind == DF_KVM_EXIT_MMIO)
+				ioctl(vcpu->fd, KVM_GET_REGS, &vcpu->before);
+			if (exit->kind == DF_KVM_EXIT_MMIO || exit->kind == DF_KVM_EXIT_DOORBELL ||
+			    exit->kind == DF_KVM_EXIT_PORT)
+				complete(vcpu);
+			return;
+		}
+		pthread_mutex_lock(&vcpu->machine->lock);
+		stop = vcpu->stop;
+		pthread_mutex_unlock(&vcpu->machine->lock);
+	}
+	exit->kind = DF_KVM_EXIT_STOPPED;
+}
+
+static void tell(struct vcpu *vcpu, struct df_kvm_exit *exit)
+{
+	exit->vcpu = vcpu->number;
+	exit->serial = ++vcpu->serial;
+	exit->time_ns = now_ns();
+	vcpu->exit = *exit;
+	vcpu->told = true;
+	vcpu->stop = false;
+	vcpu->run->immediate_exit = 0;
+	eventfd_write(vcpu->machine->exits_fd, 1);
+}
+
+static void *vcpu_thread(void *arg)
+{
+	struct vcpu *vcpu = arg;
+	struct df_kvm *machine = vcpu->machine;
+	struct df_kvm_exit exit;
+
+	pthread_mutex_lock(&machine->lock);
+	vcpu->tid = (pid_t)syscall(SYS_gettid);
+	pthread_cond_broadcast(&vcpu->changed);
+	for (;;) {
+		while (vcpu->state == VCPU_WAITS)
+			pthread_cond_wait(&vcpu->changed, &machine->lock);
+		if (vcpu->state == VCPU_ENDS)
+			break;
+		pthread_mutex_unlock(&machine->lock);
+		run(vcpu, &exit);
+		pthread_mutex_lock(&machine->lock);
+		if (vcpu->state == VCPU_ENDS)
+			break;
+		vcpu->state = VCPU_WAITS;
+		tell(vcpu, &exit);
+	}
+	pthread_mutex_unlock(&machine->lock);
+	return NULL;
+}
+
+int vcpu_start(struct vcpu *vcpu)
+{
+	sigset_t all, before;
+	int error = open_signals(vcpu);
+
+	if (error)
+		return error;
+	/* what the thread begins with is what its creator has */
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	error = pthread_create(&vcpu->thread, NULL, vcpu_thread, vcpu);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	if (error) {
+		errno = error;
+		return kvm_refused("pthread_create");
+	}
+	vcpu->started = true;
+	pthread_mutex_lock(&vcpu->machine->lock);
+	while (!vcpu->tid)
+		pthread_cond_wait(&vcpu->changed, &vcpu->machine->lock);
+	pthread_mutex_unlock(&vcpu->machine->lock);
+	return 0;
+}
+
+/* Under the machine's lock, so the thread lives.  immediate_exit is for a KVM_RUN that
+ * has yet to begin: it saves entering the guest; the signal alone would do. */
+static void kick(struct vcpu *vcpu)
+{
+	vcpu->stop = true;
+	vcpu->run->immediate_exit = 1;
+	pthread_kill(vcpu->thread, KICK);
+}
+
+void vcpu_end(struct vcpu *vcpu)
+{
+	if (!vcpu->started)
+		return;
+	pthread_mutex_lock(&vcpu->machine->lock);
+	vcpu->state = VCPU_ENDS;
+	kick(vcpu);
+	pthread_cond_broadcast(&vcpu->changed);
+	pthread_mutex_unlock(&vcpu->machine->lock);
+	pthread_join(vcpu->thread, NULL);
+}
+
+int df_kvm_resume(struct df_kvm *machine, uint32_t number)
+{
+	struct vcpu *vcpu = &machine->vcpu[number];
+	int error = 0;
+
+	if (number >= machine->vcpus)
+		return -EINVAL;
+	pthread_mutex_lock(&machine->lock);
+	if (vcpu->state != VCPU_WAITS || vcpu->told) {
+		error = -EBUSY;
+	} else {
+		vcpu->state = VCPU_RUNS;
+		pthread_cond_broadcast(&vcpu->changed);
+	}
+	pthread_mutex_unlock(&machine->lock);
+	return error;
+}
+
+int df_kvm_stop(struct df_kvm *machine, uint32_t number)
+{
+	struct vcpu *vcpu = &machine->vcpu[number];
+	int error = 0;
+
+	if (number >= machine->vcpus)
+		return -EINVAL;
+	pthread_mutex_lock(&machine->lock);
+	if (vcpu->state == VCPU_RUNS)
+		kick(vcpu);
+	else
+		error = -EALREADY;
+	pthread_mutex_unlock(&machine->lock);
+	return error;
+}
+
+int df_kvm_exits(struct df_kvm *machine, struct df_kvm_exit *out, int most)
+{
+	eventfd_t ignored;
+	int n = 0;
+
+	pthread_mutex_lock(&machine->lock);
+	eventfd_read(machine->exits_fd, &ignored);
+	for (uint32_t i = 0; i < machine->vcpus; i++) {
+		struct vcpu *vcpu = &machine->vcpu[i];
+
+		if (!vcpu->told)
+			continue;
+		if (n == most) {
+			eventfd_write(machine->exits_fd, 1);	/* there is more */
+			break;
+		}
+		out[n++] = vcpu->exit;
+		vcpu->told = false;
+	}
+	pthread_mutex_unlock(&machine->lock);
+	return n;
+}
+
+int df_kvm_tid(struct df_kvm *machine, uint32_t vcpu)
+{
+	return vcpu < machine->vcpus ? machine->vcpu[vcpu].tid : -EINVAL;
+}
+
+int64_t df_kvm_cpu_ns(struct df_kvm *machine, uint32_t vcpu)
+{
+	struct timespec time;
+	clockid_t clock;
+
+	if (vcpu >= machine->vcpus || pthread_getcpuclockid(machine->vcpu[vcpu].thread, &clock) ||
+	    clock_gettime(clock, &time))
+		return -EINVAL;
+	return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
+}

@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * window.c - the host memory that a memslot lies over: mapped, and, once a part
+ * of it is dead, made to fail in a way that KVM tells of.
+ *
+ * Owns no state.  Each change is one system call upon the range, so that no vCPU
+ * can see a gap: KVM follows it by its MMU notifier.
+ */
+#include <errno.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "internal.h"
+#include "engine.h"
+#include "uffd.h"
+
+static int mapped(void *at, uint64_t len, uint64_t *hva)
+{
+	if (at == MAP_FAILED)
+		return kvm_refused("mmap");
+	madvise(at, len, MADV_NOHUGEPAGE);	/* EINVAL: this kernel has none */
+	madvise(at, len, MADV_DONTFORK);
+	*hva = (uintptr_t)at;
+	return 0;
+}
+
+int df_window_file(int fd, uint64_t offset, uint64_t len, uint64_t *hva)
+{
+	return mapped(mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, fd, (off_t)offset), len, hva);
+}
+
+int df_window_anonymous(uint64_t len, uint64_t *hva)
+{
+	return mapped(mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), len, hva);
+}
+
+int df_window_unmap(uint64_t hva, uint64_t len)
+{
+	return munmap((void *)hva, len) ? kvm_refused("munmap") : 0;
+}
+
+int df_window_again(int fd, uint64_t offset, uint64_t hva, uint64_t len)
+{
+	uint64_t at;
+
+	return mapped(mmap((void *)hva, len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, (off_t)offset),
+		      len, &at);
+}
+
+int df_window_forbid(uint64_t hva, uint64_t len)
+{
+	return mprotect((void *)hva, len, PROT_NONE) ? kvm_refused("mprotect") : 0;
+}
+
+static int poisoned(int uffd, uint64_t at, uint64_t len)
+{
+	uint64_t ignored, done;
+	int error = df_uffd_api(uffd, 0);
+
+	if (!error)
+		error = uffd_register(uffd, at, len, DF_UFFD_MISSING, &ignored);
+	while (!error && len) {
+		error = uffd_poison(uffd, at, len, &done);
+		if (error == -EAGAIN)
+			error = 0;
+		at += done;
+		len -= done;
+	}
+	return error;
+}
+
+/* A mapping of a file cannot be poisoned, a move over it can: anonymous memory is
+ * poisoned elsewhere and then takes its place.  The markers stay when the userfaultfd
+ * that made them is closed. */
+int df_window_poison(uint64_t hva, uint64_t len)
+{
+	uint64_t aside = 0;
+	int uffd, error = df_window_anonymous(len, &aside);
+
+	if (error)
+		return error;
+	uffd = df_uffd_open(1);
+	error = uffd < 0 ? uffd : poisoned(uffd, aside, len);
+	if (error) {
+		errno = -error;
+		error = kvm_refused("UFFDIO_POISON");
+	} else if (mremap((void *)aside, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)hva) == MAP_FAILED) {
+		error = kvm_refused("mremap");
+	}
+	if (error)
+		munmap((void *)aside, len);
+	if (uffd >= 0)
+		close(uffd);
+	return error;
+}
