@@ -10,7 +10,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from native._daxfault import ffi, lib
-from native.engine import Answer, Counters, Delivery, Engine, Failure, Guest, Reason
+from native.engine import (
+    Abi,
+    Answer,
+    Counters,
+    Cpuid,
+    CpuState,
+    Delivery,
+    Engine,
+    Failure,
+    Guest,
+    GuestFlag,
+    Posted,
+    Reason,
+    Wait,
+)
 from native.errors import check
 from native.file import CHANGED_CONTENT, CHANGED_SIZE, File, FileState
 from native.uffd import Event, EventKind, Mode, Uffd
@@ -20,8 +34,11 @@ __all__ = [
     "CHANGED_SIZE",
     "PAGE_SIZE",
     "RANGE_SIZE",
+    "Abi",
     "Answer",
     "Counters",
+    "CpuState",
+    "Cpuid",
     "Delivery",
     "Engine",
     "Event",
@@ -30,9 +47,12 @@ __all__ = [
     "File",
     "FileState",
     "Guest",
+    "GuestFlag",
     "Mode",
+    "Posted",
     "Reason",
     "Uffd",
+    "Wait",
     "ffi",
     "lib",
     "poison_code",

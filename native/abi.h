@@ -3,7 +3,7 @@
  * abi.h - the one contract of daxfault.
  *
  * Owns every layout and number that crosses a boundary: guest <-> host (the
- * unix socket and the shared event area) and C <-> Python (records, counters,
+ * unix socket; apf.h has the shared area) and C <-> Python (records, counters,
  * answers).  Two readers: the C compiler, and cffi, which is handed the text
  * between the DF_CDEF markers.  That text must therefore stay plain C
  * declarations: constants as enums, no macros, no conditionals.
@@ -13,14 +13,14 @@
 
 #include <stdint.h>
 
+#include "apf.h"
+
 /* DF_CDEF_BEGIN */
 
 enum {
 	DF_PAGE_SIZE = 4096,
 	DF_RANGE_SIZE = 2097152,	/* virtiofs DAX maps in 2 MiB ranges (fs/fuse/dax.c) */
-	DF_WIRE_VERSION = 1,
-	DF_VCPU_MAX = 64,		/* slots in the shared event area: one 4 KiB page */
-	DF_APF_SIGNAL = 42,		/* the stand-in's "exception line": a real-time signal */
+	DF_WIRE_VERSION = 2,
 	DF_REMOVE_MAX = 64,		/* FUSE_REMOVEMAPPING entries in one message */
 };
 
@@ -34,7 +34,7 @@ enum {
  * with descriptors it should not carry, ends the connection.
  */
 enum df_msg_type {
-	DF_HELLO = 1,			/* + fds: userfaultfd, event-area memfd */
+	DF_HELLO = 1,			/* + fds: userfaultfd, shared area (memfd) */
 	DF_OPEN = 2,			/* + fd: the guest's own open file on the mount */
 	DF_RELEASE = 3,
 	DF_SETUPMAPPING = 48,		/* numbers and fields of FUSE (linux/fuse.h, 5.10) */
@@ -50,18 +50,17 @@ struct df_header {
 	uint32_t pad;
 };
 
-/* features a guest may ask for and the host may grant */
-enum df_feature {
-	DF_FEATURE_SEND_ERROR = 1,	/* page errors in the event area, signalled */
-};
-
+/* A guest asks for CPUID bits of its ABI; the host grants those it offers, and a guest
+ * that asked for nothing gets nothing.  The reply carries the guest's end of the
+ * doorbell, a unix socket on which a byte says "I wrote to an MSR". */
 struct df_hello {			/* reply: the same, with what was granted */
 	struct df_header h;
 	uint32_t version;
 	int32_t pid;
 	uint64_t window;		/* guest virtual address of the DAX window */
 	uint64_t window_len;		/* bytes, a multiple of DF_RANGE_SIZE */
-	uint64_t features;		/* enum df_feature bits */
+	uint32_t abi;			/* enum df_abi: the guest's kvm_para.h */
+	uint32_t cpuid;			/* enum df_cpuid bits */
 };
 
 struct df_open {			/* reply: fh and size filled in */
@@ -109,34 +108,6 @@ struct df_removemapping {		/* only `count` entries are sent */
 	struct df_removemapping_one one[64];	/* DF_REMOVE_MAX */
 };
 
-/* One slot per vCPU in the shared event area, an array of DF_VCPU_MAX.
- *
- * The guest owns `tid` and `enabled`; the host writes the event and then sets
- * `flags` with release order and sends DF_APF_SIGNAL to the thread.  The guest
- * takes the event by exchanging `flags` with 0.  The host withdraws an event
- * that nobody has taken yet the same way, when the page heals first: a guest
- * that finds 0 simply returns and repeats the access. */
-enum df_apf_flag {
-	DF_APF_PAGE_ERROR = 4,		/* beside kvm_para.h's NOT_PRESENT 1, READY 2 */
-};
-
-enum df_apf_enable {
-	DF_APF_ENABLED = 1,
-	DF_APF_SEND_ERROR = 2,
-};
-
-struct df_apf_slot {			/* 64 bytes */
-	uint32_t flags;
-	uint32_t token;
-	uint64_t gva;			/* exact faulting address */
-	int32_t error;			/* positive errno */
-	uint32_t reason;		/* enum df_reason */
-	uint32_t attempts;		/* failures of this page so far, this one included */
-	uint32_t tid;
-	uint32_t enabled;
-	uint8_t pad[28];
-};
-
 /* ------------------------------------------------------------------ C <-> Python */
 
 /* why a fault could not be resolved */
@@ -152,18 +123,30 @@ enum df_reason {
 /* what to do with a failed fault */
 enum df_answer {
 	DF_ANSWER_WAKE = 1,		/* say "ready": the fault is taken again */
-	DF_ANSWER_REPORT = 2,		/* tell the thread; poison where it cannot be told */
+	DF_ANSWER_REPORT = 2,		/* tell the error, as the guest's ABI has it */
 	DF_ANSWER_POISON = 3,		/* UFFDIO_POISON */
+	DF_ANSWER_STOP = 4,		/* the vCPU is not resumed: KVM_RUN = -EFAULT */
+};
+
+/* how the vCPU of a failed fault waits for its answer: as KVM would let it
+ * (kvm_faultin_pfn(), kvm_arch_async_page_not_present(), arch/x86/kvm) */
+enum df_wait {
+	DF_WAIT_SYNC = 0,		/* in the fault: interrupts off, queue full, no async faults */
+	DF_WAIT_HALTED = 1,		/* in the fault, as an artificial halt the guest knows nothing of */
+	DF_WAIT_TOLD = 2,		/* "not present" was sent: the vCPU runs other tasks */
 };
 
 /* how the answer reached the guest */
 enum df_delivery {
 	DF_DELIVERED_NONE = 0,		/* the guest is gone, or the fault was withdrawn */
 	DF_DELIVERED_WAKE = 1,
-	DF_DELIVERED_EVENT = 2,		/* event area and signal */
+	DF_DELIVERED_EVENT = 2,		/* an error, told at the faulting instruction */
 	DF_DELIVERED_POISON = 3,
 	DF_DELIVERED_HEALED = 4,	/* the file changed meanwhile: decided anew */
 	DF_DELIVERED_KILL = 5,		/* no poison in this kernel: the guest was ended */
+	DF_DELIVERED_READY = 6,		/* "page ready" with the token */
+	DF_DELIVERED_ERROR = 7,		/* an error with the token */
+	DF_DELIVERED_STOP = 8,		/* the vCPU stands still */
 };
 
 struct df_failure {			/* one per failed fault */
@@ -180,6 +163,10 @@ struct df_failure {			/* one per failed fault */
 	uint32_t reason;		/* enum df_reason */
 	uint32_t attempts;		/* failures of this page in a row, this one included */
 	uint32_t write;			/* 1 for a store */
+	uint32_t token;			/* the guest was told "not present", 0: it was not */
+	uint32_t wait;			/* enum df_wait */
+	int32_t vcpu;			/* its slot, -1 for a thread that has none */
+	uint32_t state;			/* enum df_cpu_state, when it was decided */
 	uint32_t pad;
 };
 

@@ -55,19 +55,15 @@ static int can_be_told(int pid, int tid)
 	line = strstr(text, "\nSigBlk:");
 	if (!line || sscanf(line, "\nSigBlk: %llx", &blocked) != 1)
 		return -EPERM;
-	return blocked >> (DF_APF_SIGNAL - 1) & 1 ? -EPERM : 0;
+	return blocked >> (DF_APF_EXCEPTION - 1) & 1 ? -EPERM : 0;
 }
 
 static int find_slot(const struct df_guest *guest, int tid)
 {
-	const uint32_t wanted = DF_APF_ENABLED | DF_APF_SEND_ERROR;
-
 	for (int i = 0; guest->slots && i < DF_VCPU_MAX; i++) {
-		const struct df_apf_slot *slot = &guest->slots[i];
+		const struct df_slot *slot = &guest->slots[i];
 
-		if (__atomic_load_n(&slot->tid, __ATOMIC_RELAXED) != (uint32_t)tid)
-			continue;
-		if ((__atomic_load_n(&slot->enabled, __ATOMIC_RELAXED) & wanted) == wanted)
+		if (__atomic_load_n(&slot->tid, __ATOMIC_RELAXED) == (uint32_t)tid)
 			return i;
 	}
 	return -1;
@@ -78,23 +74,25 @@ static int deliver_event(struct df_pending *pending)
 	struct df_guest *guest = pending->guest;
 	const struct df_failure *record = &pending->record;
 	int i = find_slot(guest, record->tid), error;
-	struct df_apf_slot *slot;
+	struct df_apf_report *slot;
 
-	if (i < 0 || !guest->pid)
+	if (i < 0 || !guest->pid || guest->options.abi != DF_ABI_REPORT ||
+	    !(guest->options.cpuid & DF_CPUID_ERROR) ||
+	    !(__atomic_load_n(&guest->slots[i].msr_en, __ATOMIC_RELAXED) & DF_MSR_SEND_ERROR))
 		return -ENOENT;
-	slot = &guest->slots[i];
+	slot = &guest->slots[i].apf.report;
 	if (__atomic_load_n(&slot->flags, __ATOMIC_ACQUIRE))
 		return -EBUSY;		/* it has not taken the last one */
 	error = can_be_told(guest->pid, record->tid);
 	if (error)
 		return error;
-	__atomic_store_n(&slot->token, (uint32_t)record->id, __ATOMIC_RELAXED);
+	__atomic_store_n(&slot->event, (uint32_t)record->id, __ATOMIC_RELAXED);
 	__atomic_store_n(&slot->gva, record->address, __ATOMIC_RELAXED);
 	slot->error = record->error;
 	slot->reason = record->reason;
 	slot->attempts = record->attempts;
 	__atomic_store_n(&slot->flags, DF_APF_PAGE_ERROR, __ATOMIC_RELEASE);
-	if (syscall(SYS_tgkill, guest->pid, record->tid, DF_APF_SIGNAL)) {
+	if (syscall(SYS_tgkill, guest->pid, record->tid, DF_APF_EXCEPTION)) {
 		error = -errno;
 		__atomic_store_n(&slot->flags, 0, __ATOMIC_RELEASE);
 		return error;
@@ -103,7 +101,7 @@ static int deliver_event(struct df_pending *pending)
 	return 0;
 }
 
-static bool withdraw(struct df_apf_slot *slot)
+static bool withdraw(struct df_apf_report *slot)
 {
 	uint32_t expected = DF_APF_PAGE_ERROR;
 
@@ -118,8 +116,8 @@ void deliver_withdraw(struct df_file *file)
 	for (struct df_region *region = file->mappings; region; region = region->next) {
 		struct df_guest *guest = region->guest;
 
-		for (int i = 0; guest->slots && i < DF_VCPU_MAX; i++) {
-			struct df_apf_slot *slot = &guest->slots[i];
+		for (int i = 0; guest->slots && guest->options.abi == DF_ABI_REPORT && i < DF_VCPU_MAX; i++) {
+			struct df_apf_report *slot = &guest->slots[i].apf.report;
 			uint64_t gva = __atomic_load_n(&slot->gva, __ATOMIC_RELAXED);
 
 			if (gva - region->start < region->len)
@@ -132,16 +130,16 @@ void deliver_withdraw(struct df_file *file)
  * one may stand there when the thread was quick. */
 bool deliver_untaken(const struct df_pending *pending)
 {
-	const struct df_apf_slot *slot = &pending->guest->slots[pending->slot];
+	const struct df_apf_report *slot = &pending->guest->slots[pending->slot].apf.report;
 
 	return __atomic_load_n(&slot->flags, __ATOMIC_ACQUIRE) &&
-	       __atomic_load_n(&slot->token, __ATOMIC_RELAXED) == (uint32_t)pending->record.id;
+	       __atomic_load_n(&slot->event, __ATOMIC_RELAXED) == (uint32_t)pending->record.id;
 }
 
 /* An event was sent and never taken. */
 bool deliver_overdue(struct df_pending *pending)
 {
-	return deliver_untaken(pending) && withdraw(&pending->guest->slots[pending->slot]);
+	return deliver_untaken(pending) && withdraw(&pending->guest->slots[pending->slot].apf.report);
 }
 
 enum df_delivery deliver_poison(struct df_guest *guest, struct df_file *file, uint64_t address)
@@ -185,7 +183,8 @@ enum df_delivery deliver_poison(struct df_guest *guest, struct df_file *file, ui
 	return DF_DELIVERED_POISON;
 }
 
-enum df_delivery deliver(struct df_pending *pending, enum df_answer answer)
+enum df_delivery deliver(struct df_pending *pending, enum df_answer answer,
+			 enum df_answer otherwise)
 {
 	struct df_guest *guest = pending->guest;
 	uint64_t address = pending->record.address;
@@ -195,8 +194,7 @@ enum df_delivery deliver(struct df_pending *pending, enum df_answer answer)
 
 		if (!error)
 			return DF_DELIVERED_EVENT;
-		if (error == -EAGAIN)
-			answer = DF_ANSWER_WAKE;
+		answer = error == -EAGAIN ? DF_ANSWER_WAKE : otherwise;
 	}
 	if (answer == DF_ANSWER_WAKE) {
 		if (uffd_wake(guest->uffd, PAGE_DOWN(address), PAGE) == -ESRCH)

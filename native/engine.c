@@ -78,6 +78,7 @@ void engine_fail(const struct df_fault *fault, struct df_file *file, enum df_rea
 			.reason = reason,
 			.attempts = guest_attempt(guest, PAGE_DOWN(fault->address)),
 			.write = fault->write,
+			.vcpu = -1,
 		};
 		pthread_mutex_lock(&engine->lock);
 		if (engine->npending < PENDING_MAX && !engine->stopping) {
@@ -130,7 +131,7 @@ int df_engine_failures(struct df_engine *engine, struct df_failure *out, int mos
 
 /* Deliver, in one step with "is it still true?".  Takes the pending failure. */
 static enum df_delivery settle(struct df_engine *engine, struct df_pending *pending,
-			       enum df_answer answer)
+			       enum df_answer answer, enum df_answer otherwise)
 {
 	struct df_file *file = pending->file;
 	struct df_guest *guest = pending->guest;
@@ -148,7 +149,7 @@ static enum df_delivery settle(struct df_engine *engine, struct df_pending *pend
 		uffd_wake(guest->uffd, PAGE_DOWN(pending->record.address), PAGE);
 		how = DF_DELIVERED_HEALED;
 	} else {
-		how = deliver(pending, answer);
+		how = deliver(pending, answer, otherwise);
 	}
 	if (file)
 		file_unlock(file);
@@ -176,11 +177,12 @@ static enum df_delivery settle(struct df_engine *engine, struct df_pending *pend
 	return how;
 }
 
-int df_engine_answer(struct df_engine *engine, uint64_t id, int answer)
+int df_engine_answer(struct df_engine *engine, uint64_t id, int answer, int otherwise)
 {
 	struct df_pending *pending = NULL;
 
-	if (answer < DF_ANSWER_WAKE || answer > DF_ANSWER_POISON)
+	if (answer < DF_ANSWER_WAKE || answer > DF_ANSWER_POISON ||
+	    otherwise < DF_ANSWER_WAKE || otherwise > DF_ANSWER_POISON)
 		return -EINVAL;
 	pthread_mutex_lock(&engine->lock);
 	for (struct df_pending **p = &engine->pending; *p; p = &(*p)->next)
@@ -189,7 +191,8 @@ int df_engine_answer(struct df_engine *engine, uint64_t id, int answer)
 			break;
 		}
 	pthread_mutex_unlock(&engine->lock);
-	return pending ? (int)settle(engine, pending, (enum df_answer)answer) : -ENOENT;
+	return pending ? (int)settle(engine, pending, (enum df_answer)answer,
+				     (enum df_answer)otherwise) : -ENOENT;
 }
 
 /* ----------------------------------------------------------------- warden */
@@ -226,7 +229,7 @@ static void keep_answers(struct df_engine *engine, uint64_t now)
 		}
 		pending->slot = -1;
 		COUNT(engine, late, 1);
-		settle(engine, pending, DF_ANSWER_POISON);
+		settle(engine, pending, DF_ANSWER_POISON, DF_ANSWER_POISON);
 	}
 }
 

@@ -98,16 +98,33 @@ int df_engine_new(const struct df_engine_options *options, struct df_engine **ou
 void df_engine_free(struct df_engine *engine);
 int df_engine_failures_fd(struct df_engine *engine);
 int df_engine_failures(struct df_engine *engine, struct df_failure *out, int most);
-/* -> enum df_delivery, or -ENOENT: no such failure, or answered already. */
-int df_engine_answer(struct df_engine *engine, uint64_t id, int answer);
+/* `otherwise` is what becomes of a DF_ANSWER_REPORT that cannot be delivered.  -> enum
+ * df_delivery, or -ENOENT: no such failure, or answered already. */
+int df_engine_answer(struct df_engine *engine, uint64_t id, int answer, int otherwise);
 void df_engine_counters(struct df_engine *engine, struct df_counters *out);
 
 /* -------------------------------------------------------------------- guest */
 
-/* `uffd` and `area` (the event area, or -1) are taken over, also on failure.
- * `features` are the UFFD_FEATURE bits the guest enabled. */
-int df_guest_new(struct df_engine *engine, int uffd, uint64_t features, int pid, int area,
-		 struct df_guest **out);
+struct df_guest_options {
+	uint64_t features;		/* UFFD_FEATURE bits the guest enabled */
+	int32_t pid;
+	uint32_t abi;			/* enum df_abi */
+	uint32_t cpuid;			/* enum df_cpuid bits it was granted */
+	uint32_t flags;			/* enum df_guest_flag */
+	uint32_t posted;		/* enum df_posted */
+	uint32_t pad;
+};
+
+enum df_guest_flag {
+	DF_GUEST_TELL_FAILURES = 1,	/* "not present" first, also of what fails at once: as KVM */
+	DF_GUEST_ERROR_GFNS = 2,	/* remember failed pages per vCPU: their retry is synchronous */
+};
+
+/* `uffd` and `area` (the shared area, or -1) are taken over, also on failure. */
+int df_guest_new(struct df_engine *engine, int uffd, int area,
+		 const struct df_guest_options *options, struct df_guest **out);
+/* The guest's end of its doorbell, a descriptor that is the caller's to close. */
+int df_guest_doorbell(struct df_guest *guest);
 uint64_t df_guest_id(struct df_guest *guest);
 int df_guest_map(struct df_guest *guest, uint64_t start, uint64_t len, struct df_file *file,
 		 uint64_t offset, int writable);

@@ -35,6 +35,63 @@ class Answer(enum.IntEnum):
     WAKE = 1
     REPORT = 2
     POISON = 3
+    STOP = 4
+
+
+class Wait(enum.IntEnum):
+    """How the vCPU of a failed fault waits for its answer (enum df_wait)."""
+
+    SYNC = 0
+    HALTED = 1
+    TOLD = 2
+
+
+class Abi(enum.IntEnum):
+    """Whose kvm_para.h a guest was built with (enum df_abi, apf.h)."""
+
+    MAINLINE = 0
+    RFC_V1 = 1
+    JUNE_2020 = 2
+    GONE = 3
+    RETRY = 4
+    REPORT = 5
+
+
+class Cpuid(enum.IntFlag):
+    """Bits of CPUID 0x40000001 EAX (enum df_cpuid).  14 is one thing in RFC_V1, another elsewhere."""
+
+    ASYNC_PF = 0x10
+    ERROR_RFC_V1 = 0x4000
+    ASYNC_PF_INT = 0x4000
+    ERROR_JUNE_2020 = 0x8000
+    ERROR = 0x40000
+
+
+class GuestFlag(enum.IntFlag):
+    """How KVM's own behaviour is modelled for a guest (enum df_guest_flag)."""
+
+    TELL_FAILURES = 1
+    ERROR_GFNS = 2
+
+
+class Posted(enum.IntFlag):
+    """The defects of RFC v1 as it was posted (enum df_posted)."""
+
+    SUCCESS_IS_ERROR = 1
+    GLA_OR = 2
+    FOLL_WRITE = 4
+    NO_ENTRY_LOOPS = 8
+    NO_GVA_FLAG = 16
+    WAKE_ALL_UNINIT = 32
+    STALE_GVA = 64
+
+
+class CpuState(enum.IntFlag):
+    """What a vCPU was in when it faulted (enum df_cpu_state)."""
+
+    IF = 1
+    KERNEL = 2
+    SYSCALL = 4
 
 
 class Delivery(enum.IntEnum):
@@ -46,6 +103,9 @@ class Delivery(enum.IntEnum):
     POISON = 3
     HEALED = 4
     KILL = 5
+    READY = 6
+    ERROR = 7
+    STOP = 8
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -65,6 +125,10 @@ class Failure:
     reason: Reason
     attempts: int
     write: bool
+    token: int
+    wait: Wait
+    vcpu: int
+    state: CpuState
 
 
 _FAILURE = tuple(f.name for f in dataclasses.fields(Failure))
@@ -112,6 +176,10 @@ class Guest:
             lib.df_guest_map(self._live(), start, length, file.handle, offset, writable),
             f"guest {self.id}, mapping {length:#x} bytes at {start:#x}",
         )
+
+    def doorbell(self) -> int:
+        """The guest's end of its doorbell: a descriptor, once, that is the caller's to close."""
+        return check(lib.df_guest_doorbell(self._live()), f"doorbell of guest {self.id}")
 
     def unmap(self, start: int, length: int) -> None:
         """Stop serving [start, start + length)."""
@@ -171,22 +239,42 @@ class Engine:
             fields = {name: getattr(record, name) for name in _FAILURE}
             fields["reason"] = Reason(fields["reason"])
             fields["write"] = bool(fields["write"])
+            fields["wait"] = Wait(fields["wait"])
+            fields["state"] = CpuState(fields["state"])
             found.append(Failure(**fields))
         return found
 
-    def answer(self, failure: Failure, answer: Answer) -> Delivery | None:
-        """Answer a failure; -> how it reached the guest, None when it was answered already."""
-        how = int(lib.df_engine_answer(self._live(), failure.id, answer))
+    def answer(self, failure: Failure, answer: Answer, otherwise: Answer = Answer.POISON) -> Delivery | None:
+        """Answer a failure; -> how it reached the guest, None when it was answered already.
+
+        `otherwise` is what becomes of a REPORT that cannot be delivered.
+        """
+        how = int(lib.df_engine_answer(self._live(), failure.id, answer, otherwise))
         return Delivery(how) if how >= 0 else None
 
-    def guest(self, uffd: int, features: int, pid: int, area: int = -1) -> Guest:
+    def guest(
+        self,
+        uffd: int,
+        features: int,
+        pid: int,
+        area: int = -1,
+        *,
+        abi: Abi = Abi.REPORT,
+        cpuid: int = 0,
+        flags: GuestFlag = GuestFlag(0),  # noqa: B008
+        posted: Posted = Posted(0),  # noqa: B008
+    ) -> Guest:
         """Serve the address space behind `uffd`; both descriptors are taken over.
 
         `features` are the UFFD_FEATURE bits it was enabled with (ioctl_userfaultfd(2)).
-        `area` is the guest's event area, a sealed memfd of one page (struct df_apf_slot).
+        `area` is the guest's shared area, a sealed memfd (struct df_slot), laid out as in
+        `abi`; `cpuid` are the bits the guest was granted.
         """
         out = ffi.new("struct df_guest **")
-        check(lib.df_guest_new(self._live(), uffd, features, pid, area, out), f"guest of process {pid}")
+        options = ffi.new("struct df_guest_options *")
+        options.features, options.pid, options.abi = features, pid, abi
+        options.cpuid, options.flags, options.posted = cpuid, flags, posted
+        check(lib.df_guest_new(self._live(), uffd, area, options, out), f"guest of process {pid}")
         guest = Guest(out[0], self)
         self._guests.add(guest)
         return guest

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
 #include <unistd.h>
@@ -32,8 +33,11 @@ void guest_put(struct df_guest *guest)
 		return;
 	close(guest->uffd);
 	close(guest->kick);
+	close(guest->doorbell);
+	if (guest->doorbell_guest >= 0)
+		close(guest->doorbell_guest);
 	if (guest->slots)
-		munmap(guest->slots, DF_PAGE_SIZE);
+		munmap(guest->slots, DF_AREA_SIZE);
 	free(guest->regions);
 	pthread_rwlock_destroy(&guest->lock);
 	pthread_mutex_destroy(&guest->small);
@@ -118,6 +122,7 @@ void guest_resolved(struct df_guest *guest, uint64_t start, uint64_t end)
 int guest_alloc(struct df_engine *engine, int uffd, int pid, struct df_guest **out)
 {
 	struct df_guest *guest = calloc(1, sizeof(*guest));
+	int bell[2];
 
 	if (!guest)
 		return -ENOMEM;
@@ -126,6 +131,16 @@ int guest_alloc(struct df_engine *engine, int uffd, int pid, struct df_guest **o
 		free(guest);
 		return -errno;
 	}
+	/* Not an eventfd: its flags would be the guest's to change, too. */
+	if (socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, bell)) {
+		int error = -errno;
+
+		close(guest->kick);
+		free(guest);
+		return error;
+	}
+	guest->doorbell = bell[0];
+	guest->doorbell_guest = bell[1];
 	guest->engine = engine;
 	guest->id = atomic_fetch_add(&next_guest_id, 1);
 	atomic_init(&guest->refs, 1);
@@ -178,9 +193,9 @@ static int map_area(struct df_guest *guest, int area)
 	/* A page the guest could cut off would be a SIGBUS for us; so would one of
 	 * hugetlbfs, which it could punch out while the pool is empty. */
 	if (seals < 0 || !(seals & F_SEAL_SHRINK) || fstat(area, &st) || fstatfs(area, &fs) ||
-	    fs.f_type != TMPFS_MAGIC || st.st_size < DF_PAGE_SIZE)
+	    fs.f_type != TMPFS_MAGIC || st.st_size < DF_AREA_SIZE)
 		return -EINVAL;
-	guest->slots = mmap(NULL, DF_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, area, 0);
+	guest->slots = mmap(NULL, DF_AREA_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, area, 0);
 	if (guest->slots == MAP_FAILED) {
 		guest->slots = NULL;
 		return -errno;
@@ -188,17 +203,18 @@ static int map_area(struct df_guest *guest, int area)
 	return 0;
 }
 
-int df_guest_new(struct df_engine *engine, int uffd, uint64_t features, int pid, int area,
-		 struct df_guest **out)
+int df_guest_new(struct df_engine *engine, int uffd, int area,
+		 const struct df_guest_options *options, struct df_guest **out)
 {
 	struct df_guest *guest = NULL;
-	int error = guest_alloc(engine, uffd, pid, &guest);
+	int error = guest_alloc(engine, uffd, options->pid, &guest);
 
 	*out = NULL;
 	if (error) {
 		close(uffd);
 	} else {
-		guest->tracks = features & UFFD_FEATURE_WP_UNPOPULATED;
+		guest->options = *options;
+		guest->tracks = options->features & UFFD_FEATURE_WP_UNPOPULATED;
 		if (area >= 0)
 			error = map_area(guest, area);
 		if (!error)
@@ -211,6 +227,14 @@ int df_guest_new(struct df_engine *engine, int uffd, uint64_t features, int pid,
 	if (area >= 0)
 		close(area);
 	return error;
+}
+
+int df_guest_doorbell(struct df_guest *guest)
+{
+	int fd = guest->doorbell_guest;
+
+	guest->doorbell_guest = -1;
+	return fd >= 0 ? fd : -EBADF;
 }
 
 uint64_t df_guest_id(struct df_guest *guest)

@@ -192,7 +192,10 @@ struct df_guest {
 	int uffd;
 	int pid;			/* 0 for a forked child: only its tids are known */
 	int kick;			/* eventfd: look at `again`, or end */
-	struct df_apf_slot *slots;	/* shared with the guest: trust nothing in it */
+	struct df_guest_options options;
+	struct df_slot *slots;		/* shared with the guest: trust nothing in it */
+	int doorbell;			/* our end: a byte for every MSR the guest wrote */
+	int doorbell_guest;		/* its end, until it is handed over */
 	bool tracks;			/* its userfaultfd has WP_UNPOPULATED */
 	bool child;			/* came by UFFD_EVENT_FORK */
 	pthread_t thread;
@@ -329,7 +332,8 @@ void engine_fail(const struct df_fault *fault, struct df_file *file, enum df_rea
 		 int error);
 
 /* deliver.c; file->lock is held when there is a file */
-enum df_delivery deliver(struct df_pending *pending, enum df_answer answer);
+enum df_delivery deliver(struct df_pending *pending, enum df_answer answer,
+			 enum df_answer otherwise);
 enum df_delivery deliver_poison(struct df_guest *guest, struct df_file *file, uint64_t address);
 bool deliver_untaken(const struct df_pending *pending);
 bool deliver_overdue(struct df_pending *pending);

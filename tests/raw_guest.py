@@ -18,9 +18,10 @@ import trio
 import native
 
 HEADER = struct.Struct("=IIQiI")  # type, len, seq, error, pad
-HELLO = struct.Struct("=IIQiIIiQQQ")  # and version, pid, window, window_len, features
+HELLO = struct.Struct("=IIQiIIiQQII")  # and version, pid, window, window_len, abi, cpuid
 HELLO_TYPE, OPEN_TYPE, RELEASE_TYPE, SETUP_TYPE, REMOVE_TYPE, REPLY = 1, 2, 3, 48, 49, 1000
-VERSION = 1
+VERSION = 2
+AREA: int = native.lib.DF_AREA_SIZE
 WRITE, READ = 1, 2
 RANGE = native.RANGE_SIZE
 WINDOW = 1 << 40
@@ -41,10 +42,13 @@ def hello(
     pid: int | None = None,
     window: int = WINDOW,
     window_len: int = WINDOW_LEN,
-    features: int = 1,
+    abi: int = native.Abi.REPORT,
+    cpuid: int = native.Cpuid.ERROR,
     seq: int = 1,
 ) -> bytes:
-    fields = struct.pack("=IiQQQ", version, os.getpid() if pid is None else pid, window, window_len, features)
+    fields = struct.pack(
+        "=IiQQII", version, os.getpid() if pid is None else pid, window, window_len, abi, cpuid
+    )
     return message(HELLO_TYPE, fields, seq=seq)
 
 
@@ -78,8 +82,8 @@ def uffd(features: int | None = FEATURES) -> int:
     return fd
 
 
-def area(size: int = native.PAGE_SIZE, seals: int = fcntl.F_SEAL_SHRINK) -> int:
-    """An event area: a sealed memfd."""
+def area(size: int = AREA, seals: int = fcntl.F_SEAL_SHRINK) -> int:
+    """A shared area: a sealed memfd."""
     fd = os.memfd_create("events", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
     os.ftruncate(fd, size)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)

@@ -150,7 +150,7 @@ def _child(number: int) -> None:
             self.track = track
             self.uffd = Uffd(features)
             self.area = raw_guest.area()
-            self.slots = mmap(0, PAGE, 3, shared, self.area)
+            self.slots = mmap(0, raw_guest.AREA, 3, shared, self.area)
             request = raw_guest.hello(window=self.window, window_len=window_len)
             data, _ = self._ask(request, [self.uffd.fileno(), self.area])
             return int(raw_guest.HELLO.unpack(data)[-1])
@@ -266,14 +266,16 @@ def _child(number: int) -> None:
 
         # -- the event area and its signal
 
-        def slot(self, enabled: int = 3) -> None:
-            """Ask for events, in slot 0, for this thread."""
-            view = ffi.buffer(ffi.cast("char *", self.slots), PAGE)
-            struct.pack_into("=II", view, 28, threading.get_native_id(), enabled)
+        def slot(self) -> None:
+            """Ask for errors, in slot 0, for this thread."""
+            slot = native.ffi.cast("struct df_slot *", int(ffi.cast("uintptr_t", self.slots)))
+            slot.tid = threading.get_native_id()
+            slot.state = native.CpuState.IF
+            slot.msr_en = native.lib.DF_MSR_SEND_ERROR
 
         def signal(self, what: str) -> None:
             """What becomes of the event signal."""
-            number = native.lib.DF_APF_SIGNAL
+            number = native.lib.DF_APF_EXCEPTION
             if what == "block":
                 signal.pthread_sigmask(signal.SIG_BLOCK, [number])
             elif what == "ignore":
@@ -287,14 +289,16 @@ def _child(number: int) -> None:
             import random
 
             noise = random.Random(seed)
-            view = ffi.buffer(ffi.cast("char *", self.slots), PAGE)
+            view = ffi.buffer(ffi.cast("char *", self.slots), raw_guest.AREA)
+            size = native.ffi.sizeof("struct df_slot")
+            kept = native.ffi.offsetof("struct df_slot", "tid")
 
             def scribbling() -> None:
                 while True:
-                    for at in range(0, PAGE, 64):
-                        view[at : at + 28] = noise.randbytes(28)
+                    for at in range(0, raw_guest.AREA, size):
+                        view[at : at + kept] = noise.randbytes(kept)
                         if not keep:
-                            view[at + 28 : at + 64] = noise.randbytes(36)
+                            view[at + kept : at + size] = noise.randbytes(size - kept)
 
             threading.Thread(target=scribbling, daemon=True).start()
 
@@ -302,7 +306,7 @@ def _child(number: int) -> None:
             os.ftruncate(self.area, length)
 
         def area_punch(self) -> None:
-            checked(libc.fallocate(self.area, 3, 0, PAGE) != 0)
+            checked(libc.fallocate(self.area, 3, 0, raw_guest.AREA) != 0)
 
         def blocking(self) -> None:
             """Make the shared userfaultfd block: a host that reads it would too."""

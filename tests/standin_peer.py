@@ -15,9 +15,10 @@ import pytest
 from needs import require
 
 HEADER = struct.Struct("=IIQiI")  # type, len, seq, error, pad
-HELLO = struct.Struct("=IIQiIIiQQQ")  # and version, pid, window, window_len, features
+HELLO = struct.Struct("=IIQiIIiQQII")  # and version, pid, window, window_len, abi, cpuid
 DF_HELLO, DF_REPLY = 1, 1000
-SEND_ERROR = 1
+CPUID = 0x44010  # ASYNC_PF, ASYNC_PF_INT, ERROR
+ABI_REPORT = 5
 RANGE = 2 << 20
 SECONDS = 30  # for a process that should end at once
 
@@ -37,6 +38,7 @@ class Peer:
         )
         theirs.close()
         self.fds: list[int] = []
+        self.doorbell: socket.socket | None = None
 
     def hello(self) -> tuple[int, ...]:
         message, self.fds, flags, _ = socket.recv_fds(self.socket, 4096, 8)
@@ -51,8 +53,14 @@ class Peer:
 
     def welcome(self) -> tuple[int, ...]:
         hello = self.hello()
-        self.socket.send(answer(hello))
+        self.say(answer(hello))
         return hello
+
+    def say(self, reply: bytes) -> None:
+        """Answer the hello, with a doorbell."""
+        theirs, self.doorbell = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        with theirs:
+            socket.send_fds(self.socket, [reply], [theirs.fileno()])
 
     def run(self, script: bytes) -> tuple[int, list[dict], str]:
         """Feeds a script to its end: exit code, events, standard error."""
@@ -62,6 +70,8 @@ class Peer:
 
     def close(self) -> None:
         self.socket.close()
+        if self.doorbell is not None:
+            self.doorbell.close()
         for fd in self.fds:
             os.close(fd)
         self.process.kill()
@@ -73,6 +83,6 @@ class Peer:
 
 def answer(hello: tuple[int, ...], **changed: int) -> bytes:
     """A good reply to HELLO but for what is changed."""
-    names = ("type", "len", "seq", "error", "pad", "version", "pid", "window", "window_len", "features")
+    names = ("type", "len", "seq", "error", "pad", "version", "pid", "window", "window_len", "abi", "cpuid")
     fields = dict(zip(names, hello, strict=True)) | {"type": DF_HELLO + DF_REPLY} | changed
     return HELLO.pack(*fields.values())

@@ -15,6 +15,7 @@ from stage import PAGE, RANGE, call, eventually
 from trio.testing import trio_test
 
 import native
+from vmm.designs import Design, Verdict
 
 # ---- memory
 
@@ -204,15 +205,15 @@ def test_stopped_guest_is_poisoned_at_the_deadline_of_its_event(tmp_path: Path) 
             token = trio.lowlevel.current_trio_token()
             pid = guest.process.pid
 
-            class Stopping:
+            class Stopping(Design):
                 name = "report"
                 summary = "stops the guest, then reports"
 
-                def decide(self, failure: native.Failure) -> native.Answer:
+                def decide(self, failure: native.Failure) -> Verdict:
                     os.kill(pid, signal.SIGSTOP)
                     os.waitid(os.P_PID, pid, os.WSTOPPED)  # every thread of it
                     token.run_sync_soon(told.set)
-                    return native.Answer.REPORT
+                    return Verdict(native.Answer.REPORT)
 
             guest.session.design = Stopping()
             wait = await guest.start(0, f"touch {len(OTHER)}")

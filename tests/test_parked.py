@@ -21,7 +21,7 @@ from stage import PAGE, RANGE, Stage, call, eventually, recorded, stage
 from trio.testing import trio_test
 
 from native import Answer, Delivery, Engine, Failure, Reason
-from vmm.designs import DESIGNS
+from vmm.designs import DESIGNS, Design, Verdict
 from vmm.standin import StandIn, standin
 
 PAGES = 8
@@ -292,7 +292,7 @@ def test_parked_fault_delays_no_other_file_guest_or_client(tmp_path: Path) -> No
     body()
 
 
-class Blocking:
+class Blocking(Design):
     """A policy that does not come to a decision until it is told to."""
 
     name = "blocking"
@@ -301,9 +301,9 @@ class Blocking:
     def __init__(self) -> None:
         self.told = threading.Event()
 
-    def decide(self, failure: Failure) -> Answer:
+    def decide(self, failure: Failure) -> Verdict:
         self.told.wait(30)
-        return Answer.REPORT
+        return Verdict(Answer.REPORT)
 
 
 def test_failure_that_policy_never_answers_is_poisoned_at_its_deadline(tmp_path: Path) -> None:

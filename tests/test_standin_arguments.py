@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from needs import require
-from standin_peer import DF_HELLO, DF_REPLY, HEADER, HELLO, RANGE, SECONDS, SEND_ERROR, Peer, answer
+from standin_peer import ABI_REPORT, CPUID, DF_HELLO, DF_REPLY, HEADER, HELLO, RANGE, SECONDS, Peer, answer
 
 
 @pytest.fixture(scope="module")
@@ -122,41 +122,41 @@ def test_it_connects_to_a_path(standin: Path, tmp_path: Path) -> None:
 
 
 def test_hello_hands_over_window_userfaultfd_and_event_area(peer: Peer) -> None:
-    kind, length, seq, error, _, version, pid, window, window_len, features = peer.welcome()
-    assert (kind, length, error, version) == (DF_HELLO, HELLO.size, 0, 1)
+    kind, length, seq, error, _, version, pid, window, window_len, abi, cpuid = peer.welcome()
+    assert (kind, length, error, version) == (DF_HELLO, HELLO.size, 0, 2)
     assert seq > 0
     assert pid == peer.process.pid
     assert window % RANGE == 0
     assert window_len == 1 << 30
-    assert features == SEND_ERROR
+    assert (abi, cpuid) == (ABI_REPORT, CPUID)
 
     userfaultfd, area = peer.fds
     assert os.readlink(f"/proc/self/fd/{userfaultfd}") == "anon_inode:[userfaultfd]"
     assert fcntl.fcntl(userfaultfd, fcntl.F_GETFL) & os.O_NONBLOCK
-    assert os.fstat(area).st_size == 4096
+    assert os.fstat(area).st_size == 8192
     with pytest.raises(PermissionError):
         os.ftruncate(area, 0)
 
     code, events, _ = peer.run(b"")
     assert code == 0
     assert [e["event"] for e in events] == ["ready"]
-    assert (events[0]["window"], events[0]["features"]) == (hex(window), SEND_ERROR)
+    assert (events[0]["window"], events[0]["cpuid"]) == (hex(window), CPUID)
 
 
 def test_options_reach_the_hello(standin: Path) -> None:
     peer = Peer(standin, "--no-errors", "--window", "0x4M")
     try:
-        *_, window_len, features = peer.welcome()
-        assert (window_len, features) == (4 << 20, 0)
+        *_, window_len, _, cpuid = peer.welcome()
+        assert (window_len, cpuid) == (4 << 20, CPUID & ~0x40000)
         assert peer.run(b"")[0] == 0
     finally:
         peer.close()
 
 
 def test_a_host_may_grant_less(peer: Peer) -> None:
-    peer.socket.send(answer(peer.hello(), features=0))
+    peer.say(answer(peer.hello(), cpuid=0))
     code, events, _ = peer.run(b"")
-    assert (code, events[0]["features"]) == (0, 0)
+    assert (code, events[0]["cpuid"]) == (0, 0)
 
 
 def test_a_host_that_hangs_up_before_the_hello(standin: Path) -> None:
@@ -193,9 +193,9 @@ def test_a_refusal_may_be_a_bare_header(peer: Peer) -> None:
 @pytest.mark.parametrize(
     "changed",
     [
-        {"version": 2},
+        {"version": 3},
         {"version": 0},
-        {"features": 3},
+        {"cpuid": 0x80000000},
         {"type": DF_HELLO},
         {"type": 2 + DF_REPLY},
         {"seq": 12345},
@@ -207,7 +207,7 @@ def test_a_refusal_may_be_a_bare_header(peer: Peer) -> None:
     ids=str,
 )
 def test_a_host_that_answers_nonsense(peer: Peer, changed: dict[str, int]) -> None:
-    peer.socket.send(answer(peer.hello(), **changed))
+    peer.say(answer(peer.hello(), **changed))
     code, _, stderr = peer.run(b"")
     assert code == 3
     assert stderr.startswith("daxfault-standin: the host ")
@@ -333,7 +333,7 @@ def test_no_line_is_deadly(peer: Peer) -> None:
 
 
 def test_the_reserved_window_faults_at_the_exact_address(peer: Peer) -> None:
-    *_, window, _, _ = peer.welcome()
+    *_, window, _, _, _ = peer.welcome()
     code, events, _ = peer.run(
         b"vcpu 0 touch 12345\n"
         b"vcpu 0 read 4090 10\n"
@@ -362,7 +362,7 @@ def test_the_reserved_window_faults_at_the_exact_address(peer: Peer) -> None:
 
 
 def test_a_panic_ends_one_vcpu_and_is_the_exit_code(peer: Peer) -> None:
-    *_, window, _, _ = peer.welcome()
+    *_, window, _, _, _ = peer.welcome()
     code, events, _ = peer.run(
         b"vcpu 0 kcopy_bare 33 10\nwait 0\nvcpu 0 touch 0\nvcpu 1 touch 0\nwait\nstat\n"
     )

@@ -30,10 +30,15 @@ def messages(draw: st.DrawFn) -> tuple[wire.Message, bytes, int]:
     if kind == "hello":
         page, ranges = draw(WINDOWS)
         m = wire.Hello(
-            seq, draw(st.integers(0, 2**31 - 1)), page * lib.DF_PAGE_SIZE, ranges * RANGE_SIZE, draw(NUMBERS)
+            seq,
+            draw(st.integers(0, 2**31 - 1)),
+            page * lib.DF_PAGE_SIZE,
+            ranges * RANGE_SIZE,
+            draw(st.integers(0, lib.DF_ABI_COUNT - 1)),
+            draw(st.integers(0, 2**32 - 1)),
         )
         data = raw_guest.hello(
-            pid=m.pid, window=m.window, window_len=m.window_len, features=m.features, seq=seq
+            pid=m.pid, window=m.window, window_len=m.window_len, abi=m.abi, cpuid=m.cpuid, seq=seq
         )
         return m, data, 2
     if kind == "open":
@@ -162,7 +167,7 @@ def test_parse_of_valid_message_cut_or_extended_by_any_length_is_refused(name: s
 @pytest.mark.parametrize(
     ("data", "fds", "why"),
     [
-        (raw_guest.hello(version=2), 2, "version 2"),
+        (raw_guest.hello(version=3), 2, "version 3"),
         (raw_guest.hello(version=0), 2, "version 0"),
         (raw_guest.hello(window=1), 2, "user address space"),
         (raw_guest.hello(window_len=0), 2, "user address space"),
@@ -202,6 +207,6 @@ def test_replies_have_the_requests_type_and_number(seq: int, fh: int, size: int)
     assert header(data) == (1002, len(data), seq, 0, 0)
     assert struct.unpack_from("=QQ", data, raw_guest.HEADER.size) == (fh, size)
     assert header(wire.reply(wire.Release(seq, fh), 9)) == (1003, raw_guest.HEADER.size, seq, 9, 0)
-    greeting = wire.hello_reply(wire.Hello(seq, 1, 0, RANGE_SIZE, 3), 1)
-    assert raw_guest.HELLO.unpack(greeting)[:7] == (1001, len(greeting), seq, 0, 0, 1, os.getpid())
-    assert raw_guest.HELLO.unpack(greeting)[7:] == (0, RANGE_SIZE, 1)
+    greeting = wire.hello_reply(wire.Hello(seq, 1, 0, RANGE_SIZE, 5, 3), 1)
+    assert raw_guest.HELLO.unpack(greeting)[:7] == (1001, len(greeting), seq, 0, 0, 2, os.getpid())
+    assert raw_guest.HELLO.unpack(greeting)[7:] == (0, RANGE_SIZE, 5, 1)

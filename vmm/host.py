@@ -23,7 +23,7 @@ import trio
 import native
 from native import Answer, Engine, Failure
 from vmm import wire
-from vmm.designs import Design
+from vmm.designs import Design, Verdict
 from vmm.errors import alone
 from vmm.records import Record, Records
 from vmm.session import HELLO_SECONDS, FileServer, Session
@@ -174,12 +174,12 @@ class Host:
 
     def _decide(self, failure: Failure) -> None:
         session = self._sessions.get(failure.guest)
-        answer = Answer.POISON if session is None else session.design.decide(failure)
+        verdict = Verdict(Answer.POISON) if session is None else session.design.decide(failure)
         loop = self._watchdog.saw(failure) if self._watchdog else None
         if loop is not None:
             self.loops.append(loop)
-            answer = Answer.POISON  # the demonstration is over
-        delivery = self.engine.answer(failure, answer)
+            verdict = Verdict(Answer.POISON)  # the demonstration is over
+        delivery = self.engine.answer(failure, verdict.answer, verdict.otherwise)
         if session is None:
             record = Record(failure, 0, "-", "-", delivery)
         else:

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
+import functools
 import logging
 import os
 import socket
@@ -19,7 +20,7 @@ from typing import Protocol
 
 import trio
 
-from native import Engine, File, Guest
+from native import Abi, Engine, File, Guest
 from vmm import wire
 from vmm.designs import Design
 from vmm.mender import Mender
@@ -134,11 +135,23 @@ class Session:
             await close_all([uffd, area])
             raise
         # in a thread, as close_all(): an event area that is unfit is closed
+        granted = self.design.grants(Abi(message.abi), message.cpuid)
+        begin = functools.partial(
+            self._engine.guest,
+            abi=Abi(message.abi),
+            cpuid=granted,
+            flags=self.design.flags,
+            posted=self.design.posted,
+        )
         with trio.CancelScope(shield=True):
-            guest = await trio.to_thread.run_sync(self._engine.guest, uffd, features, self.pid, area)
+            guest = await trio.to_thread.run_sync(begin, uffd, features, self.pid, area)
         self.guest = guest
         self._hello = message
-        await self._send(wire.hello_reply(message, message.features & wire.SEND_ERROR))
+        doorbell = guest.doorbell()
+        try:
+            await self._send(wire.hello_reply(message, granted), doorbell)
+        finally:
+            os.close(doorbell)
         return guest
 
     async def serve(self) -> None:

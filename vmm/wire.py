@@ -15,7 +15,6 @@ from native import RANGE_SIZE, ffi, lib
 MESSAGE_MAX: int = ffi.sizeof("struct df_removemapping")
 FDS_MAX = 2
 
-SEND_ERROR: int = lib.DF_FEATURE_SEND_ERROR
 _HEADER: int = ffi.sizeof("struct df_header")
 _ONE: int = ffi.sizeof("struct df_removemapping_one")
 
@@ -32,7 +31,8 @@ class Hello:
     pid: int
     window: int
     window_len: int
-    features: int
+    abi: int
+    cpuid: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -127,7 +127,9 @@ def _hello(m: ffi.CData) -> Hello:
     _aligned("struct df_hello", window_len=m.window_len)
     if m.window % lib.DF_PAGE_SIZE or m.window + m.window_len >= 1 << 47 or not m.window_len:
         raise ProtocolError(f"window {m.window:#x} + {m.window_len:#x} is not in user address space")
-    return Hello(m.h.seq, m.pid, m.window, m.window_len, m.features)
+    if m.abi >= lib.DF_ABI_COUNT:
+        raise ProtocolError(f"struct df_hello: abi {m.abi}")
+    return Hello(m.h.seq, m.pid, m.window, m.window_len, m.abi, m.cpuid)
 
 
 def _setupmapping(m: ffi.CData) -> SetupMapping:
@@ -176,7 +178,7 @@ def _bytes(name: str, message: Message, error: int = 0, **fields: int) -> bytes:
     return bytes(ffi.buffer(m))
 
 
-def hello_reply(hello: Hello, features: int) -> bytes:
+def hello_reply(hello: Hello, cpuid: int) -> bytes:
     return _bytes(
         "struct df_hello",
         hello,
@@ -184,7 +186,8 @@ def hello_reply(hello: Hello, features: int) -> bytes:
         pid=os.getpid(),
         window=hello.window,
         window_len=hello.window_len,
-        features=features,
+        abi=hello.abi,
+        cpuid=cpuid,
     )
 
 

@@ -2,7 +2,7 @@
  *
  * exception.c - the guest kernel's exception entry.
  *
- * Owns the signal handlers of the vCPU threads.  DF_APF_SIGNAL plays the
+ * Owns the signal handlers of the vCPU threads.  DF_APF_EXCEPTION plays the
  * guest's #PF: it takes an event from the vCPU's slot and decides as a kernel
  * does, by where the interrupted instruction lies.  In guest kernel code the
  * exception table says where to go on, or the guest panics; anywhere else it is
@@ -134,6 +134,7 @@ static void exception_entry(int sig, siginfo_t *unused, void *context)
 	ucontext_t *uc = context;
 	int saved = errno;
 	struct fault f;
+	struct df_apf_report *slot;
 	uint32_t flags;
 
 	(void)sig;
@@ -141,18 +142,19 @@ static void exception_entry(int sig, siginfo_t *unused, void *context)
 	if (!v)
 		return;
 
-	flags = __atomic_exchange_n(&v->slot->flags, 0, __ATOMIC_ACQUIRE);
+	slot = &v->slot->apf.report;
+	flags = __atomic_exchange_n(&slot->flags, 0, __ATOMIC_ACQUIRE);
 	if (!(flags & DF_APF_PAGE_ERROR)) {
 		/* Withdrawn: the page healed first.  The access is repeated. */
 		atomic_fetch_add_explicit(&v->spurious, 1, memory_order_relaxed);
 		goto out;
 	}
 	f = (struct fault){
-		.address = v->slot->gva,
+		.address = slot->gva,
 		.si_code = BUS_ADRERR,
-		.error = v->slot->error,
-		.reason = v->slot->reason,
-		.attempts = v->slot->attempts,
+		.error = slot->error,
+		.reason = slot->reason,
+		.attempts = slot->attempts,
 	};
 
 	if (!concerns(v, uc, f.address)) {
@@ -212,13 +214,13 @@ static int install(int sig, void (*handler)(int, siginfo_t *, void *))
 	sigemptyset(&sa.sa_mask);
 	sigaddset(&sa.sa_mask, SIGBUS);
 	sigaddset(&sa.sa_mask, SIGSEGV);
-	sigaddset(&sa.sa_mask, DF_APF_SIGNAL);
+	sigaddset(&sa.sa_mask, DF_APF_EXCEPTION);
 	return sigaction(sig, &sa, NULL);
 }
 
 int exception_install(void)
 {
-	if (install(DF_APF_SIGNAL, exception_entry) < 0 ||
+	if (install(DF_APF_EXCEPTION, exception_entry) < 0 ||
 	    install(SIGBUS, fault_signal) < 0 ||
 	    install(SIGSEGV, fault_signal) < 0)
 		return -1;

@@ -68,7 +68,7 @@ static void child(uint64_t address)
 	/* The slot in the shared event area stays the parent's. */
 	this_vcpu = NULL;
 	sigemptyset(&sa.sa_mask);
-	sigaddset(&sa.sa_mask, DF_APF_SIGNAL);
+	sigaddset(&sa.sa_mask, DF_APF_EXCEPTION);
 	sigaction(SIGBUS, &sa, NULL);
 	sigaction(SIGSEGV, &sa, NULL);
 

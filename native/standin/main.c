@@ -70,7 +70,8 @@ struct options {
 	int fd;
 	const char *path;
 	uint64_t window;
-	uint64_t features;
+	uint32_t abi;
+	uint32_t cpuid;
 };
 
 __attribute__((noreturn, format(printf, 2, 3)))
@@ -114,7 +115,8 @@ static void parse_options(int argc, char **argv, struct options *o)
 	*o = (struct options){
 		.fd = -1,
 		.window = DEFAULT_WINDOW,
-		.features = DF_FEATURE_SEND_ERROR,
+		.abi = DF_ABI_REPORT,
+		.cpuid = DF_CPUID_ASYNC_PF | DF_CPUID_ASYNC_PF_INT | DF_CPUID_ERROR,
 	};
 	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
 		switch (c) {
@@ -132,7 +134,7 @@ static void parse_options(int argc, char **argv, struct options *o)
 				fail(EXIT_USAGE, "--window %s: not a multiple of 2M", optarg);
 			break;
 		case 'n':
-			o->features = 0;
+			o->cpuid &= ~(uint32_t)DF_CPUID_ERROR;
 			break;
 		case 'h':
 			fputs(HELP, stdout);
@@ -149,8 +151,10 @@ static void parse_options(int argc, char **argv, struct options *o)
 		need_socket(o->fd);
 }
 
+static int doorbell = -1;
+
 /* Hands the host what it needs to serve this guest; returns what it granted. */
-static uint64_t hello(const struct options *o, int event_area)
+static uint32_t hello(const struct options *o, int event_area)
 {
 	struct df_hello msg = {
 		.h.type = DF_HELLO,
@@ -158,10 +162,11 @@ static uint64_t hello(const struct options *o, int event_area)
 		.pid = getpid(),
 		.window = window_base,
 		.window_len = window_len,
-		.features = o->features,
+		.abi = o->abi,
+		.cpuid = o->cpuid,
 	};
 	int fds[] = { window_uffd, event_area };
-	int error = wire_call(&msg.h, sizeof(msg), fds, 2, NULL);
+	int error = wire_call(&msg.h, sizeof(msg), fds, 2, &doorbell);
 
 	if (error < 0)
 		fail(EXIT_HOST, "the host went away before it said hello");
@@ -170,13 +175,13 @@ static uint64_t hello(const struct options *o, int event_area)
 	if (msg.version != DF_WIRE_VERSION)
 		fail(EXIT_HOST, "the host speaks version %u, not %d", msg.version,
 		     DF_WIRE_VERSION);
-	if (msg.features & ~o->features)
-		fail(EXIT_HOST, "the host granted features 0x%llx that were not asked for",
-		     (unsigned long long)(msg.features & ~o->features));
-	return msg.features;
+	if (msg.cpuid & ~o->cpuid)
+		fail(EXIT_HOST, "the host granted CPUID bits 0x%x that were not asked for",
+		     msg.cpuid & ~o->cpuid);
+	return msg.cpuid;
 }
 
-static void ready(uint64_t granted)
+static void ready(uint32_t granted)
 {
 	struct json j;
 
@@ -184,7 +189,7 @@ static void ready(uint64_t granted)
 	json_int(&j, "pid", getpid());
 	json_address(&j, "window", window_base);
 	json_uint(&j, "window_len", window_len);
-	json_uint(&j, "features", granted);
+	json_uint(&j, "cpuid", granted);
 	json_bool(&j, "fork", window_sees_fork());
 	json_bool(&j, "poison", window_has_poison());
 	json_emit(&j);
@@ -193,7 +198,7 @@ static void ready(uint64_t granted)
 int main(int argc, char **argv)
 {
 	struct options o;
-	uint64_t granted;
+	uint32_t granted;
 	int event_area;
 	bool good;
 
@@ -214,8 +219,7 @@ int main(int argc, char **argv)
 	wire_start(o.fd);
 	granted = hello(&o, event_area);
 	close(event_area);
-	vcpu_enable(granted & DF_FEATURE_SEND_ERROR ? DF_APF_ENABLED | DF_APF_SEND_ERROR
-						    : DF_APF_ENABLED);
+	vcpu_enable(granted & DF_CPUID_ERROR ? DF_MSR_SEND_ERROR : 0);
 	ready(granted);
 
 	good = console_run();

@@ -191,7 +191,7 @@ enum vcpu_state {
 struct vcpu {
 	int id;
 	pid_t tid;
-	struct df_apf_slot *slot;
+	struct df_slot *slot;
 
 	/* under the lock in vcpu.c */
 	enum vcpu_state state;

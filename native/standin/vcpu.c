@@ -18,13 +18,10 @@
 
 #include "standin.h"
 
-_Static_assert(sizeof(struct df_apf_slot) * DF_VCPU_MAX == DF_PAGE_SIZE,
-	       "the event area is one page");
-
 __thread struct vcpu *this_vcpu;
 
 static struct vcpu vcpus[VCPU_COUNT];
-static struct df_apf_slot *slots;
+static struct df_slot *slots;
 static uint32_t enabled;
 static bool panicked;
 
@@ -42,10 +39,10 @@ int vcpu_event_area(void)
 
 	if (fd < 0)
 		return -1;
-	if (ftruncate(fd, DF_PAGE_SIZE) < 0 ||
+	if (ftruncate(fd, DF_AREA_SIZE) < 0 ||
 	    fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
 		goto fail;
-	p = mmap(NULL, DF_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	p = mmap(NULL, DF_AREA_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (p == MAP_FAILED)
 		goto fail;
 	slots = p;
@@ -179,7 +176,7 @@ static void run_one(struct vcpu *v, struct access *a)
 /* The host must not signal a thread that is no more. */
 static void leave_slot(struct vcpu *v)
 {
-	__atomic_store_n(&v->slot->enabled, 0, __ATOMIC_RELEASE);
+	__atomic_store_n(&v->slot->msr_en, 0, __ATOMIC_RELEASE);
 	__atomic_store_n(&v->slot->tid, 0, __ATOMIC_RELEASE);
 }
 
@@ -205,9 +202,8 @@ static void *vcpu_thread(void *arg)
 	this_vcpu = v;
 	pthread_mutex_lock(&lock);
 	v->tid = gettid();
-	/* The host reads `enabled` first, and `tid` only if that is set. */
 	v->slot->tid = (uint32_t)v->tid;
-	__atomic_store_n(&v->slot->enabled, enabled, __ATOMIC_RELEASE);
+	__atomic_store_n(&v->slot->msr_en, enabled, __ATOMIC_RELEASE);
 	while (v->state != VCPU_DEAD) {
 		while (!(a = take(v)))
 			pthread_cond_wait(&work[v->id], &lock);

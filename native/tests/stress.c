@@ -59,7 +59,9 @@ static int answer_request(struct guest *guest, const struct request *request, ui
 	close(pidfd);
 	if (uffd < 0)
 		return errno;
-	return -df_guest_new(engine, uffd, features, guest->pid, -1, &guest->handle);
+	return -df_guest_new(engine, uffd, -1,
+			     &(struct df_guest_options){ .features = features, .pid = guest->pid },
+			     &guest->handle);
 }
 
 static void *guest_body(void *arg)
@@ -127,7 +129,8 @@ static void *answers_body(void *arg)
 				if (r)		/* one in 16 is left to its deadline */
 					df_engine_answer(engine, failures[i].id,
 							 r < 3 ? DF_ANSWER_WAKE
-							       : DF_ANSWER_POISON);
+							       : DF_ANSWER_POISON,
+							 DF_ANSWER_POISON);
 			}
 	}
 	return NULL;

@@ -9,13 +9,14 @@ access, and the fault is back.
 from __future__ import annotations
 
 from native import Answer, Failure
+from vmm.designs.design import Design, Verdict
 
 
-class Mainline:
+class Mainline(Design):
     """Drop the error and say "ready"."""
 
     name = "mainline"
     summary = "the error is dropped and the guest told the page is ready (Linux today)"
 
-    def decide(self, failure: Failure) -> Answer:
-        return Answer.WAKE
+    def decide(self, failure: Failure) -> Verdict:
+        return Verdict(Answer.WAKE)

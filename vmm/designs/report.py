@@ -10,14 +10,18 @@ blocked, a guest that did not ask for errors) the end is a poisoned page.
 
 from __future__ import annotations
 
-from native import Answer, Failure
+from native import Abi, Answer, Cpuid, Failure
+from vmm.designs.design import Design, Verdict
 
 
-class Report:
+class Report(Design):
     """Tell the guest: SIGBUS, an exception table fixup, or EFAULT from a system call."""
 
     name = "report"
     summary = "the error is reported: SIGBUS at the exact address, EFAULT, or a fixup (daxfault)"
 
-    def decide(self, failure: Failure) -> Answer:
-        return Answer.REPORT
+    abi = Abi.REPORT
+    cpuid = Cpuid.ASYNC_PF | Cpuid.ASYNC_PF_INT | Cpuid.ERROR
+
+    def decide(self, failure: Failure) -> Verdict:
+        return Verdict(Answer.REPORT)
