@@ -134,9 +134,10 @@ def probe() -> Abilities:
 class Kvm:
     """A virtual machine with the guest loaded.  Each vCPU waits for its first resume()."""
 
-    def __init__(self, *, vcpus: int = 1, irqchip: bool = True) -> None:
+    def __init__(self, *, vcpus: int = 1, irqchip: bool = True, spin: bool = False) -> None:
+        """`spin`: the guest waits for a page without hlt."""
         options = ffi.new("struct df_kvm_options *")
-        options.vcpus, options.irqchip = vcpus, irqchip
+        options.vcpus, options.irqchip, options.spin = vcpus, irqchip, spin
         out = ffi.new("struct df_kvm **")
         _check(lib.df_kvm_new(options, out), "KVM machine")
         self._kvm: Any = out[0]
@@ -198,10 +199,6 @@ class Kvm:
         """Only rax ... rflags are taken over."""
         given = ffi.new("struct df_kvm_registers *", dataclasses.asdict(registers))
         _check(lib.df_kvm_set_registers(self._live(), vcpu, given), f"vCPU {vcpu}")
-
-    def rewind(self, vcpu: int) -> None:
-        """After an MMIO exit, the registers as they were at it; see df_kvm_rewind()."""
-        _check(lib.df_kvm_rewind(self._live(), vcpu), f"vCPU {vcpu}")
 
     def exception(self, vcpu: int, vector: int, code: int | None = None, cr2: int | None = None) -> None:
         """Inject one, to be delivered before the next instruction.  OSError EAGAIN when another

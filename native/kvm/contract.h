@@ -44,6 +44,7 @@ enum df_kvm_ring {
 
 enum df_kvm_boot {			/* the flags a vCPU starts with */
 	DF_KVM_BOOT_APIC = 1,		/* there is an in-kernel irqchip */
+	DF_KVM_BOOT_SPIN = 2,		/* wait without hlt */
 };
 
 enum df_kvm_op {

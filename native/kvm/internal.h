@@ -46,13 +46,13 @@ struct vcpu {
 	bool told;			/* `exit` has not been read */
 	uint64_t serial;
 	struct df_kvm_exit exit;
-	struct kvm_regs before;		/* the registers at an MMIO exit */
 };
 
 struct df_kvm {
 	int kvm, vm;
 	size_t run_len;
 	bool irqchip;
+	bool spin;
 	int exits_fd;
 	uint8_t *ram;
 	uint32_t vcpus;

@@ -19,7 +19,10 @@ struct df_kvm;
 enum df_kvm_exit_kind {
 	DF_KVM_EXIT_DOORBELL = 1,	/* value: enum df_kvm_ring, or whatever the guest wrote */
 	DF_KVM_EXIT_EFAULT = 2,		/* KVM_RUN: EFAULT; nothing says where */
-	DF_KVM_EXIT_MMIO = 3,		/* gpa, length, write, value; see df_kvm_rewind() */
+	/* gpa, length, write, value.  It has been completed for KVM, and its effect undone: a
+	 * load stands at its own rip.  A store's rip, and a string instruction's counters, had
+	 * moved on before KVM told of it. */
+	DF_KVM_EXIT_MMIO = 3,
 	DF_KVM_EXIT_SIGBUS = 4,		/* hva, detail[0]: si_code */
 	DF_KVM_EXIT_STOPPED = 5,	/* df_kvm_stop() */
 	DF_KVM_EXIT_HALT = 6,		/* hlt, without an irqchip */
@@ -49,6 +52,7 @@ struct df_kvm_exit {
 struct df_kvm_options {
 	uint32_t vcpus;			/* 1 ... DF_KVM_MAX_VCPUS */
 	uint32_t irqchip;		/* bool */
+	uint32_t spin;			/* bool: the guest waits without hlt */
 };
 
 /* What KVM_GET_REGS, GET_SREGS and GET_VCPU_EVENTS say; only rax ... rflags are set. */
@@ -122,10 +126,6 @@ int64_t df_kvm_cpu_ns(struct df_kvm *machine, uint32_t vcpu);
 /* Of a vCPU that has exited; otherwise -EBUSY. */
 int df_kvm_registers(struct df_kvm *machine, uint32_t vcpu, struct df_kvm_registers *out);
 int df_kvm_set_registers(struct df_kvm *machine, uint32_t vcpu, const struct df_kvm_registers *registers);
-/* After DF_KVM_EXIT_MMIO: the registers as they were at that exit.  The access itself has
- * been completed (a load got zeros): KVM wants that before anything else.  A store's rip,
- * and a string instruction's counters, had moved on even then. */
-int df_kvm_rewind(struct df_kvm *machine, uint32_t vcpu);
 /* `code` < 0: the exception has none.  cr2 is set when `has_cr2`. */
 int df_kvm_exception(struct df_kvm *machine, uint32_t vcpu, uint32_t vector, int64_t code, int has_cr2,
 		     uint64_t cr2);

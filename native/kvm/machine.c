@@ -95,6 +95,7 @@ int df_kvm_new(const struct df_kvm_options *options, struct df_kvm **out)
 	if (!machine)
 		return kvm_refused("calloc");
 	machine->kvm = machine->vm = machine->exits_fd = -1;
+	machine->spin = options->spin;
 	pthread_mutex_init(&machine->lock, NULL);
 	error = open_vm(machine, options->irqchip);
 	if (!error)

@@ -89,7 +89,8 @@ int vcpu_setup(struct vcpu *vcpu, struct kvm_cpuid2 *cpuid)
 		.rip = DF_KVM_IMAGE,
 		.rflags = 2,
 		.rdi = vcpu->number,
-		.rsi = vcpu->machine->irqchip ? DF_KVM_BOOT_APIC : 0,
+		.rsi = (vcpu->machine->irqchip ? DF_KVM_BOOT_APIC : 0) |
+		       (vcpu->machine->spin ? DF_KVM_BOOT_SPIN : 0),
 	};
 	/* no INIT and SIPI for the others: they start where the first does */
 	struct kvm_mp_state mp = { .mp_state = KVM_MP_STATE_RUNNABLE };

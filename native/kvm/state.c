@@ -90,13 +90,6 @@ int df_kvm_set_registers(struct df_kvm *machine, uint32_t number, const struct d
 	return vcpu ? done(machine, put_registers(vcpu, registers)) : busy();
 }
 
-int df_kvm_rewind(struct df_kvm *machine, uint32_t number)
-{
-	struct vcpu *vcpu = stopped(machine, number);
-
-	return vcpu ? done(machine, kvm_ioctl(vcpu->fd, KVM_SET_REGS, &vcpu->before, "KVM_SET_REGS")) : busy();
-}
-
 static int put_cr2(struct vcpu *vcpu, uint64_t cr2)
 {
 	struct kvm_sregs sregs;

@@ -139,13 +139,33 @@ static void describe_reason(const struct kvm_run *run, struct df_kvm_exit *exit)
 static void complete(struct vcpu *vcpu)
 {
 	vcpu->run->immediate_exit = 1;
-	for (int parts = 0; parts < 16; parts++) {
-		if (vcpu->run->exit_reason == KVM_EXIT_MMIO && !vcpu->run->mmio.is_write)
-			memset(vcpu->run->mmio.data, 0, sizeof(vcpu->run->mmio.data));
+	for (int parts = 0; parts < 16; parts++)
 		if (ioctl(vcpu->fd, KVM_RUN, 0) < 0)
 			break;
-	}
 	vcpu->run->immediate_exit = 0;
+}
+
+/* What the access is completed with must not count, so the registers of the exit
+ * are put back.  A load's rip is then at the load, which will be repeated.  A
+ * string instruction would go on to its end with zeros: with one in %rcx it does
+ * one step (x86_emulate_insn(); KVM_SET_REGS is heeded by an emulation under way,
+ * vcpu->arch.emulate_regs_need_sync_from_vcpu). */
+static void complete_mmio(struct vcpu *vcpu, bool write)
+{
+	struct kvm_regs before, one;
+
+	if (ioctl(vcpu->fd, KVM_GET_REGS, &before)) {
+		complete(vcpu);
+		return;
+	}
+	if (!write) {
+		one = before;
+		one.rcx = 1;
+		ioctl(vcpu->fd, KVM_SET_REGS, &one);
+		memset(vcpu->run->mmio.data, 0, sizeof(vcpu->run->mmio.data));
+	}
+	complete(vcpu);
+	ioctl(vcpu->fd, KVM_SET_REGS, &before);
 }
 
 /* Run until there is something to tell. */
@@ -170,9 +190,8 @@ static void run(struct vcpu *vcpu, struct df_kvm_exit *exit)
 		} else {
 			describe_reason(shared, exit);
 			if (exit->kind == DF_KVM_EXIT_MMIO)
-				ioctl(vcpu->fd, KVM_GET_REGS, &vcpu->before);
-			if (exit->kind == DF_KVM_EXIT_MMIO || exit->kind == DF_KVM_EXIT_DOORBELL ||
-			    exit->kind == DF_KVM_EXIT_PORT)
+				complete_mmio(vcpu, exit->write);
+			else if (exit->kind == DF_KVM_EXIT_DOORBELL || exit->kind == DF_KVM_EXIT_PORT)
 				complete(vcpu);
 			return;
 		}

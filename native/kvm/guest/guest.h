@@ -40,6 +40,7 @@ struct cpu {
 	uint64_t kernel_rsp;		/* entry.S: enter_user(), leave_user() */
 	uint64_t number;
 	bool apic;
+	bool spin;
 	volatile struct df_kvm_mailbox *mailbox;
 	volatile struct df_kvm_area *area;
 	/* the step that is being run */

@@ -204,6 +204,7 @@ void guest_main(uint64_t number, uint64_t flags)
 	*(struct cpu **)(trap_stacks + DF_KVM_STACK_LEN * number) = cpu;
 	cpu->number = number;
 	cpu->apic = flags & DF_KVM_BOOT_APIC;
+	cpu->spin = flags & DF_KVM_BOOT_SPIN;
 	cpu->mailbox = (void *)(DF_KVM_MAILBOX + 4096 * number);
 	cpu->area = (void *)(DF_KVM_AREA + 4096 * number);
 	trap_init(cpu);

@@ -150,10 +150,14 @@ static void page_not_present(struct cpu *cpu)
 
 	cpu->area->reason = DF_KVM_REASON_NONE;
 	cpu->mailbox->not_present++;
-	/* Where Linux would put the task to sleep.  Not hlt: under QEMU's emulated
-	 * SVM a "sti; hlt" of a nested guest stalled. */
-	while (cpu->mailbox->ready == before)
-		__asm__ volatile("sti; nop; pause; cli" : : : "memory");
+	/* Where Linux puts the task to sleep, or halts (kvm_async_pf_task_wait()).  Under
+	 * QEMU's emulated SVM a nested guest's "sti; hlt" stalled: it may spin instead. */
+	while (cpu->mailbox->ready == before) {
+		if (cpu->spin)
+			__asm__ volatile("sti; nop; pause; cli" : : : "memory");
+		else
+			__asm__ volatile("sti; hlt; cli" : : : "memory");
+	}
 }
 
 static void page_fault(struct cpu *cpu, struct frame *frame)

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an exit says of the access that failed.
+
+Owns the question where, and by what it is known.  Must not know what the guest was asked to do,
+and must not change the machine but for `at`, which takes a store back.
+
+| exit   | KVM says          | the rest |
+|--------|-------------------|----------|
+| EFAULT | nothing           | the operands of the instruction at rip; the one that is dead |
+| SIGBUS | the page's hva    | the operand in that page; none: another context, the retry will tell |
+| MMIO   | the gpa, all bits | the operand there.  A store's rip has moved on: the store before it |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from native import PAGE_SIZE, lib
+from native.kvm import Exit, ExitKind, Kvm, Registers
+from vmm.kvm.decode import MOST, Instruction, Operand, decode
+from vmm.kvm.window import Window
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Fault:
+    """An access of the guest that failed.
+
+    `by`: "exit", "siginfo" or "decoded", for the gpa; the gva is decoded in any case.
+    `registers`: as they were before the instruction, at which `rip` is.
+    """
+
+    vcpu: int
+    gva: int
+    gpa: int
+    write: bool
+    by: str
+    registers: Registers
+
+    @property
+    def ring(self) -> int:
+        return self.registers.cpl
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Unknown:
+    """It cannot be said which access failed; `why` is for a person.
+
+    `elsewhere`: the vCPU is not where the fault was, so it may go on: the access will be repeated.
+    """
+
+    why: str
+    elsewhere: bool = False
+
+
+def code_at(kvm: Kvm, vcpu: int, gva: int, length: int) -> bytes:
+    """The bytes there, as many as the guest's page tables and its memory have; instructions in the
+    window are not looked at, for that would be touching it."""
+    found = b""
+    while len(found) < length:
+        at = gva + len(found)
+        gpa = kvm.translate(vcpu, at)
+        most = min(length - len(found), PAGE_SIZE - at % PAGE_SIZE)
+        if gpa is None or gpa + most > lib.DF_KVM_RAM_LEN:
+            break
+        found += bytes(kvm.ram(gpa, most))
+    return found
+
+
+def locate(kvm: Kvm, window: Window, exit: Exit) -> Fault | Unknown:
+    """The access that an EFAULT, SIGBUS, MMIO or MEMORY exit was about.  May block (fstat)."""
+    registers = kvm.registers(exit.vcpu)
+    if exit.kind is ExitKind.MMIO:
+        return _of_mmio(kvm, window, exit, registers)
+    if exit.kind is ExitKind.SIGBUS:
+        page = window.gpa_of(exit.hva)
+        if page is None:
+            return Unknown(f"SIGBUS at hva {exit.hva:#x}, which is not in the window")
+        found = _operand(kvm, exit.vcpu, registers, lambda gpa: gpa // PAGE_SIZE == page // PAGE_SIZE)
+        if found is None:
+            return Unknown("the vCPU is not at the access that failed", elsewhere=True)
+        return _fault(exit, registers, found, "siginfo")
+    found = _operand(kvm, exit.vcpu, registers, window.dead)
+    if found is None:
+        return Unknown(
+            f"{exit.kind.name}, and nothing that the instruction at {registers.rip:#x} touches is dead"
+        )
+    return _fault(exit, registers, found, "decoded")
+
+
+def _fault(exit: Exit, registers: Registers, found: tuple[Operand, int, int], by: str) -> Fault:
+    operand, gva, gpa = found
+    return Fault(exit.vcpu, gva, gpa, operand.write, by, registers)
+
+
+def _operand(
+    kvm: Kvm, vcpu: int, registers: Registers, wanted: Callable[[int], bool]
+) -> tuple[Operand, int, int] | None:
+    """The operand of the instruction at rip with a byte whose gpa is wanted; that byte's gva and gpa."""
+    instruction = decode(code_at(kvm, vcpu, registers.rip, MOST), registers, registers.rip)
+    for operand in instruction.operands if instruction else ():
+        first, last = operand.gva, operand.gva + operand.length - 1
+        # its first byte, and the first byte of a second page
+        for gva in dict.fromkeys((first, max(first, last // PAGE_SIZE * PAGE_SIZE))):
+            gpa = kvm.translate(vcpu, gva)
+            if gpa is not None and wanted(gpa):
+                return operand, gva, gpa
+    return None
+
+
+def _of_mmio(kvm: Kvm, window: Window, exit: Exit, registers: Registers) -> Fault | Unknown:
+    if not window.dead(exit.gpa):
+        if 0 <= exit.gpa - lib.DF_KVM_WINDOW < lib.DF_KVM_WINDOW_LEN:
+            # the memslot was being changed; a store is lost, and then it must be told
+            return Unknown(f"MMIO at {exit.gpa:#x}, which is not dead", elsewhere=not exit.write)
+        return Unknown(f"MMIO at {exit.gpa:#x}, where nothing is")
+    if not exit.write:
+        found = _operand(kvm, exit.vcpu, registers, lambda gpa: gpa == exit.gpa)
+        if found is None:
+            return Unknown(f"MMIO load of gpa {exit.gpa:#x} by an instruction that is not known")
+        return _fault(exit, registers, found, "exit")
+    return _of_store(kvm, exit, registers)
+
+
+def _of_store(kvm: Kvm, exit: Exit, registers: Registers) -> Fault | Unknown:
+    """The registers are those after it: find the store that ends where rip is, and take it back."""
+    code = code_at(kvm, exit.vcpu, registers.rip - MOST, 2 * MOST)
+    found: list[Fault] = []
+    # from the longest on: a prefix belongs to its instruction.  Length 0: rip has not moved,
+    # a string instruction with more to do.
+    for length in (*range(MOST, 0, -1), 0):
+        rip = registers.rip - length
+        before = dataclasses.replace(registers, rip=rip)
+        instruction = decode(code[MOST - length :], before, rip)
+        if instruction is None or (length and instruction.length != length):
+            continue
+        if instruction.step:
+            before = _stepped_back(before, instruction)
+            instruction = decode(code[MOST - length :], before, rip)
+        elif not length:
+            continue
+        if instruction is None:
+            continue
+        if instruction.source is not None and instruction.source != exit.value % (1 << 8 * exit.length):
+            continue
+        for operand in instruction.operands:
+            if operand.write and kvm.translate(exit.vcpu, operand.gva) == exit.gpa:
+                found.append(Fault(exit.vcpu, operand.gva, exit.gpa, True, "exit", before))
+    if not found:
+        return Unknown(f"MMIO store to gpa {exit.gpa:#x} by an instruction that is not known")
+    return found[0]
+
+
+def _stepped_back(registers: Registers, instruction: Instruction) -> Registers:
+    """Before the last step of a string instruction; lods is no store, and movs and stos move rdi."""
+    step, mask = instruction.step, (1 << 64) - 1
+    reads = any(not operand.write for operand in instruction.operands) or not instruction.operands
+    return dataclasses.replace(
+        registers,
+        rdi=(registers.rdi - step) & mask,
+        rsi=(registers.rsi - step) & mask if reads else registers.rsi,
+        rcx=(registers.rcx + 1) & mask if instruction.repeats else registers.rcx,
+    )

@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The KVM guest as its host runs it: scripts in, results out, and every exit answered.
+
+Owns the machine's life, and the answer to each exit: a doorbell is a result, an access that
+failed is told to the guest, a loop is rescued, anything else ends the guest with a dump.
+
+    async with machine(lambda: FileMemory(fd), rescue=Rescue.UNMAP) as guest:
+        results = await guest.run(async_pf(), Step(Op.LOAD, offset=4096))
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import time
+from collections.abc import AsyncIterator, Callable
+
+import trio
+
+from native import lib
+from native.kvm import Exit, ExitKind, Kvm, unsupported
+from vmm.errors import DaxfaultError, Unsupported
+from vmm.kvm.detector import Detector, Suspicion
+from vmm.kvm.fault import Fault, Unknown, locate
+from vmm.kvm.inject import Injection, Told, inject
+from vmm.kvm.script import Mailbox, Nonsense, Result, Step
+from vmm.kvm.window import Memory, Rescue, Window
+
+LOOK_SECONDS = 0.001
+_REMEMBERED = 16  # exits of a vCPU, for a dump
+_DEFERRALS = 10_000
+_FAILED = (ExitKind.EFAULT, ExitKind.SIGBUS, ExitKind.MMIO, ExitKind.MEMORY)
+
+
+class GuestEnded(DaxfaultError):
+    """The guest was ended: it broke, or asked for what it cannot have.  The message has the dump."""
+
+
+class GuestPanicked(GuestEnded):
+    """The guest ended itself, as a kernel does, for an error nobody had a table entry for."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rescued:
+    """A loop that was ended; `seconds` from its first fault seen, `work` of them for the rescue."""
+
+    suspicion: Suspicion
+    how: Rescue
+    work: float
+
+
+class Vcpu:
+    """One vCPU's mailbox, and the script it runs."""
+
+    def __init__(self, kvm: Kvm, number: int) -> None:
+        self.number = number
+        self.mailbox = Mailbox(kvm, number)
+        self.exits: collections.deque[Exit] = collections.deque(maxlen=_REMEMBERED)
+        self.detector = Detector(number)
+        self.wake = trio.Event()
+        self.running = False
+        self.deferred = 0
+
+
+class Machine:
+    """Made by machine().  `told` and `rescued` are what was done, oldest first."""
+
+    def __init__(self, kvm: Kvm, window: Window, rescue: Rescue | None, injection: Injection) -> None:
+        self.kvm = kvm
+        self.window = window
+        self.rescue = rescue
+        self.injection = injection
+        self.told: list[Told] = []
+        self.rescued: list[Rescued] = []
+        self.deferred = 0
+        self.ended: GuestEnded | None = None
+        self.vcpus = tuple(Vcpu(kvm, number) for number in range(kvm.vcpus))
+
+    async def run(self, *steps: Step, vcpu: int = 0, seconds: float = 10.0) -> list[Result]:
+        """Run a script; -> a result for each step.  GuestEnded when the guest does not come back
+        with one, also for want of `seconds`."""
+        self.start(*steps, vcpu=vcpu)
+        return await self.finish(len(steps), vcpu=vcpu, seconds=seconds)
+
+    def start(self, *steps: Step, vcpu: int = 0) -> None:
+        """Have it run; finish() must be called."""
+        self._alive()
+        self.vcpus[vcpu].mailbox.write(steps)
+        self._go(vcpu)
+
+    async def finish(self, count: int, *, vcpu: int = 0, seconds: float = 10.0) -> list[Result]:
+        """Wait for the script of `count` steps that was started."""
+        me = self.vcpus[vcpu]
+        with trio.move_on_after(seconds) as limit:
+            while me.running:
+                await me.wake.wait()
+        if limit.cancelled_caught:
+            await self._stop(me)
+            self._alive()
+            if me.running or me.exits[-1].kind is ExitKind.STOPPED:
+                raise self._end(me, f"no answer in {seconds:g} s")
+        self._alive()
+        try:
+            return me.mailbox.results(count)
+        except Nonsense as e:
+            raise self._end(me, f"its mailbox makes no sense: {e}") from None
+
+    async def revive(self) -> None:
+        """The file has grown again, and no vCPU runs: let the guest see it."""
+        if any(vcpu.running for vcpu in self.vcpus):
+            raise ValueError("a vCPU runs")
+        await trio.to_thread.run_sync(self.window.revive)
+
+    def dump(self, vcpu: int) -> str:
+        """What is known of a vCPU, for a person."""
+        return _dump(self.kvm, self.vcpus[vcpu])
+
+    # ------------------------------------------------------------- the machinery
+
+    def _alive(self) -> None:
+        if self.ended is not None:
+            raise self.ended
+
+    def _go(self, vcpu: int) -> None:
+        me = self.vcpus[vcpu]
+        me.running, me.wake = True, trio.Event()
+        me.detector.reset()
+        self.kvm.resume(vcpu)
+
+    async def _stop(self, me: Vcpu) -> None:
+        self.kvm.stop(me.number)
+        with trio.move_on_after(5):  # in an uninterruptible wait, nothing helps
+            while me.running:
+                await me.wake.wait()
+
+    def _halt(self, me: Vcpu) -> None:
+        me.running = False
+        me.wake.set()
+
+    def _end(self, me: Vcpu, why: str, kind: type[GuestEnded] = GuestEnded) -> GuestEnded:
+        """The machine is of no use any more: everyone who waits for it is told."""
+        if self.ended is None:
+            self.ended = kind(f"vCPU {me.number}: {why}\n{_dump(self.kvm, me)}")
+        for vcpu in self.vcpus:
+            self._halt(vcpu)
+        return self.ended
+
+    async def serve(self) -> None:
+        """Answer exits until cancelled."""
+        while True:
+            await trio.lowlevel.wait_readable(self.kvm.exits_fd())
+            for exit in self.kvm.exits():
+                me = self.vcpus[exit.vcpu]
+                me.exits.append(exit)
+                await self._answer(me, exit)
+
+    async def watch(self) -> None:
+        """Look for loops until cancelled; without KVM's statistics there is nothing to look at."""
+        while True:
+            for me in self.vcpus:
+                if not me.running or self.rescue is None:
+                    continue
+                suspicion = me.detector.look(trio.current_time(), self.kvm.stats(me.number))
+                if suspicion is not None:
+                    await self._rescue(me, suspicion, self.rescue)
+            await trio.sleep(LOOK_SECONDS)
+
+    async def _rescue(self, me: Vcpu, suspicion: Suspicion, how: Rescue) -> None:
+        me.detector.reset()
+        began = time.perf_counter()
+        if await trio.to_thread.run_sync(self.window.rescue, how):
+            self.rescued.append(Rescued(suspicion, how, time.perf_counter() - began))
+
+    async def _answer(self, me: Vcpu, exit: Exit) -> None:
+        ring = exit.value if exit.kind is ExitKind.DOORBELL else None
+        if self.ended is not None or ring == lib.DF_KVM_RING_READY:
+            self._halt(me)
+        elif ring == lib.DF_KVM_RING_PANIC:
+            self._end(me, f"the guest's kernel panicked: {_shown(me.mailbox.panic())}", GuestPanicked)
+        elif exit.kind in _FAILED:
+            await self._failed(me, exit)
+        elif exit.kind is ExitKind.STOPPED:
+            self._halt(me)
+        else:
+            self._end(me, f"it ended with {exit.kind.name}")
+
+    async def _failed(self, me: Vcpu, exit: Exit) -> None:
+        found = await trio.to_thread.run_sync(locate, self.kvm, self.window, exit)
+        if isinstance(found, Unknown) and not found.elsewhere:
+            self._end(me, f"an access failed, and it cannot be said which: {found.why}")
+            return
+        told = inject(self.kvm, found, self.injection) if isinstance(found, Fault) else None
+        if told is None:
+            # nothing is lost: the access is repeated, and fails again for as long as it has reason to
+            self.deferred += 1
+            me.deferred += 1
+            if me.deferred > _DEFERRALS:
+                self._end(me, f"an error could not be delivered in {me.deferred} attempts")
+                return
+        else:
+            me.deferred = 0
+            self.told.append(dataclasses.replace(told, ns=time.monotonic_ns() - exit.time_ns))
+        me.detector.reset()
+        self.kvm.resume(me.number)
+
+
+@contextlib.asynccontextmanager
+async def machine(
+    memory: Callable[[], Memory],
+    *,
+    vcpus: int = 1,
+    irqchip: bool = True,
+    spin: bool = False,
+    rescue: Rescue | None = Rescue.UNMAP,
+    injection: Injection = Injection.AREA,
+) -> AsyncIterator[Machine]:
+    """A machine whose vCPUs wait for their first script.  `memory` is called in a thread, since it may
+    open files of our own mount, as those are served that the guest touches.
+
+    Unsupported when this machine has no KVM that can run it.
+    """
+    why = unsupported()
+    if why is not None:
+        raise Unsupported(f"{why}; the KVM guest cannot run here")
+    under = await trio.to_thread.run_sync(memory)
+    kvm: Kvm | None = None
+    try:
+        kvm = await trio.to_thread.run_sync(lambda: Kvm(vcpus=vcpus, irqchip=irqchip, spin=spin))
+        made = Machine(kvm, Window(kvm, under), rescue, injection)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(made.serve)
+            if kvm_has_stats(kvm):
+                nursery.start_soon(made.watch)
+            for number in range(vcpus):
+                made._go(number)
+                await made.finish(0, vcpu=number)
+            yield made
+            nursery.cancel_scope.cancel()
+    finally:
+        with trio.CancelScope(shield=True):
+            # a vCPU may wait for a page of our own mount, which must go on being served meanwhile
+            if kvm is not None:
+                await trio.to_thread.run_sync(kvm.close)
+            await trio.to_thread.run_sync(under.close)
+
+
+def kvm_has_stats(kvm: Kvm) -> bool:
+    """KVM_GET_STATS_FD, Linux 5.14.  Without it a loop is not noticed."""
+    try:
+        return "pf_fixed" in kvm.stats(0)
+    except OSError:
+        return False
+
+
+def _shown(record: object) -> str:
+    fields = dataclasses.fields(record)  # type: ignore[arg-type]
+    return " ".join(f"{f.name} {getattr(record, f.name):#x}" for f in fields)
+
+
+def _dump(kvm: Kvm, me: Vcpu) -> str:
+    lines = []
+    try:
+        registers = kvm.registers(me.number)
+        names = [f.name for f in dataclasses.fields(registers)]
+        shown = [f"{name} {getattr(registers, name):#x}" for name in names]
+        lines += ["  " + "  ".join(shown[i : i + 6]) for i in range(0, len(shown), 6)]
+    except OSError as e:
+        lines.append(f"  registers: {e}")
+    lines.append(f"  mailbox: {_shown(me.mailbox.counts())}")
+    lines.append(f"  last exits, of {me.exits[-1].serial if me.exits else 0}:")
+    lines += [f"    {exit_line(exit)}" for exit in me.exits]
+    return "\n".join(lines)
+
+
+def exit_line(exit: Exit) -> str:
+    """An exit, for a person."""
+    parts = [f"{exit.time_ns / 1e9:.6f} {exit.kind.name}"]
+    parts += [f"{name} {getattr(exit, name):#x}" for name in ("gpa", "hva", "value") if getattr(exit, name)]
+    if exit.error:
+        parts.append(f"errno {exit.error}")
+    parts.append(f"exit_reason {exit.exit_reason}")
+    return ", ".join(parts)

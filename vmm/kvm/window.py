@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The memory under the window's memslot, and what can be done when its tail is dead.
+
+Owns the mapping and the memslot's extent.  Must not run vCPUs, and must not touch the memory.
+
+A mapping of a file that was truncated does not fail in a way that KVM tells of when the guest
+takes async page faults: the vCPU loops.  A rescue makes it fail openly.  It takes nothing from
+a guest that behaves: the tail is dead as it is.  So it may be done on mere suspicion.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+from typing import Protocol
+
+from native import PAGE_SIZE, lib
+from native.kvm import Kvm, Mapping
+
+GPA: int = lib.DF_KVM_WINDOW
+LENGTH: int = lib.DF_KVM_WINDOW_LEN
+SLOT = 1
+
+
+class Rescue(enum.StrEnum):
+    """How a dead tail is made to fail, and what the vCPU then exits with."""
+
+    UNMAP = "unmap"  # munmap: EFAULT
+    FORBID = "forbid"  # PROT_NONE: EFAULT
+    SHRINK = "shrink"  # the memslot ends before it: MMIO, with the exact gpa
+    POISON = "poison"  # poison moved over it: SIGBUS, with the page's hva
+
+
+class Memory(Protocol):
+    """What a window lies over."""
+
+    mapping: Mapping
+
+    def live(self) -> int:
+        """Bytes from the start that have something behind them; whole pages.  May block."""
+        ...
+
+    def revive(self, start: int) -> None:
+        """Map what is behind [start, end) again.  May block."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class FileMemory:
+    """A MAP_SHARED mapping of a file: the case of the 2020 series.  `fd` is taken over."""
+
+    def __init__(self, fd: int, offset: int = 0) -> None:
+        self._fd = fd
+        self._offset = offset
+        try:
+            self.mapping = Mapping.of_file(fd, offset, LENGTH)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def live(self) -> int:
+        size = os.fstat(self._fd).st_size - self._offset
+        return min(LENGTH, max(0, (size + PAGE_SIZE - 1) // PAGE_SIZE * PAGE_SIZE))
+
+    def revive(self, start: int) -> None:
+        self.mapping.map_tail_again(self._fd, self._offset, start)
+
+    def close(self) -> None:
+        self.mapping.close()
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class Anonymous:
+    """Anonymous memory, for whoever registers it with a userfaultfd."""
+
+    def __init__(self) -> None:
+        self.mapping = Mapping.anonymous(LENGTH)
+
+    def live(self) -> int:
+        return LENGTH
+
+    def revive(self, start: int) -> None:
+        raise NotImplementedError("anonymous memory has nothing to map again")
+
+    def close(self) -> None:
+        self.mapping.close()
+
+
+class Window:
+    """The memslot over a Memory."""
+
+    def __init__(self, kvm: Kvm, memory: Memory) -> None:
+        self.memory = memory
+        self.hva = memory.mapping.hva
+        self.rescued: Rescue | None = None
+        self._kvm = kvm
+        self._failing = LENGTH  # from here on a rescue has made it fail
+        kvm.memslot(SLOT, GPA, LENGTH, self.hva)
+
+    def gpa_of(self, hva: int) -> int | None:
+        offset = hva - self.hva
+        return GPA + offset if 0 <= offset < LENGTH else None
+
+    def dead(self, gpa: int) -> bool:
+        """A guest's access there can only fail.  May block."""
+        return 0 <= gpa - GPA < LENGTH and gpa - GPA >= min(self._failing, self.memory.live())
+
+    def rescue(self, how: Rescue) -> bool:
+        """Make the dead tail fail openly; -> False when nothing is dead that does not fail already.
+        May block.  OSError when the kernel refuses."""
+        start = self.memory.live()
+        if start >= self._failing:
+            return False
+        mapping = self.memory.mapping
+        if how is Rescue.UNMAP:
+            mapping.unmap_tail(start)
+        elif how is Rescue.FORBID:
+            mapping.forbid_tail(start)
+        elif how is Rescue.POISON:
+            mapping.poison_tail(start)
+        else:
+            self._extend(start)
+        self._failing, self.rescued = start, how
+        return True
+
+    def revive(self) -> None:
+        """The file has grown: undo the rescue.  Every vCPU must have stopped.  May block."""
+        if self.rescued is None:
+            return
+        if self.rescued is Rescue.SHRINK:
+            self._extend(LENGTH)
+        else:
+            self.memory.revive(self._failing)
+        self._failing, self.rescued = LENGTH, None
+
+    def _extend(self, length: int) -> None:
+        # a memslot's size cannot be changed, it must go for a moment (api.rst, 4.35); an access
+        # meanwhile is an MMIO exit too, which is decided like any other: dead or not
+        self._kvm.memslot(SLOT, GPA, 0, self.hva)
+        if length:
+            self._kvm.memslot(SLOT, GPA, length, self.hva)
+
+    def close(self) -> None:
+        """After the machine has gone.  Safe to call twice."""
+        self.memory.close()
