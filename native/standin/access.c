@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * access.c - what a vCPU does to the window.
+ * access.c - what a task does to the window.
  *
  * Owns the accesses: user mode as plain loads and stores, guest kernel mode
  * through guest_kernel.S, and real system calls on window memory.  Each counts
- * the bytes it has done in v->result as it goes, because any of them can end at
+ * the bytes it has done in t->result as it goes, because any of them can end at
  * any byte by siglongjmp() from a signal handler.  For the same reason none may
  * hold a lock or own memory while it touches the window.
  */
@@ -13,9 +13,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "standin.h"
+
+enum {
+	WORK_UNIT = 4096,		/* hash steps: some microseconds */
+};
 
 static volatile uint8_t *at(uint64_t offset)
 {
@@ -47,48 +52,48 @@ static void set_value(struct result *r, uint64_t value)
 
 /* ------------------------------------------------------------------ user mode */
 
-static void user_touch(struct vcpu *v, struct access *a)
+static void user_touch(struct task *t, struct access *a)
 {
 	uint8_t byte = *at(a->offset);
 
-	v->result.done = 1;
-	set_value(&v->result, byte);
+	t->result.done = 1;
+	set_value(&t->result, byte);
 }
 
-static void user_read(struct vcpu *v, struct access *a)
+static void user_read(struct task *t, struct access *a)
 {
-	struct result *r = &v->result;
+	struct result *r = &t->result;
 
 	r->has_bytes = true;
 	for (; r->done < a->len; r->done++)
 		r->bytes[r->done] = *at(a->offset + r->done);
 }
 
-static void user_sum(struct vcpu *v, struct access *a)
+static void user_sum(struct task *t, struct access *a)
 {
 	uint64_t hash = FNV1A_START;
 
-	for (; v->result.done < a->len; v->result.done++)
-		hash = fnv1a(hash, *at(a->offset + v->result.done));
-	set_value(&v->result, hash);
+	for (; t->result.done < a->len; t->result.done++)
+		hash = fnv1a(hash, *at(a->offset + t->result.done));
+	set_value(&t->result, hash);
 }
 
-static void user_write(struct vcpu *v, struct access *a)
+static void user_write(struct task *t, struct access *a)
 {
-	for (; v->result.done < a->len; v->result.done++)
-		*at(a->offset + v->result.done) = a->bytes[v->result.done];
+	for (; t->result.done < a->len; t->result.done++)
+		*at(a->offset + t->result.done) = a->bytes[t->result.done];
 }
 
-static void user_fill(struct vcpu *v, struct access *a)
+static void user_fill(struct task *t, struct access *a)
 {
-	for (; v->result.done < a->len; v->result.done++)
-		*at(a->offset + v->result.done) = a->byte;
+	for (; t->result.done < a->len; t->result.done++)
+		*at(a->offset + t->result.done) = a->byte;
 }
 
 /* Also goes on after a fault: see access_run(). */
-static void user_scan(struct vcpu *v, struct access *a)
+static void user_scan(struct task *t, struct access *a)
 {
-	struct result *r = &v->result;
+	struct result *r = &t->result;
 
 	for (; r->done < a->len; r->done += a->stride) {
 		(void)*at(a->offset + r->done);
@@ -96,53 +101,79 @@ static void user_scan(struct vcpu *v, struct access *a)
 	}
 }
 
-static void user_laps(struct vcpu *v, struct access *a)
+static void user_laps(struct task *t, struct access *a)
 {
 	laps_run(at(a->offset), a->len, a->stride, a->seed, (uint32_t *)(void *)a->bytes,
-		 &v->result.laps);
-	v->result.done = a->len;
+		 &t->result.laps);
+	t->result.done = a->len;
+}
+
+static uint64_t now_ms(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
+}
+
+/* As fast as the vCPU lets this task: its value measures the pace. */
+static void user_work(struct task *t, struct access *a)
+{
+	uint64_t end = now_ms() + a->milliseconds;
+	uint64_t hash = FNV1A_START;
+	uint64_t units = 0;
+	unsigned int i;
+
+	do {
+		for (i = 0; i < WORK_UNIT; i++)
+			hash = fnv1a(hash, (uint8_t)i);
+		/* the compiler must not see that nobody wants it */
+		__asm__ volatile("" : "+r"(hash));
+		units++;
+	} while (now_ms() < end);
+	set_value(&t->result, units);
 }
 
 /* ------------------------------------------------------------------ guest kernel mode */
 
-static void kernel_copied(struct vcpu *v, struct access *a, size_t left)
+static void kernel_copied(struct task *t, struct access *a, size_t left)
 {
-	v->result.done = a->len - left;
+	t->result.done = a->len - left;
 	if (left)
-		v->result.outcome = OUTCOME_EFAULT;
+		t->result.outcome = OUTCOME_EFAULT;
 }
 
-static void kernel_copy(struct vcpu *v, struct access *a)
+static void kernel_copy(struct task *t, struct access *a)
 {
 	const void *from = (const void *)at(a->offset);
 
-	kernel_copied(v, a, guest_copy(a->bytes, from, a->len));
-	set_value(&v->result, fnv1a_of(a->bytes, v->result.done));
+	kernel_copied(t, a, guest_copy(a->bytes, from, a->len));
+	set_value(&t->result, fnv1a_of(a->bytes, t->result.done));
 }
 
-static void kernel_copy_bare(struct vcpu *v, struct access *a)
+static void kernel_copy_bare(struct task *t, struct access *a)
 {
 	const void *from = (const void *)at(a->offset);
 
-	kernel_copied(v, a, guest_copy_bare(a->bytes, from, a->len));
-	set_value(&v->result, fnv1a_of(a->bytes, v->result.done));
+	kernel_copied(t, a, guest_copy_bare(a->bytes, from, a->len));
+	set_value(&t->result, fnv1a_of(a->bytes, t->result.done));
 }
 
 /* Stores the low byte of every byte's own window offset. */
-static void kernel_store(struct vcpu *v, struct access *a)
+static void kernel_store(struct task *t, struct access *a)
 {
 	uint64_t i;
 
 	for (i = 0; i < a->len; i++)
 		a->bytes[i] = (uint8_t)(a->offset + i);
-	kernel_copied(v, a, guest_copy((void *)at(a->offset), a->bytes, a->len));
+	kernel_copied(t, a, guest_copy((void *)at(a->offset), a->bytes, a->len));
 }
 
 /* ------------------------------------------------------------------ system calls */
 
-static void system_call_returned(struct vcpu *v, struct access *a, ssize_t n, int error)
+static void system_call_returned(struct task *t, struct access *a, ssize_t n, int error)
 {
-	struct result *r = &v->result;
+	struct result *r = &t->result;
 
 	if (n < 0) {
 		r->outcome = error == EFAULT ? OUTCOME_EFAULT : OUTCOME_ERROR;
@@ -154,10 +185,10 @@ static void system_call_returned(struct vcpu *v, struct access *a, ssize_t n, in
 		r->outcome = OUTCOME_SHORT;
 }
 
-static void failed(struct vcpu *v, int error)
+static void failed(struct task *t, int error)
 {
-	v->result.outcome = OUTCOME_ERROR;
-	v->result.error = error;
+	t->result.outcome = OUTCOME_ERROR;
+	t->result.error = error;
 }
 
 static uint64_t fnv1a_of_file(int fd, uint64_t len)
@@ -177,91 +208,89 @@ static uint64_t fnv1a_of_file(int fd, uint64_t len)
 
 /* To a memfd, because /dev/null never looks at the buffer; the value is of what
  * arrived there. */
-static void system_write(struct vcpu *v, struct access *a)
+static void system_write(struct task *t, struct access *a)
 {
 	int fd = memfd_create("daxfault-sys-write", MFD_CLOEXEC);
 	ssize_t n;
 	int error;
 
 	if (fd < 0) {
-		failed(v, errno);
+		failed(t, errno);
 		return;
 	}
-	v->in_syscall = 1;
 	n = write(fd, (const void *)at(a->offset), a->len);
 	error = errno;
-	v->in_syscall = 0;
-	system_call_returned(v, a, n, error);
-	set_value(&v->result, fnv1a_of_file(fd, v->result.done));
+	system_call_returned(t, a, n, error);
+	set_value(&t->result, fnv1a_of_file(fd, t->result.done));
 	close(fd);
 }
 
-static void system_read(struct vcpu *v, struct access *a)
+static void system_read(struct task *t, struct access *a)
 {
 	int fd = open("/dev/zero", O_RDONLY | O_CLOEXEC);
 	ssize_t n;
 	int error;
 
 	if (fd < 0) {
-		failed(v, errno);
+		failed(t, errno);
 		return;
 	}
-	v->in_syscall = 1;
 	n = read(fd, (void *)at(a->offset), a->len);
 	error = errno;
-	v->in_syscall = 0;
-	system_call_returned(v, a, n, error);
+	system_call_returned(t, a, n, error);
 	close(fd);
 }
 
-static void system_dontneed(struct vcpu *v, struct access *a)
+static void system_dontneed(struct task *t, struct access *a)
 {
 	if (madvise((void *)at(a->offset), a->len, MADV_DONTNEED) < 0)
-		failed(v, errno);
+		failed(t, errno);
 	else
-		v->result.done = a->len;
+		t->result.done = a->len;
 }
 
-static void system_remap(struct vcpu *v, struct access *a)
+static void system_remap(struct task *t, struct access *a)
 {
 	if (window_remap(a->offset, a->len, a->new_offset) < 0)
-		failed(v, errno);
+		failed(t, errno);
 	else
-		v->result.done = a->len;
+		t->result.done = a->len;
 }
 
-static void system_sigbus(struct vcpu *v, struct access *a)
+static void system_sigbus(struct task *t, struct access *a)
 {
-	if (exception_sigbus(a->disposition) < 0)
-		failed(v, errno);
+	if (exception_sigbus(t->vcpu, a->disposition) < 0)
+		failed(t, errno);
 }
 
 /* ------------------------------------------------------------------ */
 
 const struct op_description ops[OP_COUNT] = {
-	[OP_TOUCH] = { "touch", "o", 0, user_touch },
-	[OP_READ] = { "read", "ol", ACCESS_BYTES_MAX, user_read },
-	[OP_SUM] = { "sum", "ol", 0, user_sum },
-	[OP_WRITE] = { "write", "ox", ACCESS_BYTES_MAX, user_write },
-	[OP_FILL] = { "fill", "olb", 0, user_fill },
-	[OP_SCAN] = { "scan", "ols", 0, user_scan },
-	[OP_SCAN_ALL] = { "scan_all", "ols", 0, user_scan },
-	[OP_LAPS] = { "laps", "olsr", 0, user_laps },
-	[OP_KCOPY] = { "kcopy", "ol", ACCESS_COPY_MAX, kernel_copy },
-	[OP_KCOPY_BARE] = { "kcopy_bare", "ol", ACCESS_COPY_MAX, kernel_copy_bare },
-	[OP_KSTORE] = { "kstore", "ol", ACCESS_COPY_MAX, kernel_store },
-	[OP_SYS_WRITE] = { "sys_write", "ol", 0, system_write },
-	[OP_SYS_READ] = { "sys_read", "ol", 0, system_read },
-	[OP_FORK] = { "fork", "o", 0, access_fork },
-	[OP_DONTNEED] = { "dontneed", "ol", 0, system_dontneed },
-	[OP_REMAP] = { "remap", "oln", 0, system_remap },
-	[OP_SIGBUS] = { "sigbus", "d", 0, system_sigbus },
+	[OP_TOUCH] = { "touch", "o", 0, user_touch, 0, true },
+	[OP_READ] = { "read", "ol", ACCESS_BYTES_MAX, user_read, 0, true },
+	[OP_SUM] = { "sum", "ol", 0, user_sum, 0, true },
+	[OP_WRITE] = { "write", "ox", ACCESS_BYTES_MAX, user_write, 0, true },
+	[OP_FILL] = { "fill", "olb", 0, user_fill, 0, true },
+	[OP_SCAN] = { "scan", "ols", 0, user_scan, 0, true },
+	[OP_SCAN_ALL] = { "scan_all", "ols", 0, user_scan, 0, true },
+	[OP_LAPS] = { "laps", "olsr", 0, user_laps, 0, false },	/* qsort() allocates */
+	[OP_WORK] = { "work", "m", 0, user_work, 0, true },
+	[OP_KCOPY] = { "kcopy", "ol", ACCESS_COPY_MAX, kernel_copy, DF_CPU_KERNEL, false },
+	[OP_KCOPY_BARE] = { "kcopy_bare", "ol", ACCESS_COPY_MAX, kernel_copy_bare, DF_CPU_KERNEL, false },
+	[OP_KSTORE] = { "kstore", "ol", ACCESS_COPY_MAX, kernel_store, DF_CPU_KERNEL, false },
+	[OP_SYS_WRITE] = { "sys_write", "ol", 0, system_write, DF_CPU_SYSCALL, false },
+	[OP_SYS_READ] = { "sys_read", "ol", 0, system_read, DF_CPU_SYSCALL, false },
+	[OP_FORK] = { "fork", "o", 0, access_fork, DF_CPU_SYSCALL, false },
+	[OP_DONTNEED] = { "dontneed", "ol", 0, system_dontneed, DF_CPU_SYSCALL, false },
+	[OP_REMAP] = { "remap", "oln", 0, system_remap, DF_CPU_SYSCALL, false },
+	[OP_SIGBUS] = { "sigbus", "d", 0, system_sigbus, DF_CPU_SYSCALL, false },
 };
 
 /* The others work on the address space, not on what is in it. */
 static bool touches_window(enum op op)
 {
-	return op != OP_FORK && op != OP_DONTNEED && op != OP_REMAP && op != OP_SIGBUS;
+	return op != OP_FORK && op != OP_DONTNEED && op != OP_REMAP && op != OP_SIGBUS &&
+	       op != OP_WORK;
 }
 
 /* Bytes the access needs beside the window. */
@@ -274,37 +303,45 @@ static size_t buffer_size(const struct access *a)
 	return 0;
 }
 
-/* Runs one access to its end, whichever that is, and leaves it in v->result. */
-void access_run(struct vcpu *v, struct access *a)
+static void run(struct task *t, struct access *a)
 {
-	memset(&v->result, 0, offsetof(struct result, bytes));
-	v->pending = (struct fault){ 0 };
-	v->from = window_base + a->offset;
-	v->to = touches_window(a->op) ? v->from + a->len : v->from;
+	while (!t->killed) {
+		if (sigsetjmp(t->escape, 0) == 0) {
+			exception_enter(t);
+			ops[a->op].run(t, a);
+			break;
+		}
+		if (a->op != OP_SCAN_ALL || t->result.outcome == OUTCOME_KILLED)
+			break;
+		exception_leave(t);
+		t->result.done += a->stride;
+	}
+	exception_leave(t);
+}
+
+/* Runs one access to its end, whichever that is, and leaves it in t->result. */
+void access_run(struct task *t, struct access *a)
+{
+	memset(&t->result, 0, offsetof(struct result, bytes));
+	t->has_pending = 0;
+	t->mode = ops[a->op].mode | (a->irqoff ? 0 : DF_CPU_IF);
+	t->from = window_base + a->offset;
+	t->to = touches_window(a->op) ? t->from + a->len : t->from;
 
 	if (buffer_size(a)) {
 		a->bytes = calloc(1, buffer_size(a));
 		if (!a->bytes) {
-			failed(v, ENOMEM);
+			failed(t, ENOMEM);
 			return;
 		}
 	}
-
-	v->in_access = 1;
-	for (;;) {
-		if (sigsetjmp(v->escape, 1) == 0) {
-			ops[a->op].run(v, a);
-			break;
-		}
-		if (a->op != OP_SCAN_ALL)
-			break;
-		v->result.done += a->stride;
-	}
-	v->in_access = 0;
+	run(t, a);
+	if (t->killed && t->result.outcome != OUTCOME_PANIC)
+		t->result.outcome = OUTCOME_KILLED;
 
 	/* The last stride may reach beyond the range. */
-	if (v->result.done > a->len)
-		v->result.done = a->len;
+	if (t->result.done > a->len)
+		t->result.done = a->len;
 }
 
 void access_free(struct access *a)

@@ -30,25 +30,47 @@ static const char *run_vcpu(char **words, int n)
 {
 	struct access *a;
 	const char *wrong;
-	uint64_t id;
+	unsigned int task;
 	int error;
+	int id;
 
 	if (n < 3)
 		return "wrong number of arguments";
-	if (!parse_number(words[1], &id) || id >= VCPU_COUNT)
-		return "no such vCPU";
+	if (!parse_vcpu(words[1], &id, &task))
+		return "no such vCPU or task";
 	a = calloc(1, sizeof(*a));
 	if (!a)
 		abort();
 	wrong = parse_access(words + 2, n - 2, a);
 	if (!wrong) {
-		error = vcpu_queue((int)id, a);
+		error = vcpu_queue(id, task, a);
 		if (!error)
 			return NULL;
 		wrong = strerror(error);
 	}
 	access_free(a);
 	return wrong;
+}
+
+static const char *run_kill(char **words, int n)
+{
+	uint64_t id, task;
+
+	(void)n;
+	if (!parse_number(words[1], &id) || id >= VCPU_COUNT)
+		return "no such vCPU";
+	if (!parse_number(words[2], &task) || task >= TASK_COUNT)
+		return "no such task";
+	return vcpu_kill((int)id, (unsigned int)task) ? "no such task" : NULL;
+}
+
+static const char *run_async(char **words, int n)
+{
+	(void)n;
+	if (strcmp(words[1], "on") && strcmp(words[1], "off"))
+		return "async is on or off";
+	vcpu_async(words[1][1] == 'n');
+	return NULL;
 }
 
 static const char *run_wait(char **words, int n)
@@ -98,6 +120,8 @@ static const struct command commands[] = {
 	{ "map", 6, file_map },
 	{ "unmap", 3, file_unmap },
 	{ "vcpu", -1, run_vcpu },
+	{ "kill", 3, run_kill },
+	{ "async", 2, run_async },
 	{ "wait", -1, run_wait },
 	{ "stat", 1, run_stat },
 	{ "quit", 1, run_quit },

@@ -1,31 +1,26 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * exception.c - the guest kernel's exception entry.
+ * exception.c - the guest kernel's exception and interrupt entries.
  *
- * Owns the signal handlers of the vCPU threads.  DF_APF_EXCEPTION plays the
- * guest's #PF: it takes an event from the vCPU's slot and decides as a kernel
- * does, by where the interrupted instruction lies.  In guest kernel code the
- * exception table says where to go on, or the guest panics; anywhere else it is
- * the user's SIGBUS.  A SIGBUS the processor raised itself, from poison or from
- * a file that ended, goes the same way.
+ * Owns the signal handlers of the vCPU threads.  DF_APF_EXCEPTION plays the guest's
+ * #PF.  "Not present" parks the task; an error is decided as a kernel does, by where
+ * the interrupted instruction lies.  In guest kernel code the exception table says
+ * where to go on, or the guest panics; anywhere else it is the user's SIGBUS.  A
+ * SIGBUS the processor raised itself, from poison or from a file that ended, goes the
+ * same way.  DF_APF_INTERRUPT plays the interrupt that says "ready".
  *
- * Everything here runs in signal handlers: no locks, no allocation, no output.
+ * A handler runs on the stack of the task it interrupts and may switch to another:
+ * its frame waits there until the task runs again.  Guest kernel code other than an
+ * access has these signals blocked, so none ever interrupts who holds a lock.
+ * Handlers themselves allocate nothing and print nothing.
  */
 #include <errno.h>
-#include <pthread.h>
-#include <signal.h>
-#include <stdatomic.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <ucontext.h>
 #include <unistd.h>
 
 #include "standin.h"
-
-enum {
-	SIGNAL_STACK_SIZE = 65536,
-};
 
 struct ex_entry {
 	int32_t insn;
@@ -34,8 +29,6 @@ struct ex_entry {
 
 extern const struct ex_entry guest_ex_table_start[], guest_ex_table_end[];
 extern const char guest_kernel_start[], guest_kernel_end[];
-
-static __thread void *signal_stack;
 
 static bool in_guest_kernel(uintptr_t ip)
 {
@@ -54,125 +47,224 @@ static uintptr_t fixup_of(uintptr_t ip)
 	return 0;
 }
 
-static void record(struct vcpu *v, const struct fault *f)
+static void record(struct task *t, const struct fault *f)
 {
-	if (v->result.faults++ == 0)
-		v->result.fault = *f;
+	if (t->result.faults++ == 0)
+		t->result.fault = *f;
 }
 
-static void kernel_fault(struct vcpu *v, ucontext_t *uc, const struct fault *f)
+static void kernel_fault(struct task *t, ucontext_t *uc, const struct fault *f)
 {
 	uintptr_t ip = (uintptr_t)uc->uc_mcontext.gregs[REG_RIP];
 	uintptr_t fixup = fixup_of(ip);
 
-	record(v, f);
+	record(t, f);
 	if (fixup) {
 		uc->uc_mcontext.gregs[REG_RIP] = (greg_t)fixup;
 		return;
 	}
-	v->result.outcome = OUTCOME_PANIC;
-	v->result.instruction = ip;
-	v->result.done = v->to - v->from - (uint64_t)uc->uc_mcontext.gregs[REG_RCX];
-	siglongjmp(v->escape, 1);
+	t->result.outcome = OUTCOME_PANIC;
+	t->result.instruction = ip;
+	t->result.done = t->to - t->from - (uint64_t)uc->uc_mcontext.gregs[REG_RCX];
+	siglongjmp(t->escape, 1);
 }
 
 /* What force_sig_fault() does (kernel/signal.c, force_sig_info_to_task()): a
- * process that cannot be told dies.  The signal stays pending until this
+ * process that cannot be told dies.  send_sig_info(), which June 2020 used, does not
+ * insist, and the access is repeated.  The signal stays pending until this
  * handler returns, because SIGBUS is in its mask, and is then delivered with
  * the faulting instruction still the current one. */
-static void user_fault(struct vcpu *v, ucontext_t *uc, const struct fault *f)
+static void user_fault(struct task *t, ucontext_t *uc, const struct fault *f)
 {
 	struct sigaction old;
 	siginfo_t si;
+	bool blocked = sigismember(&uc->uc_sigmask, SIGBUS);
 
 	sigaction(SIGBUS, NULL, &old);
-	if (old.sa_handler == SIG_DFL || old.sa_handler == SIG_IGN ||
-	    sigismember(&uc->uc_sigmask, SIGBUS)) {
+	if (guest.abi == DF_ABI_JUNE_2020) {
+		if (blocked || old.sa_handler == SIG_IGN)
+			return;
+	} else if (blocked || old.sa_handler == SIG_DFL || old.sa_handler == SIG_IGN) {
 		signal(SIGBUS, SIG_DFL);
 		sigdelset(&uc->uc_sigmask, SIGBUS);
 	}
 
-	v->pending = *f;
+	t->pending = *f;
+	t->has_pending = 1;
 	memset(&si, 0, sizeof(si));
 	si.si_signo = SIGBUS;
 	si.si_code = f->si_code;
 	si.si_addr = (void *)(uintptr_t)f->address;
 	/* A si_code of the kernel's is allowed to the thread itself, and to
 	 * nobody else (kernel/signal.c, do_rt_tgsigqueueinfo()). */
-	syscall(SYS_rt_tgsigqueueinfo, getpid(), v->tid, SIGBUS, &si);
+	syscall(SYS_rt_tgsigqueueinfo, getpid(), t->vcpu->tid, SIGBUS, &si);
 }
 
-static bool touches(const struct vcpu *v, uint64_t address)
+/* The error is the task's: act upon it where it was interrupted. */
+static void fail_access(struct task *t, ucontext_t *uc, const struct fault *f)
 {
-	return v->in_access && address >= v->from && address < v->to;
+	t->vcpu->last_error = *f;
+	t->result.events++;
+	count_one(&t->vcpu->count.events);
+	if (in_guest_kernel((uintptr_t)uc->uc_mcontext.gregs[REG_RIP]))
+		kernel_fault(t, uc, f);
+	else
+		user_fault(t, uc, f);
+}
+
+/* ------------------------------------------------------------------ errors that come at once */
+
+static bool touches(const struct task *t, uint64_t address)
+{
+	return t && t->in_access && address >= t->from && address < t->to;
 }
 
 /* Whether the interrupted context can be the one that faulted there.  A fault
  * that is woken without an answer is raised a second time, and may be reported
  * a second time when the vCPU has long gone on.  Such an event is dropped, and
  * nothing is lost: what is touched again faults again. */
-static bool concerns(const struct vcpu *v, const ucontext_t *uc, uint64_t address)
+static bool concerns(const struct task *t, const ucontext_t *uc, uint64_t address)
 {
 	uint64_t at;
 
-	if (!touches(v, address))
+	if (!touches(t, address))
 		return false;
-	if (v->in_syscall)
-		return true;
 	if (!in_guest_kernel((uintptr_t)uc->uc_mcontext.gregs[REG_RIP]))
-		return address == v->from + v->result.done;
+		return address == t->from + t->result.done;
 
 	/* %rcx counts down.  An implementation may report a byte of the string
 	 * that is a little ahead of it. */
-	at = v->to - (uint64_t)uc->uc_mcontext.gregs[REG_RCX];
+	at = t->to - (uint64_t)uc->uc_mcontext.gregs[REG_RCX];
 	return address >= at && address < at + DF_PAGE_SIZE;
+}
+
+/* ------------------------------------------------------------------ tokens */
+
+/* SIGKILL: a task ends before it runs another instruction in user mode. */
+static void end_if_killed(struct task *t, uint32_t state)
+{
+	if (!t->killed || !t->in_access || t->has_pending || state & DF_CPU_KERNEL ||
+	    !ops[t->access->op].preemptible)
+		return;
+	t->result.outcome = OUTCOME_KILLED;
+	siglongjmp(t->escape, 1);
+}
+
+/* kvm_handle_async_pf(): a kernel that cannot schedule where it was interrupted has
+ * no use for a token.  Linux panics; we repeat the access. */
+static bool can_sleep(const struct vcpu *v, const struct task *t, uint32_t state)
+{
+	uint64_t msr = __atomic_load_n(&v->slot->msr_en, __ATOMIC_RELAXED);
+
+	if (!t || !t->in_access || !(msr & DF_MSR_ENABLED) || wire_lost())
+		return false;
+	if (!(state & DF_CPU_IF) || state & DF_CPU_SYSCALL)
+		return false;
+	return !(state & DF_CPU_KERNEL) || msr & DF_MSR_SEND_ALWAYS;
+}
+
+static void not_present(struct vcpu *v, ucontext_t *uc, uint32_t token, uint32_t state)
+{
+	struct task *t = v->current;
+	enum sleepers_park parked = SLEEPERS_REFUSED;
+	struct wakeup wakeup;
+
+	count_one(&v->count.not_present);
+	if (can_sleep(v, t, state))
+		parked = sleepers_park(&v->sleepers, token, t->id, &wakeup);
+	else
+		sleepers_decline(&v->sleepers, token);
+	if (parked == SLEEPERS_REFUSED) {
+		count_one(&v->count.declined);
+		return;
+	}
+	if (parked == SLEEPERS_PARKED) {
+		t->result.parks++;
+		t->token = token;
+		task_leave(t, TASK_PARKED);
+		wakeup = t->wakeup;
+	}
+	end_if_killed(t, state);
+	if (!wakeup.error)
+		return;
+	if (guest.abi == DF_ABI_JUNE_2020 && state & DF_CPU_KERNEL)
+		return;			/* it knew of user mode only */
+	if (guest.posted & DF_POSTED_NO_ENTRY_LOOPS && state & DF_CPU_KERNEL &&
+	    !fixup_of((uintptr_t)uc->uc_mcontext.gregs[REG_RIP]))
+		return;			/* fixup_exception()'s answer was not looked at */
+	fail_access(t, uc, &wakeup.fault);
+}
+
+/* ------------------------------------------------------------------ entries */
+
+static bool may_yield(const struct task *t, uint32_t state)
+{
+	return t && t->in_access && !t->has_pending && !(state & DF_CPU_KERNEL) &&
+	       state & DF_CPU_IF && ops[t->access->op].preemptible;
+}
+
+/* Back to what was interrupted, after whoever else may run. */
+static void go_back(struct vcpu *v, uint32_t state)
+{
+	struct task *t = v->current;
+
+	do {
+		if (v->reschedule && may_yield(t, state))
+			task_leave(t, TASK_READY);
+		if (t)
+			end_if_killed(t, state);
+	} while (irq_restore(v, state));
 }
 
 static void exception_entry(int sig, siginfo_t *unused, void *context)
 {
 	struct vcpu *v = this_vcpu;
-	ucontext_t *uc = context;
+	struct exception e;
 	int saved = errno;
-	struct fault f;
-	struct df_apf_report *slot;
-	uint32_t flags;
+	uint32_t state;
 
 	(void)sig;
 	(void)unused;
 	if (!v)
 		return;
-
-	slot = &v->slot->apf.report;
-	flags = __atomic_exchange_n(&slot->flags, 0, __ATOMIC_ACQUIRE);
-	if (!(flags & DF_APF_PAGE_ERROR)) {
+	state = irq_save(v);
+	async_pf_take_exception(v, &e);
+	switch (e.kind) {
+	case EXCEPTION_NONE:
 		/* Withdrawn: the page healed first.  The access is repeated. */
-		atomic_fetch_add_explicit(&v->spurious, 1, memory_order_relaxed);
-		goto out;
+		count_one(&v->count.spurious);
+		break;
+	case EXCEPTION_NOT_PRESENT:
+		not_present(v, context, e.token, state);
+		break;
+	case EXCEPTION_TOKEN_DONE:
+		async_pf_token_done(v, e.token, &e.wakeup);
+		break;
+	case EXCEPTION_ERROR:
+		if (concerns(v->current, context, e.wakeup.fault.address))
+			fail_access(v->current, context, &e.wakeup.fault);
+		else
+			count_one(&v->count.stray);
+		break;
 	}
-	f = (struct fault){
-		.address = slot->gva,
-		.si_code = BUS_ADRERR,
-		.error = slot->error,
-		.reason = slot->reason,
-		.attempts = slot->attempts,
-	};
+	go_back(v, state);
+	errno = saved;
+}
 
-	if (!concerns(v, uc, f.address)) {
-		atomic_fetch_add_explicit(&v->stray, 1, memory_order_relaxed);
-		goto out;
-	}
-	atomic_fetch_add_explicit(&v->events, 1, memory_order_relaxed);
-	v->result.events++;
+static void interrupt_entry(int sig, siginfo_t *unused, void *context)
+{
+	struct vcpu *v = this_vcpu;
+	int saved = errno;
+	uint32_t state;
 
-	if (v->in_syscall)
-		/* The system call has its EFAULT, or its short count, already:
-		 * only a resolved page lets it come back to user mode. */
-		record(v, &f);
-	else if (in_guest_kernel((uintptr_t)uc->uc_mcontext.gregs[REG_RIP]))
-		kernel_fault(v, uc, &f);
-	else
-		user_fault(v, uc, &f);
-out:
+	(void)sig;
+	(void)unused;
+	(void)context;
+	if (!v)
+		return;
+	state = irq_save(v);
+	async_pf_take_interrupt(v);
+	go_back(v, state);
 	errno = saved;
 }
 
@@ -181,93 +273,81 @@ out:
 static void fault_signal(int sig, siginfo_t *si, void *context)
 {
 	struct vcpu *v = this_vcpu;
+	struct task *t = v ? v->current : NULL;
 	ucontext_t *uc = context;
 	uint64_t address = (uint64_t)(uintptr_t)si->si_addr;
 	struct fault f = { .address = address, .si_code = si->si_code };
+	bool expected = t && t->has_pending && t->pending.address == address &&
+			t->pending.si_code == si->si_code;
+	uint32_t state;
 
-	if (!v || !touches(v, address)) {
+	if (!expected && !touches(t, address)) {
 		signal(sig, SIG_DFL);	/* a bug of ours: taken again, and deadly */
 		return;
 	}
-	if (v->pending.address == address && v->pending.si_code == si->si_code)
-		f = v->pending;
-	v->pending = (struct fault){ 0 };
+	state = irq_save(v);
+	if (expected)
+		f = t->pending;
+	t->has_pending = 0;
 
 	if (in_guest_kernel((uintptr_t)uc->uc_mcontext.gregs[REG_RIP])) {
-		kernel_fault(v, uc, &f);
+		kernel_fault(t, uc, &f);
+		go_back(v, state);
 		return;
 	}
-	record(v, &f);
-	v->result.outcome = sig == SIGBUS ? OUTCOME_SIGBUS : OUTCOME_SIGSEGV;
-	siglongjmp(v->escape, 1);
-}
-
-static int install(int sig, void (*handler)(int, siginfo_t *, void *))
-{
-	/* SA_RESTART: an event that was withdrawn must not end the system call
-	 * it interrupts. */
-	struct sigaction sa = {
-		.sa_sigaction = handler,
-		.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART,
-	};
-
-	sigemptyset(&sa.sa_mask);
-	sigaddset(&sa.sa_mask, SIGBUS);
-	sigaddset(&sa.sa_mask, SIGSEGV);
-	sigaddset(&sa.sa_mask, DF_APF_EXCEPTION);
-	return sigaction(sig, &sa, NULL);
+	record(t, &f);
+	t->result.outcome = sig == SIGBUS ? OUTCOME_SIGBUS : OUTCOME_SIGSEGV;
+	siglongjmp(t->escape, 1);
 }
 
 int exception_install(void)
 {
-	if (install(DF_APF_EXCEPTION, exception_entry) < 0 ||
-	    install(SIGBUS, fault_signal) < 0 ||
-	    install(SIGSEGV, fault_signal) < 0)
+	if (signals_install(DF_APF_EXCEPTION, exception_entry) < 0 ||
+	    signals_install(DF_APF_INTERRUPT, interrupt_entry) < 0 ||
+	    signals_install(SIGBUS, fault_signal) < 0 ||
+	    signals_install(SIGSEGV, fault_signal) < 0)
 		return -1;
 	return 0;
 }
 
-/* An alternate stack, as a guest that faults on its own stack would need. */
-int exception_thread_start(void)
+/* Into t->mode.  A system call keeps its signals for later: with one pending, a fault
+ * inside it would be retried without end (handle_userfault() returns at once). */
+void exception_enter(struct task *t)
 {
-	stack_t ss = { .ss_size = SIGNAL_STACK_SIZE };
+	struct vcpu *v = t->vcpu;
 
-	signal_stack = malloc(SIGNAL_STACK_SIZE);
-	if (!signal_stack)
-		return -1;
-	ss.ss_sp = signal_stack;
-	return sigaltstack(&ss, NULL);
+	t->in_access = 1;
+	do {
+		if (v->reschedule)
+			task_leave(t, TASK_READY);
+	} while (irq_restore(v, t->mode));
+	if (!(t->mode & DF_CPU_SYSCALL))
+		signals_allow(v, t->mode & DF_CPU_IF);
 }
 
-void exception_thread_end(void)
+/* Out of it, by its end or by an escape. */
+void exception_leave(struct task *t)
 {
-	stack_t ss = { .ss_flags = SS_DISABLE };
-
-	sigaltstack(&ss, NULL);
-	free(signal_stack);
-	signal_stack = NULL;
+	signals_block();
+	irq_save(t->vcpu);
+	t->in_access = 0;
 }
 
 /* The disposition is the process's, the mask the calling vCPU's.  With anything
  * but SIGBUS_HANDLE, poison is deadly in guest kernel mode too: the processor's
  * own SIGBUS is the only way it is told. */
-int exception_sigbus(enum sigbus_disposition disposition)
+int exception_sigbus(struct vcpu *v, enum sigbus_disposition disposition)
 {
-	sigset_t set;
-
-	sigemptyset(&set);
-	sigaddset(&set, SIGBUS);
+	v->sigbus_blocked = disposition == SIGBUS_BLOCK;
 	switch (disposition) {
 	case SIGBUS_HANDLE:
-		pthread_sigmask(SIG_UNBLOCK, &set, NULL);
-		return install(SIGBUS, fault_signal);
+		return signals_install(SIGBUS, fault_signal);
 	case SIGBUS_DEFAULT:
 		return signal(SIGBUS, SIG_DFL) == SIG_ERR ? -1 : 0;
 	case SIGBUS_IGNORE:
 		return signal(SIGBUS, SIG_IGN) == SIG_ERR ? -1 : 0;
 	case SIGBUS_BLOCK:
-		errno = pthread_sigmask(SIG_BLOCK, &set, NULL);
-		return errno ? -1 : 0;
+		return 0;
 	}
 	errno = EINVAL;
 	return -1;

@@ -65,7 +65,8 @@ static void child(uint64_t address)
 	};
 	struct got got = { .what = GOT_BYTE };
 
-	/* The slot in the shared event area stays the parent's. */
+	/* The slot in the shared area stays the parent's. */
+	signals_allow(this_vcpu, false);
 	this_vcpu = NULL;
 	sigemptyset(&sa.sa_mask);
 	sigaddset(&sa.sa_mask, DF_APF_EXCEPTION);
@@ -80,10 +81,10 @@ static void child(uint64_t address)
 	_exit(got.byte);
 }
 
-static void failed(struct vcpu *v, int error)
+static void failed(struct task *t, int error)
 {
-	v->result.outcome = OUTCOME_ERROR;
-	v->result.error = error;
+	t->result.outcome = OUTCOME_ERROR;
+	t->result.error = error;
 }
 
 /* Only a child in the table may be killed: once it is waited for, its number
@@ -107,22 +108,22 @@ void fork_abandon(void)
 	pthread_mutex_unlock(&lock);
 }
 
-static void parent(struct vcpu *v, pid_t pid, int pipe_in)
+static void parent(struct task *t, pid_t pid, int pipe_in)
 {
-	struct result *r = &v->result;
+	struct result *r = &t->result;
 	struct got got;
 	int status = 0;
 	ssize_t n;
 
 	n = read(pipe_in, &got, sizeof(got));
-	set_child(v->id, 0);
+	set_child(t->vcpu->id, 0);
 	while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
 		;
 	if (WIFSIGNALED(status))
 		r->signal = WTERMSIG(status);
 
 	if (n != (ssize_t)sizeof(got)) {
-		failed(v, wire_lost() ? EOWNERDEAD : EPIPE);
+		failed(t, wire_lost() ? EOWNERDEAD : EPIPE);
 	} else if (got.what == GOT_BYTE) {
 		r->done = 1;
 		r->value = got.byte;
@@ -133,11 +134,11 @@ static void parent(struct vcpu *v, pid_t pid, int pipe_in)
 		r->fault.address = got.address;
 		r->fault.si_code = got.si_code;
 	} else {
-		failed(v, EOWNERDEAD);
+		failed(t, EOWNERDEAD);
 	}
 }
 
-void access_fork(struct vcpu *v, struct access *a)
+void access_fork(struct task *t, struct access *a)
 {
 	uint64_t address = window_base + a->offset;
 	bool was_lost;
@@ -147,11 +148,11 @@ void access_fork(struct vcpu *v, struct access *a)
 
 	/* Without EVENT_FORK the child would read zeros, silently. */
 	if (!window_sees_fork()) {
-		failed(v, EPERM);
+		failed(t, EPERM);
 		return;
 	}
 	if (pipe2(fds, O_CLOEXEC) < 0) {
-		failed(v, errno);
+		failed(t, errno);
 		return;
 	}
 
@@ -164,14 +165,14 @@ void access_fork(struct vcpu *v, struct access *a)
 	}
 	close(fds[1]);
 	if (pid < 0) {
-		failed(v, error);
+		failed(t, error);
 	} else {
-		set_child(v->id, pid);
+		set_child(t->vcpu->id, pid);
 		/* Lost in between: fork_abandon() may have come too early to
 		 * see it, and who read its EVENT_FORK is not known. */
 		if (!was_lost && wire_lost())
 			fork_abandon();
-		parent(v, pid, fds[0]);
+		parent(t, pid, fds[0]);
 	}
 	close(fds[0]);
 }

@@ -19,7 +19,8 @@
 static const uint64_t DEFAULT_WINDOW = UINT64_C(1) << 30;
 
 static const char HELP[] =
-"usage: daxfault-standin (--fd N | --socket PATH) [--window BYTES] [--no-errors]\n"
+"usage: daxfault-standin (--fd N | --socket PATH) [--window BYTES] [--abi NAME]\n"
+"                        [--no-errors] [--no-async] [--as-posted NAME[,NAME...]]\n"
 "\n"
 "Plays a virtual machine whose memory is served by a daxfault host: vCPUs are\n"
 "threads, and a window of address space takes the place of a virtiofs DAX\n"
@@ -29,7 +30,13 @@ static const char HELP[] =
 "  --fd N          connected SOCK_SEQPACKET socket of the host\n"
 "  --socket PATH   listening SOCK_SEQPACKET socket of the host\n"
 "  --window BYTES  size of the window, a multiple of 2M (default 1G)\n"
-"  --no-errors     do not ask for page errors in the event area\n"
+"  --abi NAME      mainline, rfc-v1, june-2020, gone, retry or report (default):\n"
+"                  the kvm_para.h that the guest kernel was built with\n"
+"  --no-errors     do not ask to be told of page errors\n"
+"  --no-async      do not enable asynchronous page faults\n"
+"  --as-posted NAME[,NAME...]\n"
+"                  leave defects of RFC v1 in: success-is-error, gla-or, foll-write,\n"
+"                  no-entry-loops, no-gva-flag, wake-all-uninit, stale-gva\n"
 "  --help          this text\n"
 "\n"
 "Commands. Numbers are decimal or 0x..., with K, M or G; # begins a comment.\n"
@@ -38,12 +45,15 @@ static const char HELP[] =
 "  map NAME FOFFSET LEN MOFFSET r|w  map part of it at MOFFSET of the window\n"
 "  unmap MOFFSET LEN\n"
 "  close NAME\n"
-"  vcpu N ACCESS                     queue an access on vCPU N (0..62)\n"
+"  vcpu N[.T] ACCESS                 queue an access for task T (0..95, else 0) of\n"
+"                                    vCPU N (0..62)\n"
+"  kill N T                          SIGKILL for a task\n"
+"  async on|off                      write MSR_KVM_ASYNC_PF_EN of every vCPU\n"
 "  wait [N]                          until nothing is queued (on vCPU N)\n"
 "  stat                              counters of every vCPU\n"
 "  quit                              at once; end of input waits first\n"
 "\n"
-"Accesses in user mode:\n"
+"Accesses, after `irqoff` with interrupts disabled; in user mode:\n"
 "  touch OFF                         load a byte\n"
 "  read OFF LEN                      up to 4096 bytes, value in hex\n"
 "  sum OFF LEN                       value is their FNV-1a, 64 bits\n"
@@ -51,6 +61,8 @@ static const char HELP[] =
 "  fill OFF LEN BYTE\n"
 "  scan OFF LEN STRIDE               a load every STRIDE, up to the first fault\n"
 "  scan_all OFF LEN STRIDE           the same, and on after each fault\n"
+"  laps OFF LEN STRIDE SEED          timed loads, shuffled unless SEED is 0\n"
+"  work MS                           compute for so long, value is the units done\n"
 "  fork OFF                          a forked child loads a byte\n"
 "  dontneed OFF LEN                  madvise(MADV_DONTNEED)\n"
 "  remap OFF LEN NEWOFF              mremap() inside the window\n"
@@ -70,8 +82,9 @@ struct options {
 	int fd;
 	const char *path;
 	uint64_t window;
-	uint32_t abi;
-	uint32_t cpuid;
+	enum df_abi abi;
+	bool errors, async;
+	uint32_t posted;
 };
 
 __attribute__((noreturn, format(printf, 2, 3)))
@@ -99,13 +112,82 @@ static void need_socket(int fd)
 		fail(EXIT_USAGE, "--fd %d: not a SOCK_SEQPACKET socket", fd);
 }
 
+static const char *const ABI_NAMES[DF_ABI_COUNT] = {
+	[DF_ABI_MAINLINE] = "mainline",
+	[DF_ABI_RFC_V1] = "rfc-v1",
+	[DF_ABI_JUNE_2020] = "june-2020",
+	[DF_ABI_GONE] = "gone",
+	[DF_ABI_RETRY] = "retry",
+	[DF_ABI_REPORT] = "report",
+};
+
+static const struct {
+	const char *name;
+	uint32_t bit;
+} POSTED_NAMES[] = {
+	{ "success-is-error", DF_POSTED_SUCCESS_IS_ERROR },
+	{ "gla-or", DF_POSTED_GLA_OR },
+	{ "foll-write", DF_POSTED_FOLL_WRITE },
+	{ "no-entry-loops", DF_POSTED_NO_ENTRY_LOOPS },
+	{ "no-gva-flag", DF_POSTED_NO_GVA_FLAG },
+	{ "wake-all-uninit", DF_POSTED_WAKE_ALL_UNINIT },
+	{ "stale-gva", DF_POSTED_STALE_GVA },
+};
+
+static enum df_abi parse_abi(const char *name)
+{
+	unsigned int i;
+
+	for (i = 0; i < DF_ABI_COUNT; i++) {
+		if (strcmp(ABI_NAMES[i], name) == 0)
+			return (enum df_abi)i;
+	}
+	fail(EXIT_USAGE, "--abi %s: no such ABI, see --help", name);
+}
+
+static uint32_t parse_posted(char *names)
+{
+	char *rest = NULL, *name;
+	uint32_t posted = 0;
+	size_t i;
+
+	for (name = strtok_r(names, ",", &rest); name; name = strtok_r(NULL, ",", &rest)) {
+		for (i = 0; i < sizeof(POSTED_NAMES) / sizeof(POSTED_NAMES[0]); i++) {
+			if (strcmp(POSTED_NAMES[i].name, name) == 0)
+				break;
+		}
+		if (i == sizeof(POSTED_NAMES) / sizeof(POSTED_NAMES[0]))
+			fail(EXIT_USAGE, "--as-posted %s: no such defect, see --help", name);
+		posted |= POSTED_NAMES[i].bit;
+	}
+	return posted;
+}
+
+/* The CPUID bits a guest of this ABI asks for. */
+static uint32_t wanted(const struct options *o)
+{
+	uint32_t error = DF_CPUID_ERROR;
+
+	if (o->abi == DF_ABI_MAINLINE)
+		error = 0;
+	else if (o->abi == DF_ABI_RFC_V1)
+		error = DF_CPUID_ERROR_RFC_V1;
+	else if (o->abi == DF_ABI_JUNE_2020)
+		error = DF_CPUID_ERROR_JUNE_2020;
+	return DF_CPUID_ASYNC_PF | (o->abi == DF_ABI_RFC_V1 ? 0 : DF_CPUID_ASYNC_PF_INT) |
+	       (o->errors ? error : 0);
+}
+
 static void parse_options(int argc, char **argv, struct options *o)
 {
 	static const struct option options[] = {
 		{ "fd", required_argument, NULL, 'f' },
 		{ "socket", required_argument, NULL, 's' },
 		{ "window", required_argument, NULL, 'w' },
+		{ "abi", required_argument, NULL, 'a' },
 		{ "no-errors", no_argument, NULL, 'n' },
+		{ "no-async", no_argument, NULL, 'y' },
+		{ "as-posted", required_argument, NULL, 'p' },
 		{ "help", no_argument, NULL, 'h' },
 		{ 0 },
 	};
@@ -116,7 +198,8 @@ static void parse_options(int argc, char **argv, struct options *o)
 		.fd = -1,
 		.window = DEFAULT_WINDOW,
 		.abi = DF_ABI_REPORT,
-		.cpuid = DF_CPUID_ASYNC_PF | DF_CPUID_ASYNC_PF_INT | DF_CPUID_ERROR,
+		.errors = true,
+		.async = true,
 	};
 	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
 		switch (c) {
@@ -134,7 +217,16 @@ static void parse_options(int argc, char **argv, struct options *o)
 				fail(EXIT_USAGE, "--window %s: not a multiple of 2M", optarg);
 			break;
 		case 'n':
-			o->cpuid &= ~(uint32_t)DF_CPUID_ERROR;
+			o->errors = false;
+			break;
+		case 'y':
+			o->async = false;
+			break;
+		case 'a':
+			o->abi = parse_abi(optarg);
+			break;
+		case 'p':
+			o->posted = parse_posted(optarg);
 			break;
 		case 'h':
 			fputs(HELP, stdout);
@@ -151,10 +243,8 @@ static void parse_options(int argc, char **argv, struct options *o)
 		need_socket(o->fd);
 }
 
-static int doorbell = -1;
-
-/* Hands the host what it needs to serve this guest; returns what it granted. */
-static uint32_t hello(const struct options *o, int event_area)
+/* Hands the host what it needs to serve this guest. */
+static void hello(const struct options *o, int event_area)
 {
 	struct df_hello msg = {
 		.h.type = DF_HELLO,
@@ -163,10 +253,10 @@ static uint32_t hello(const struct options *o, int event_area)
 		.window = window_base,
 		.window_len = window_len,
 		.abi = o->abi,
-		.cpuid = o->cpuid,
+		.cpuid = wanted(o),
 	};
 	int fds[] = { window_uffd, event_area };
-	int error = wire_call(&msg.h, sizeof(msg), fds, 2, &doorbell);
+	int error = wire_call(&msg.h, sizeof(msg), fds, 2, &guest.doorbell);
 
 	if (error < 0)
 		fail(EXIT_HOST, "the host went away before it said hello");
@@ -175,13 +265,16 @@ static uint32_t hello(const struct options *o, int event_area)
 	if (msg.version != DF_WIRE_VERSION)
 		fail(EXIT_HOST, "the host speaks version %u, not %d", msg.version,
 		     DF_WIRE_VERSION);
-	if (msg.cpuid & ~o->cpuid)
+	if (msg.cpuid & ~wanted(o))
 		fail(EXIT_HOST, "the host granted CPUID bits 0x%x that were not asked for",
-		     msg.cpuid & ~o->cpuid);
-	return msg.cpuid;
+		     msg.cpuid & ~wanted(o));
+	guest.abi = o->abi;
+	guest.cpuid = msg.cpuid;
+	guest.posted = o->posted;
+	guest.async = o->async;
 }
 
-static void ready(uint32_t granted)
+static void ready(void)
 {
 	struct json j;
 
@@ -189,7 +282,7 @@ static void ready(uint32_t granted)
 	json_int(&j, "pid", getpid());
 	json_address(&j, "window", window_base);
 	json_uint(&j, "window_len", window_len);
-	json_uint(&j, "cpuid", granted);
+	json_uint(&j, "cpuid", guest.cpuid);
 	json_bool(&j, "fork", window_sees_fork());
 	json_bool(&j, "poison", window_has_poison());
 	json_emit(&j);
@@ -198,7 +291,6 @@ static void ready(uint32_t granted)
 int main(int argc, char **argv)
 {
 	struct options o;
-	uint32_t granted;
 	int event_area;
 	bool good;
 
@@ -217,10 +309,9 @@ int main(int argc, char **argv)
 		fail(EXIT_USAGE, "no exception entry: %s", strerror(errno));
 
 	wire_start(o.fd);
-	granted = hello(&o, event_area);
+	hello(&o, event_area);
 	close(event_area);
-	vcpu_enable(granted & DF_CPUID_ERROR ? DF_MSR_SEND_ERROR : 0);
-	ready(granted);
+	ready();
 
 	good = console_run();
 	if (wire_lost())

@@ -44,6 +44,27 @@ bool parse_number(const char *word, uint64_t *value)
 	return true;
 }
 
+/* N, or N.T. */
+bool parse_vcpu(const char *word, int *vcpu, unsigned int *task)
+{
+	const char *dot = strchr(word, '.');
+	char number[32];
+	uint64_t value = 0;
+	size_t len = dot ? (size_t)(dot - word) : strlen(word);
+
+	if (dot && (!parse_number(dot + 1, &value) || value >= TASK_COUNT))
+		return false;
+	*task = (unsigned int)value;
+	if (len >= sizeof(number))
+		return false;
+	memcpy(number, word, len);
+	number[len] = '\0';
+	if (!parse_number(number, &value) || value >= VCPU_COUNT)
+		return false;
+	*vcpu = (int)value;
+	return true;
+}
+
 const char *check_range(uint64_t offset, uint64_t len)
 {
 	if (len == 0)
@@ -108,6 +129,8 @@ static bool parse_argument(char kind, const char *word, struct access *a, uint64
 		return parse_number(word, &a->seed);
 	case 'n':
 		return parse_number(word, &a->new_offset);
+	case 'm':
+		return parse_number(word, &a->milliseconds) && a->milliseconds <= ACCESS_WORK_MAX;
 	case 'x':
 		return parse_bytes(word, a, max);
 	case 'd':
@@ -126,6 +149,11 @@ const char *parse_access(char **words, int n, struct access *a)
 	const char *wrong;
 	int i;
 
+	if (n > 1 && strcmp(words[0], "irqoff") == 0) {
+		a->irqoff = true;
+		words++;
+		n--;
+	}
 	for (op = ops; op < ops + OP_COUNT && strcmp(op->name, words[0]); op++)
 		;
 	if (op == ops + OP_COUNT)
@@ -138,7 +166,7 @@ const char *parse_access(char **words, int n, struct access *a)
 		if (!parse_argument(op->arguments[i - 1], words[i], a, op->len_max))
 			return "bad argument";
 	}
-	if (a->op == OP_SIGBUS)
+	if (a->op == OP_SIGBUS || a->op == OP_WORK)
 		return NULL;
 	if (strcmp(op->arguments, "o") == 0)
 		a->len = 1;

@@ -1,18 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * vcpu.c - vCPU threads and their queues.
+ * vcpu.c - vCPU threads, their queues, and which task runs.
  *
- * Owns the threads, what waits for them, their slots of the event area, and the
- * line that is printed when an access ends.  One lock guards all queues: it is
- * taken twice an access and never held while the window is touched.
+ * Owns the threads, what waits for their tasks, and their slots of the shared area.
+ * One lock guards all queues: it is taken twice an access and never held while the
+ * window is touched, nor where the vCPU's signals are open.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -22,19 +21,17 @@ __thread struct vcpu *this_vcpu;
 
 static struct vcpu vcpus[VCPU_COUNT];
 static struct df_slot *slots;
-static uint32_t enabled;
+static bool async = true;
 static bool panicked;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t work[VCPU_COUNT];
 static pthread_cond_t finished = PTHREAD_COND_INITIALIZER;
 
-/* The event area: its descriptor is for the host.  Sealed, so that neither side
+/* The shared area: its descriptor is for the host.  Sealed, so that neither side
  * can shrink it under the other's feet. */
 int vcpu_event_area(void)
 {
 	int fd = memfd_create("daxfault-events", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	unsigned int i;
 	void *p;
 
 	if (fd < 0)
@@ -46,17 +43,10 @@ int vcpu_event_area(void)
 	if (p == MAP_FAILED)
 		goto fail;
 	slots = p;
-	for (i = 0; i < VCPU_COUNT; i++)
-		pthread_cond_init(&work[i], NULL);
 	return fd;
 fail:
 	close(fd);
 	return -1;
-}
-
-void vcpu_enable(uint32_t enable)
-{
-	enabled = enable;
 }
 
 static uint64_t now_ns(void)
@@ -67,173 +57,164 @@ static uint64_t now_ns(void)
 	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
 }
 
-static const char *outcome_name(enum outcome outcome)
+/* ------------------------------------------------------------------ under the lock */
+
+static struct access *take(struct task *t)
 {
-	static const char *const names[OUTCOME_COUNT] = {
-		[OUTCOME_OK] = "ok",
-		[OUTCOME_SIGBUS] = "sigbus",
-		[OUTCOME_SIGSEGV] = "sigsegv",
-		[OUTCOME_EFAULT] = "efault",
-		[OUTCOME_SHORT] = "short",
-		[OUTCOME_PANIC] = "panic",
-		[OUTCOME_ERROR] = "error",
-	};
-
-	return names[outcome];
-}
-
-static bool is_scan(enum op op)
-{
-	return op == OP_SCAN || op == OP_SCAN_ALL;
-}
-
-static void report_value(struct json *j, const struct access *a, const struct result *r)
-{
-	char hash[17];
-
-	if (r->has_bytes)
-		json_bytes(j, "value", r->bytes, r->done);
-	if (!r->has_value)
-		return;
-	if (a->op == OP_TOUCH || a->op == OP_FORK) {
-		json_uint(j, "value", r->value);
-		return;
-	}
-	/* 64 bits do not survive every JSON reader as a number. */
-	snprintf(hash, sizeof(hash), "%016llx", (unsigned long long)r->value);
-	json_text(j, "value", hash);
-}
-
-static void report(int id, const struct access *a, const struct result *r, uint64_t ns)
-{
-	struct json j;
-
-	json_begin(&j, "done");
-	json_int(&j, "vcpu", id);
-	json_uint(&j, "seq", a->seq);
-	json_text(&j, "op", ops[a->op].name);
-	json_uint(&j, "offset", a->offset);
-	json_text(&j, "outcome", outcome_name(r->outcome));
-	if (r->faults) {
-		json_address(&j, "address", r->fault.address);
-		json_int(&j, "si_code", r->fault.si_code);
-	}
-	json_int(&j, "error", r->error ? r->error : r->fault.error);
-	json_uint(&j, "reason", r->fault.reason);
-	json_uint(&j, "attempts", r->fault.attempts);
-	json_uint(&j, "done", r->done);
-	if (is_scan(a->op)) {
-		json_uint(&j, "steps", r->steps);
-		json_uint(&j, "faults", r->faults);
-	}
-	if (a->op == OP_LAPS) {
-		json_uint(&j, "count", r->laps.count);
-		json_uint(&j, "total", r->laps.total);
-		json_uint(&j, "p50", r->laps.p50);
-		json_uint(&j, "p99", r->laps.p99);
-		json_uint(&j, "most", r->laps.most);
-	}
-	if (r->outcome == OUTCOME_PANIC)
-		json_address(&j, "instruction", r->instruction);
-	if (r->signal)
-		json_int(&j, "signal", r->signal);
-	report_value(&j, a, r);
-	json_uint(&j, "events", r->events);
-	json_uint(&j, "ns", ns);
-	json_emit(&j);
-}
-
-/* A dead vCPU answers too: ESRCH. */
-static void report_dead(int id, const struct access *a)
-{
-	static const struct result dead = { .outcome = OUTCOME_ERROR, .error = ESRCH };
-
-	report(id, a, &dead, 0);
-}
-
-static struct access *take(struct vcpu *v)
-{
-	struct access *a = v->first;
+	struct access *a = t->first;
 
 	if (a) {
-		v->first = a->next;
-		v->queued--;
-		if (!v->first)
-			v->last = &v->first;
+		t->first = a->next;
+		t->vcpu->queued--;
+		if (!t->first)
+			t->last = &t->first;
 	}
 	return a;
 }
 
-static void run_one(struct vcpu *v, struct access *a)
+static void account(struct vcpu *v)
 {
-	uint64_t start = now_ns();
+	if (--v->unfinished == 0)
+		pthread_cond_broadcast(&finished);
+}
 
-	access_run(v, a);
-	report(v->id, a, &v->result, now_ns() - start);
-	access_free(a);
+static void bury(struct task *t)
+{
+	struct vcpu *v = t->vcpu;
+	struct access *a = t->access;
+
+	t->state = TASK_DEAD;
+	t->access = NULL;
+	if (!a)
+		a = take(t);
+	for (; a; a = take(t)) {
+		report_dead(v->id, t->id, a);
+		access_free(a);
+		account(v);
+	}
 }
 
 /* The host must not signal a thread that is no more. */
-static void leave_slot(struct vcpu *v)
-{
-	__atomic_store_n(&v->slot->msr_en, 0, __ATOMIC_RELEASE);
-	__atomic_store_n(&v->slot->tid, 0, __ATOMIC_RELEASE);
-}
-
 static void die(struct vcpu *v)
 {
-	struct access *a;
+	int i;
 
-	leave_slot(v);
+	__atomic_store_n(&v->slot->msr_en, 0, __ATOMIC_RELEASE);
+	__atomic_store_n(&v->slot->tid, 0, __ATOMIC_RELEASE);
+	async_pf_ring();
 	v->state = VCPU_DEAD;
 	panicked = true;
-	while ((a = take(v))) {
-		report_dead(v->id, a);
-		access_free(a);
+	for (i = 0; i < TASK_COUNT; i++) {
+		if (v->tasks[i])
+			bury(v->tasks[i]);
 	}
-	pthread_cond_broadcast(&finished);
+}
+
+/* A vCPU that computes is interrupted, one that idles is woken.  In a system call it
+ * will look when that is over. */
+static void order(struct vcpu *v, enum vcpu_order what)
+{
+	atomic_fetch_or(&v->orders, what);
+	if (v->tid && v->state != VCPU_DEAD)
+		syscall(SYS_tgkill, getpid(), v->tid, DF_APF_INTERRUPT);
+}
+
+/* ------------------------------------------------------------------ the scheduler */
+
+/* The next one, in turn, that can run; NULL when all are done or asleep. */
+static struct task *pick(struct vcpu *v)
+{
+	unsigned int i;
+
+	v->reschedule = false;
+	for (i = 1; i <= TASK_COUNT; i++) {
+		struct task *t = v->tasks[(v->last_task + i) % TASK_COUNT];
+
+		if (!t)
+			continue;
+		if (t->state == TASK_IDLE && t->killed)
+			bury(t);
+		if (t->state == TASK_IDLE && t->first) {
+			t->access = take(t);
+			t->started = now_ns();
+			t->state = TASK_READY;
+		}
+		if (t->state == TASK_READY) {
+			v->last_task = t->id;
+			return t;
+		}
+	}
+	return NULL;
+}
+
+static struct task *next_task(struct vcpu *v)
+{
+	struct task *t;
+
+	pthread_mutex_lock(&lock);
+	t = pick(v);
+	v->state = t ? VCPU_RUNNING : VCPU_IDLE;
+	pthread_mutex_unlock(&lock);
+	return t;
+}
+
+static void finish(struct task *t)
+{
+	struct vcpu *v = t->vcpu;
+	struct access *a = t->access;
+
+	report_done(t, a, now_ns() - t->started);
+	access_free(a);
+	pthread_mutex_lock(&lock);
+	t->access = NULL;
+	t->state = TASK_IDLE;
+	v->outcomes[t->result.outcome]++;
+	if (t->result.outcome == OUTCOME_PANIC)
+		die(v);
+	else if (t->result.outcome == OUTCOME_KILLED)
+		bury(t);
+	account(v);
+	pthread_mutex_unlock(&lock);
+}
+
+/* `sti; hlt`: what comes after the last look is pending, and ends the wait. */
+static void idle(struct vcpu *v)
+{
+	if (!irq_restore(v, DF_CPU_IF | DF_CPU_KERNEL) && !v->orders)
+		signals_wait();
+	irq_save(v);
 }
 
 static void *vcpu_thread(void *arg)
 {
 	struct vcpu *v = arg;
-	struct access *a;
+	struct task *t;
 
+	signals_block();
 	this_vcpu = v;
+	irq_save(v);
 	pthread_mutex_lock(&lock);
 	v->tid = gettid();
-	v->slot->tid = (uint32_t)v->tid;
-	__atomic_store_n(&v->slot->msr_en, enabled, __ATOMIC_RELEASE);
-	while (v->state != VCPU_DEAD) {
-		while (!(a = take(v)))
-			pthread_cond_wait(&work[v->id], &lock);
-		v->state = VCPU_RUNNING;
-		pthread_mutex_unlock(&lock);
-
-		run_one(v, a);
-
-		pthread_mutex_lock(&lock);
-		v->outcomes[v->result.outcome]++;
-		v->state = VCPU_IDLE;
-		if (v->result.outcome == OUTCOME_PANIC)
-			die(v);
-		else if (!v->first)
-			pthread_cond_broadcast(&finished);
-	}
+	__atomic_store_n(&v->slot->tid, (uint32_t)v->tid, __ATOMIC_RELEASE);
+	async_pf_enable(v, async);
 	pthread_mutex_unlock(&lock);
 
+	while (v->state != VCPU_DEAD) {
+		async_pf_take_orders(v);
+		t = next_task(v);
+		if (!t) {
+			idle(v);
+			continue;
+		}
+		task_run(t);
+		if (t->state == TASK_DONE)
+			finish(t);
+	}
 	this_vcpu = NULL;
-	exception_thread_end();
 	return NULL;
 }
 
-static void *vcpu_entry(void *arg)
-{
-	/* Without its stack the first exception would be the last one. */
-	if (exception_thread_start() < 0)
-		abort();
-	return vcpu_thread(arg);
-}
+/* ------------------------------------------------------------------ for the console */
 
 static int power_on(struct vcpu *v, int id)
 {
@@ -242,10 +223,10 @@ static int power_on(struct vcpu *v, int id)
 
 	v->id = id;
 	v->slot = &slots[id];
-	v->last = &v->first;
 	v->next_seq = 1;
+	v->last_task = TASK_COUNT - 1;
 	v->state = VCPU_IDLE;
-	error = pthread_create(&thread, NULL, vcpu_entry, v);
+	error = pthread_create(&thread, NULL, vcpu_thread, v);
 	if (error) {
 		v->state = VCPU_ABSENT;
 		return error;
@@ -254,39 +235,89 @@ static int power_on(struct vcpu *v, int id)
 	return 0;
 }
 
-/* Takes ownership of `a`, unless it returns an errno. */
-int vcpu_queue(int id, struct access *a)
+static int queue(struct vcpu *v, int id, unsigned int task, struct access *a)
 {
-	struct vcpu *v = &vcpus[id];
-	int error = 0;
-	bool dead;
+	struct task *t;
+	int error;
+
+	if (v->state == VCPU_ABSENT) {
+		error = power_on(v, id);
+		if (error)
+			return error;
+	}
+	if (!v->tasks[task])
+		v->tasks[task] = task_new(v, task);
+	t = v->tasks[task];
+	if (!t)
+		return ENOMEM;
+	a->seq = v->next_seq++;
+	a->next = NULL;
+	if (v->state == VCPU_DEAD || t->state == TASK_DEAD) {
+		report_dead(id, task, a);
+		access_free(a);
+		return 0;
+	}
+	*t->last = a;
+	t->last = &a->next;
+	v->queued++;
+	v->unfinished++;
+	order(v, ORDER_SCHEDULE);
+	return 0;
+}
+
+/* Takes ownership of `a`, unless it returns an errno. */
+int vcpu_queue(int id, unsigned int task, struct access *a)
+{
+	int error;
 
 	pthread_mutex_lock(&lock);
-	if (v->state == VCPU_ABSENT)
-		error = power_on(v, id);
-	dead = v->state == VCPU_DEAD;
-	if (!error) {
-		a->seq = v->next_seq++;
-		a->next = NULL;
-	}
-	if (!error && !dead) {
-		*v->last = a;
-		v->last = &a->next;
-		v->queued++;
-		pthread_cond_signal(&work[id]);
-	}
+	error = queue(&vcpus[id], id, task, a);
 	pthread_mutex_unlock(&lock);
-
-	if (!error && dead) {
-		report_dead(id, a);
-		access_free(a);
-	}
 	return error;
 }
 
-static bool busy(int id)
+int vcpu_kill(int id, unsigned int task)
 {
-	return vcpus[id].first || vcpus[id].state == VCPU_RUNNING;
+	struct vcpu *v = &vcpus[id];
+	int error = ESRCH;
+
+	pthread_mutex_lock(&lock);
+	if (v->tasks[task]) {
+		v->tasks[task]->killed = true;
+		order(v, ORDER_SCHEDULE);
+		error = 0;
+	}
+	pthread_mutex_unlock(&lock);
+	return error;
+}
+
+/* Writes MSR_EN of every vCPU.  Who turns it off wakes its sleepers itself, as
+ * kvm_guest_cpu_offline() does: the host forgets them. */
+void vcpu_async(bool on)
+{
+	int i;
+
+	pthread_mutex_lock(&lock);
+	async = on;
+	for (i = 0; i < VCPU_COUNT; i++) {
+		if (!vcpus[i].tid || vcpus[i].state == VCPU_DEAD)
+			continue;
+		async_pf_enable(&vcpus[i], on);
+		if (!on)
+			order(&vcpus[i], ORDER_WAKE_ALL);
+	}
+	pthread_mutex_unlock(&lock);
+}
+
+/* Nobody will say "ready" any more: let every sleeper repeat its access. */
+void vcpu_host_lost(void)
+{
+	int i;
+
+	pthread_mutex_lock(&lock);
+	for (i = 0; i < VCPU_COUNT; i++)
+		order(&vcpus[i], ORDER_WAKE_ALL);
+	pthread_mutex_unlock(&lock);
 }
 
 static bool any_busy(int id)
@@ -294,9 +325,9 @@ static bool any_busy(int id)
 	int i;
 
 	if (id >= 0)
-		return busy(id);
+		return vcpus[id].unfinished;
 	for (i = 0; i < VCPU_COUNT; i++) {
-		if (busy(i))
+		if (vcpus[i].unfinished)
 			return true;
 	}
 	return false;
@@ -320,29 +351,6 @@ bool vcpu_panicked(void)
 	return yes;
 }
 
-static void stat_one(struct json *j, struct vcpu *v)
-{
-	static const char *const states[] = {
-		[VCPU_ABSENT] = "absent",
-		[VCPU_IDLE] = "idle",
-		[VCPU_RUNNING] = "running",
-		[VCPU_DEAD] = "dead",
-	};
-	int i;
-
-	json_object_begin(j);
-	json_int(j, "vcpu", v->id);
-	json_int(j, "tid", v->tid);
-	json_text(j, "state", states[v->state]);
-	json_uint(j, "queued", v->queued);
-	for (i = 0; i < OUTCOME_COUNT; i++)
-		json_uint(j, outcome_name((enum outcome)i), v->outcomes[i]);
-	json_uint(j, "events", v->events);
-	json_uint(j, "spurious", v->spurious);
-	json_uint(j, "stray", v->stray);
-	json_object_end(j);
-}
-
 void vcpu_stat(struct json *j)
 {
 	int i;
@@ -351,7 +359,7 @@ void vcpu_stat(struct json *j)
 	pthread_mutex_lock(&lock);
 	for (i = 0; i < VCPU_COUNT; i++) {
 		if (vcpus[i].state != VCPU_ABSENT)
-			stat_one(j, &vcpus[i]);
+			report_stat(j, &vcpus[i]);
 	}
 	pthread_mutex_unlock(&lock);
 	json_list_end(j);

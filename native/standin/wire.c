@@ -192,6 +192,7 @@ static void *reader(void *unused)
 	json_text(&j, "message", why);
 	json_emit(&j);
 	fork_abandon();
+	vcpu_host_lost();
 	takeover();
 }
 

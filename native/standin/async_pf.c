@@ -1,0 +1,275 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * async_pf.c - the guest's half of asynchronous page faults.
+ *
+ * Owns a vCPU's slot of the shared area: what each ABI keeps where, the MSRs, the
+ * state word, and the answer to "page ready": wake the sleeper, free the token,
+ * acknowledge, as arch/x86/kernel/kvm.c does.  Runs with the vCPU's signals blocked,
+ * in its handlers for the most part: no allocation, no output.  The host may be
+ * anything; what it writes is read once, and never trusted to stay.
+ */
+#include <errno.h>
+#include <sys/socket.h>
+
+#include "standin.h"
+
+enum {
+	CALLBACK_VECTOR = 0xf3,		/* HYPERVISOR_CALLBACK_VECTOR */
+};
+
+struct guest guest = { .doorbell = -1 };
+
+/* ------------------------------------------------------------------ MSRs */
+
+static bool sends_always(void)
+{
+	return guest.abi == DF_ABI_RFC_V1 || guest.abi == DF_ABI_GONE || guest.abi == DF_ABI_REPORT;
+}
+
+/* The error bit of MSR_EN, if it was granted. */
+static uint64_t wants_errors(void)
+{
+	switch (guest.abi) {
+	case DF_ABI_RFC_V1:
+		return guest.cpuid & DF_CPUID_ERROR_RFC_V1 ? DF_MSR_SEND_ERROR_RFC_V1 : 0;
+	case DF_ABI_JUNE_2020:
+		return guest.cpuid & DF_CPUID_ERROR_JUNE_2020 ? DF_MSR_SEND_ERROR : 0;
+	case DF_ABI_GONE:
+	case DF_ABI_RETRY:
+	case DF_ABI_REPORT:
+		return guest.cpuid & DF_CPUID_ERROR ? DF_MSR_SEND_ERROR : 0;
+	default:
+		return 0;
+	}
+}
+
+/* "I wrote to an MSR".  A full doorbell rings already. */
+void async_pf_ring(void)
+{
+	int saved = errno;
+
+	send(guest.doorbell, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL);
+	errno = saved;
+}
+
+void async_pf_enable(struct vcpu *v, bool async)
+{
+	uint64_t msr = (uint64_t)v->id * sizeof(struct df_slot) | wants_errors();
+
+	if (async && guest.async && guest.cpuid & DF_CPUID_ASYNC_PF) {
+		msr |= DF_MSR_ENABLED;
+		if (sends_always())
+			msr |= DF_MSR_SEND_ALWAYS;
+		if (guest.abi != DF_ABI_RFC_V1)
+			msr |= DF_MSR_DELIVERY_AS_INT;
+	}
+	__atomic_store_n(&v->slot->msr_int, CALLBACK_VECTOR, __ATOMIC_RELAXED);
+	__atomic_store_n(&v->slot->msr_en, msr, __ATOMIC_SEQ_CST);
+	async_pf_ring();
+}
+
+/* ------------------------------------------------------------------ the state word */
+
+static void set_state(struct vcpu *v, uint32_t state)
+{
+	v->cpu_state = state;
+	__atomic_store_n(&v->slot->state, state, __ATOMIC_SEQ_CST);
+}
+
+uint32_t irq_save(struct vcpu *v)
+{
+	uint32_t before = v->cpu_state;
+
+	set_state(v, DF_CPU_KERNEL);
+	return before;
+}
+
+/* True when an interrupt had been left in irr and was taken instead: the state is
+ * not restored then, and who calls may want to think again. */
+bool irq_restore(struct vcpu *v, uint32_t state)
+{
+	set_state(v, state);
+	if (!(state & DF_CPU_IF) || !__atomic_load_n(&v->slot->irr, __ATOMIC_SEQ_CST))
+		return false;
+	set_state(v, DF_CPU_KERNEL);
+	count_one(&v->count.deferred);
+	async_pf_take_interrupt(v);
+	return true;
+}
+
+/* ------------------------------------------------------------------ tokens */
+
+static void wake(struct vcpu *v, unsigned int id, const struct wakeup *wakeup)
+{
+	struct task *t = v->tasks[id];
+
+	t->wakeup = *wakeup;
+	t->token = 0;
+	t->state = TASK_READY;
+	v->reschedule = true;
+}
+
+/* As posted, a sleeper's is_err is on its stack, and only kvm_async_pf_task_wake()
+ * sets it: after a wake-all it is what was there before. */
+static void wake_all(struct vcpu *v)
+{
+	struct wakeup wakeup = {
+		.error = guest.posted & DF_POSTED_WAKE_ALL_UNINIT,
+		.fault = v->last_error,
+	};
+	uint8_t tasks[TASK_COUNT];
+	unsigned int n = sleepers_wake_all(&v->sleepers, tasks), i;
+
+	for (i = 0; i < n; i++)
+		wake(v, tasks[i], &wakeup);
+}
+
+void async_pf_token_done(struct vcpu *v, uint32_t token, const struct wakeup *wakeup)
+{
+	int task;
+
+	if (token == DF_TOKEN_ALL) {
+		count_one(&v->count.wake_all);
+		wake_all(v);
+		return;
+	}
+	count_one(wakeup->error ? &v->count.errors : &v->count.ready);
+	task = sleepers_wake(&v->sleepers, token, wakeup);
+	if (task >= 0)
+		wake(v, (unsigned int)task, wakeup);
+	else if (task == SLEEPERS_DUMMY)
+		count_one(&v->count.early);
+}
+
+/* ------------------------------------------------------------------ the shared area */
+
+/* Without an address there is no BUS_ADRERR to give: SEND_SIG_PRIV is what the June
+ * patches sent.  RFC v1 took an address of 0 for one. */
+static int bus_code(uint64_t address)
+{
+	if (guest.abi == DF_ABI_JUNE_2020)
+		return SI_KERNEL;
+	if (guest.abi == DF_ABI_RFC_V1 && !address && !(guest.posted & DF_POSTED_NO_GVA_FLAG))
+		return SI_KERNEL;
+	return BUS_ADRERR;
+}
+
+static void take_rfc_v1(struct vcpu *v, struct exception *e)
+{
+	struct df_apf_rfc_v1 *apf = &v->slot->apf.rfc_v1;
+	uint32_t reason = __atomic_load_n(&apf->reason, __ATOMIC_ACQUIRE);
+	uint64_t gva = __atomic_load_n(&apf->faulting_gva, __ATOMIC_RELAXED);
+
+	e->token = (uint32_t)__atomic_load_n(&v->slot->cr2, __ATOMIC_RELAXED);
+	if (__atomic_exchange_n(&apf->reason, 0, __ATOMIC_ACQ_REL) != reason)
+		return;
+	switch (reason) {
+	case DF_APF_REASON_NOT_PRESENT:
+		e->kind = EXCEPTION_NOT_PRESENT;
+		break;
+	case DF_APF_REASON_ERROR:
+		e->wakeup.error = true;
+		e->wakeup.fault = (struct fault){ .address = gva, .si_code = bus_code(gva) };
+		e->kind = EXCEPTION_TOKEN_DONE;
+		break;
+	case DF_APF_REASON_READY:
+		e->kind = EXCEPTION_TOKEN_DONE;
+		break;
+	}
+}
+
+static void read_error(const struct vcpu *v, struct fault *f)
+{
+	const struct df_apf_report *report = &v->slot->apf.report;
+
+	f->si_code = BUS_ADRERR;
+	if (guest.abi == DF_ABI_RETRY) {
+		f->address = __atomic_load_n(&v->slot->cr2, __ATOMIC_RELAXED);
+		f->error = __atomic_load_n(&v->slot->apf.retry.error, __ATOMIC_RELAXED);
+		return;
+	}
+	f->address = __atomic_load_n(&report->gva, __ATOMIC_RELAXED);
+	f->error = __atomic_load_n(&report->error, __ATOMIC_RELAXED);
+	f->reason = __atomic_load_n(&report->reason, __ATOMIC_RELAXED);
+	f->attempts = __atomic_load_n(&report->attempts, __ATOMIC_RELAXED);
+}
+
+/* What was written is read before `flags` is taken: from then on the host may write
+ * the next.  It may also withdraw a PAGE_ERROR at any moment. */
+void async_pf_take_exception(struct vcpu *v, struct exception *e)
+{
+	uint32_t *at = &v->slot->apf.mainline.flags;
+	uint32_t flags;
+
+	*e = (struct exception){ .kind = EXCEPTION_NONE };
+	if (guest.abi == DF_ABI_RFC_V1) {
+		take_rfc_v1(v, e);
+		async_pf_ring();	/* its tokens come this way, one after the other */
+		return;
+	}
+	flags = __atomic_load_n(at, __ATOMIC_ACQUIRE);
+	e->token = (uint32_t)__atomic_load_n(&v->slot->cr2, __ATOMIC_RELAXED);
+	read_error(v, &e->wakeup.fault);
+	if (__atomic_exchange_n(at, 0, __ATOMIC_ACQ_REL) != flags)
+		return;
+	if (flags & DF_APF_NOT_PRESENT)
+		e->kind = EXCEPTION_NOT_PRESENT;
+	else if (flags & DF_APF_PAGE_ERROR &&
+		 (guest.abi == DF_ABI_RETRY || guest.abi == DF_ABI_REPORT))
+		e->kind = EXCEPTION_ERROR;
+}
+
+static void read_ready(const struct vcpu *v, struct wakeup *wakeup)
+{
+	const struct df_apf_report *apf = &v->slot->apf.report;	/* june_2020 begins alike */
+	struct fault *f = &wakeup->fault;
+
+	if (guest.abi != DF_ABI_JUNE_2020 && guest.abi != DF_ABI_GONE && guest.abi != DF_ABI_REPORT)
+		return;
+	if (!(__atomic_load_n(&apf->ready_flags, __ATOMIC_RELAXED) & DF_APF_READY_ERROR))
+		return;
+	wakeup->error = true;
+	if (guest.abi == DF_ABI_REPORT) {
+		f->address = __atomic_load_n(&apf->ready_gva, __ATOMIC_RELAXED);
+		f->error = __atomic_load_n(&apf->ready_error, __ATOMIC_RELAXED);
+		f->reason = __atomic_load_n(&apf->ready_reason, __ATOMIC_RELAXED);
+		f->attempts = __atomic_load_n(&apf->ready_attempts, __ATOMIC_RELAXED);
+	}
+	f->si_code = bus_code(f->address);
+}
+
+/* sysvec_kvm_asyncpf_interrupt(): wake, free the slot, acknowledge, in this order. */
+void async_pf_take_interrupt(struct vcpu *v)
+{
+	uint32_t *slot = &v->slot->apf.mainline.token;
+	bool was_left = __atomic_exchange_n(&v->slot->irr, 0, __ATOMIC_SEQ_CST);
+	struct wakeup wakeup = { 0 };
+	uint32_t token;
+
+	async_pf_take_orders(v);
+	if (guest.abi == DF_ABI_RFC_V1) {
+		if (was_left)
+			async_pf_ring();	/* now its exception can be delivered */
+		return;
+	}
+	token = __atomic_load_n(slot, __ATOMIC_ACQUIRE);
+	if (!token)
+		return;
+	read_ready(v, &wakeup);
+	async_pf_token_done(v, token, &wakeup);
+	__atomic_store_n(slot, 0, __ATOMIC_RELEASE);
+	__atomic_add_fetch(&v->slot->acks, 1, __ATOMIC_RELEASE);
+	count_one(&v->count.acks);
+	async_pf_ring();
+}
+
+/* From other threads of this process. */
+void async_pf_take_orders(struct vcpu *v)
+{
+	uint32_t orders = atomic_exchange(&v->orders, 0);
+
+	if (orders)
+		v->reschedule = true;
+	if (orders & ORDER_WAKE_ALL)
+		wake_all(v);
+}

@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * sleepers.h - which task sleeps on which token.  Owns no state.
+ */
+#ifndef DAXFAULT_SLEEPERS_H
+#define DAXFAULT_SLEEPERS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum {
+	TASK_COUNT = 96,		/* on one vCPU: more than ASYNC_PF_PER_VCPU */
+	/* An honest host has no more than 64 tokens outstanding.  A dishonest one
+	 * pushes the oldest out. */
+	SLEEPERS_EARLY_MAX = 128,
+	SLEEPERS_DECLINED_MAX = 128,
+};
+
+/* An exception as the guest kernel saw it: from the shared area, or, for a
+ * poisoned page, from the processor, with no more than an address. */
+struct fault {
+	uint64_t address;
+	int si_code;
+	int32_t error;
+	uint32_t reason;
+	uint32_t attempts;
+};
+
+struct wakeup {
+	bool error;			/* the page failed, `fault` says how */
+	struct fault fault;
+};
+
+/* The tokens of one vCPU.  Linux (arch/x86/kernel/kvm.c) has one table for
+ * all of them, for there a task may move to another CPU. */
+struct sleepers {
+	uint32_t parked[TASK_COUNT];	/* 0: this task does not sleep */
+	struct {
+		uint32_t token;		/* 0: free */
+		struct wakeup wakeup;
+	} early[SLEEPERS_EARLY_MAX];
+	uint32_t declined[SLEEPERS_DECLINED_MAX];
+	unsigned int next_early, next_declined;
+};
+
+enum sleepers_park {
+	SLEEPERS_PARKED,		/* the task must not run before its wake-up */
+	SLEEPERS_WAS_EARLY,		/* READY came first: no sleep */
+	SLEEPERS_REFUSED,		/* no such token can be, or another sleeps on it */
+};
+
+enum {					/* beside the number of the task that wakes */
+	SLEEPERS_DUMMY = -1,		/* nobody sleeps on it yet */
+	SLEEPERS_DROPPED = -2,		/* nobody ever will */
+};
+
+enum sleepers_park sleepers_park(struct sleepers *s, uint32_t token, unsigned int task,
+				 struct wakeup *early);
+void sleepers_decline(struct sleepers *s, uint32_t token);
+int sleepers_wake(struct sleepers *s, uint32_t token, const struct wakeup *wakeup);
+unsigned int sleepers_wake_all(struct sleepers *s, uint8_t tasks[TASK_COUNT]);
+
+#endif
