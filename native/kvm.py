@@ -254,16 +254,17 @@ class Kvm:
 class Mapping:
     """Host memory for a memslot to lie over.  `hva` is its start; it is never touched here."""
 
-    def __init__(self, hva: int, length: int) -> None:
+    def __init__(self, hva: int, length: int, *, writable: bool = True) -> None:
         self.hva = hva
         self.length = length
+        self._writable = writable
 
     @classmethod
-    def of_file(cls, fd: int, offset: int, length: int) -> Mapping:
+    def of_file(cls, fd: int, offset: int, length: int, *, writable: bool = True) -> Mapping:
         """MAP_SHARED of a file, which may lie on our own mount: mmap(2) waits for nobody."""
         out = ffi.new("uint64_t *")
-        _check(lib.df_window_file(fd, offset, length, out), f"descriptor {fd}, {length:#x} bytes")
-        return cls(int(out[0]), length)
+        _check(lib.df_window_file(fd, offset, length, writable, out), f"descriptor {fd}, {length:#x} bytes")
+        return cls(int(out[0]), length, writable=writable)
 
     @classmethod
     def anonymous(cls, length: int) -> Mapping:
@@ -287,7 +288,8 @@ class Mapping:
         """The file again; `offset` is that of the mapping's start in the file."""
         hva, length = self.hva + start, self.length - start
         if length > 0:
-            _check(lib.df_window_again(fd, offset + start, hva, length), f"hva {hva:#x}, {length:#x} bytes")
+            error = lib.df_window_again(fd, offset + start, hva, length, self._writable)
+            _check(error, f"hva {hva:#x}, {length:#x} bytes")
 
     def _tail(self, change: Any, start: int) -> None:
         hva, length = self.hva + start, self.length - start

@@ -140,11 +140,13 @@ int df_kvm_stats(struct df_kvm *machine, uint32_t vcpu, struct df_kvm_stat *out,
 /* ---------------------------------------------------- what a memslot is over */
 
 /* Each -> 0, and *hva.  Huge pages are kept out: a fault is of one page. */
-int df_window_file(int fd, uint64_t offset, uint64_t len, uint64_t *hva);
+/* `writable`: bool.  KVM marks every page dirty that it has mapped for writing, which it does for
+ * loads as well wherever it may: then the file's owner gets it written back. */
+int df_window_file(int fd, uint64_t offset, uint64_t len, int writable, uint64_t *hva);
 int df_window_anonymous(uint64_t len, uint64_t *hva);
 int df_window_unmap(uint64_t hva, uint64_t len);
 /* Over what is there, in one step: */
-int df_window_again(int fd, uint64_t offset, uint64_t hva, uint64_t len);
+int df_window_again(int fd, uint64_t offset, uint64_t hva, uint64_t len, int writable);
 int df_window_forbid(uint64_t hva, uint64_t len);
 int df_window_poison(uint64_t hva, uint64_t len);
 

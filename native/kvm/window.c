@@ -24,9 +24,14 @@ static int mapped(void *at, uint64_t len, uint64_t *hva)
 	return 0;
 }
 
-int df_window_file(int fd, uint64_t offset, uint64_t len, uint64_t *hva)
+static int protection(int writable)
 {
-	return mapped(mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, fd, (off_t)offset), len, hva);
+	return PROT_READ | (writable ? PROT_WRITE : 0);
+}
+
+int df_window_file(int fd, uint64_t offset, uint64_t len, int writable, uint64_t *hva)
+{
+	return mapped(mmap(NULL, len, protection(writable), MAP_SHARED, fd, (off_t)offset), len, hva);
 }
 
 int df_window_anonymous(uint64_t len, uint64_t *hva)
@@ -39,12 +44,12 @@ int df_window_unmap(uint64_t hva, uint64_t len)
 	return munmap((void *)hva, len) ? kvm_refused("munmap") : 0;
 }
 
-int df_window_again(int fd, uint64_t offset, uint64_t hva, uint64_t len)
+int df_window_again(int fd, uint64_t offset, uint64_t hva, uint64_t len, int writable)
 {
+	int flags = MAP_SHARED | MAP_FIXED;
 	uint64_t at;
 
-	return mapped(mmap((void *)hva, len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, (off_t)offset),
-		      len, &at);
+	return mapped(mmap((void *)hva, len, protection(writable), flags, fd, (off_t)offset), len, &at);
 }
 
 int df_window_forbid(uint64_t hva, uint64_t len)

@@ -34,7 +34,18 @@ class Via(enum.StrEnum):
     BEHIND = "behind"
 
 
+class GuestName(enum.StrEnum):
+    """Who touches the file."""
+
+    STANDIN = "standin"
+    KVM = "kvm"
+
+
 def repro(
+    guest: Annotated[
+        GuestName,
+        typer.Option(help="A process that stands in for a guest, or a real one on /dev/kvm."),
+    ] = GuestName.STANDIN,
     file: Annotated[
         Path | None,
         typer.Option(help="Tell the story with a copy of this file. Default: 64 KiB of noise."),
@@ -58,6 +69,9 @@ def repro(
     guest is told that the page is ready, and the fault comes back for ever. Under `report`
     the process gets SIGBUS at the exact address, and a system call EFAULT.
 
+    With `--guest kvm` the file is the memory of a virtual machine: the loop is the kernel's own,
+    counted by KVM and by the guest. Then the host notices it, ends it, and tells the guest.
+
     Ends with 0 when everything was as expected, with 1 when something was not, with 3 when
     this machine lacks what is needed (`daxfault doctor` says what).
     """
@@ -65,15 +79,21 @@ def repro(
 
     import fsd
     from vmm import repro as story
-    from vmm.errors import Unsupported
+    from vmm.errors import Unsupported, UsageError
 
+    story.check_file(file)
+    if guest is GuestName.KVM:
+        from vmm.commands.repro_kvm import repro_kvm
+
+        if design:
+            raise UsageError("--design is of --guest standin: under --guest kvm the kernel has its own way")
+        repro_kvm(file, [name.value for name in via or Via], seconds, as_json=as_json)
     designs = [name.value for name in design or DesignName]
     vias = [name.value for name in via or Via]
 
     async def tell(progress: story.Progress) -> Outcome:
         return await story.run(file=file, designs=designs, vias=vias, seconds=seconds, progress=progress)
 
-    story.check_file(file)
     try:
         story.check_machine()
         outcome = _with_progress(lambda progress: trio.run(tell, progress))

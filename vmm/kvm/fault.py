@@ -9,6 +9,10 @@ and must not change the machine but for `at`, which takes a store back.
 | EFAULT | nothing           | the operands of the instruction at rip; the one that is dead |
 | SIGBUS | the page's hva    | the operand in that page; none: another context, the retry will tell |
 | MMIO   | the gpa, all bits | the operand there.  A store's rip has moved on: the store before it |
+
+MMIO is also what KVM makes of memory that cannot be reached by an instruction which it emulates: the
+hva is poisoned, PROT_NONE or past EOF, and the gpa well inside the memslot (emulator_read_write(),
+arch/x86/kvm/x86.c).  PVM emulates all of ring 0.
 """
 
 from __future__ import annotations
@@ -27,7 +31,8 @@ class Fault:
     """An access of the guest that failed.
 
     `by`: "exit", "siginfo" or "decoded", for the gpa; the gva is decoded in any case.
-    `registers`: as they were before the instruction, at which `rip` is.
+    `registers`: as they were before the instruction, at which `rip` is.  `doubtful`: nothing known
+    is dead there; the memslot may have been changed just then, and it is worth a second try.
     """
 
     vcpu: int
@@ -36,6 +41,7 @@ class Fault:
     write: bool
     by: str
     registers: Registers
+    doubtful: bool = False
 
     @property
     def ring(self) -> int:
@@ -109,17 +115,18 @@ def _operand(
 
 
 def _of_mmio(kvm: Kvm, window: Window, exit: Exit, registers: Registers) -> Fault | Unknown:
-    if not window.dead(exit.gpa):
-        if 0 <= exit.gpa - lib.DF_KVM_WINDOW < lib.DF_KVM_WINDOW_LEN:
-            # the memslot was being changed; a store is lost, and then it must be told
-            return Unknown(f"MMIO at {exit.gpa:#x}, which is not dead", elsewhere=not exit.write)
+    if not 0 <= exit.gpa - lib.DF_KVM_WINDOW < lib.DF_KVM_WINDOW_LEN:
         return Unknown(f"MMIO at {exit.gpa:#x}, where nothing is")
-    if not exit.write:
+    if exit.write:
+        fault = _of_store(kvm, exit, registers)
+    else:
         found = _operand(kvm, exit.vcpu, registers, lambda gpa: gpa == exit.gpa)
         if found is None:
             return Unknown(f"MMIO load of gpa {exit.gpa:#x} by an instruction that is not known")
-        return _fault(exit, registers, found, "exit")
-    return _of_store(kvm, exit, registers)
+        fault = _fault(exit, registers, found, "exit")
+    if isinstance(fault, Fault) and not window.dead(exit.gpa):
+        return dataclasses.replace(fault, doubtful=True)
+    return fault
 
 
 def _of_store(kvm: Kvm, exit: Exit, registers: Registers) -> Fault | Unknown:

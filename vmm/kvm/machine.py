@@ -61,6 +61,7 @@ class Vcpu:
         self.wake = trio.Event()
         self.running = False
         self.deferred = 0
+        self.doubted: int | None = None  # the gpa of an access that is being tried again
 
 
 class Machine:
@@ -190,7 +191,14 @@ class Machine:
         if isinstance(found, Unknown) and not found.elsewhere:
             self._end(me, f"an access failed, and it cannot be said which: {found.why}")
             return
-        told = inject(self.kvm, found, self.injection) if isinstance(found, Fault) else None
+        told = None
+        if isinstance(found, Fault):
+            if found.doubtful and me.doubted != found.gpa:
+                me.doubted = found.gpa
+                self.kvm.set_registers(me.number, found.registers)
+            else:
+                me.doubted = None
+                told = inject(self.kvm, found, self.injection)
         if told is None:
             # nothing is lost: the access is repeated, and fails again for as long as it has reason to
             self.deferred += 1
@@ -229,6 +237,7 @@ async def machine(
         kvm = await trio.to_thread.run_sync(lambda: Kvm(vcpus=vcpus, irqchip=irqchip, spin=spin))
         made = Machine(kvm, Window(kvm, under), rescue, injection)
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(under.serve)
             nursery.start_soon(made.serve)
             if kvm_has_stats(kvm):
                 nursery.start_soon(made.watch)
@@ -240,6 +249,7 @@ async def machine(
     finally:
         with trio.CancelScope(shield=True):
             # a vCPU may wait for a page of our own mount, which must go on being served meanwhile
+            await trio.to_thread.run_sync(under.release)
             if kvm is not None:
                 await trio.to_thread.run_sync(kvm.close)
             await trio.to_thread.run_sync(under.close)

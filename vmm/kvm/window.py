@@ -44,17 +44,30 @@ class Memory(Protocol):
         """Map what is behind [start, end) again.  May block."""
         ...
 
+    async def serve(self) -> None:
+        """Whatever the memory's faults need, until cancelled; perhaps nothing."""
+        ...
+
+    def release(self) -> None:
+        """Whoever waits for a page has it or an error, now and from now on: the machine ends.  May block."""
+        ...
+
     def close(self) -> None: ...
 
 
 class FileMemory:
-    """A MAP_SHARED mapping of a file: the case of the 2020 series.  `fd` is taken over."""
+    """A MAP_SHARED mapping of a file: the case of the 2020 series.  `fd` is taken over.
 
-    def __init__(self, fd: int, offset: int = 0) -> None:
+    With `writable`, KVM leaves dirty what the guest has only read (kvm_release_page_dirty(); a load's
+    fault maps for writing where it may).  Of a file on a FUSE mount such pages are written back, and if it
+    was truncated behind the mount, that makes it longer again.
+    """
+
+    def __init__(self, fd: int, offset: int = 0, *, writable: bool = True) -> None:
         self._fd = fd
         self._offset = offset
         try:
-            self.mapping = Mapping.of_file(fd, offset, LENGTH)
+            self.mapping = Mapping.of_file(fd, offset, LENGTH, writable=writable)
         except BaseException:
             os.close(fd)
             raise
@@ -66,27 +79,17 @@ class FileMemory:
     def revive(self, start: int) -> None:
         self.mapping.map_tail_again(self._fd, self._offset, start)
 
+    async def serve(self) -> None:
+        """The kernel does."""
+
+    def release(self) -> None:
+        """The kernel does."""
+
     def close(self) -> None:
         self.mapping.close()
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
-
-
-class Anonymous:
-    """Anonymous memory, for whoever registers it with a userfaultfd."""
-
-    def __init__(self) -> None:
-        self.mapping = Mapping.anonymous(LENGTH)
-
-    def live(self) -> int:
-        return LENGTH
-
-    def revive(self, start: int) -> None:
-        raise NotImplementedError("anonymous memory has nothing to map again")
-
-    def close(self) -> None:
-        self.mapping.close()
 
 
 class Window:

@@ -104,10 +104,12 @@ static void send_ipi(const struct cpu *cpu, uint64_t to)
  * let in here so that no later wait ends by it. */
 static void set_apf(struct cpu *cpu, uint64_t flags)
 {
+	uint64_t before = cpu->mailbox->wake_all;
+
 	wrmsr(MSR_KVM_ASYNC_PF_INT, DF_KVM_VECTOR_READY);
 	wrmsr(MSR_KVM_ASYNC_PF_EN, flags ? (uint64_t)cpu->area | flags : 0);
 	irqs_on();
-	for (int i = 0; i < 16; i++)
+	for (int i = 0; i < 10000 && flags && cpu->mailbox->wake_all == before; i++)
 		__asm__ volatile("pause");
 	irqs_off();
 }

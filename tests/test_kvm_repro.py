@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`daxfault repro --guest kvm`, as a person runs it: told, refused, interrupted, killed."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from kvm_stage import require_kvm
+from needs import require_fuse, require_root
+
+PATIENCE = 60  # seconds, for a machine that is busy with other things
+REPRO = [sys.executable, "-m", "vmm", "repro", "--guest", "kvm"]
+
+HOST = """
+import os, signal, trio
+from vmm.kvm.machine import machine
+from vmm.kvm.script import Op, Step, async_pf
+from vmm.kvm.window import FileMemory
+
+async def main():
+    fd = os.memfd_create("window")
+    os.ftruncate(fd, 65536)
+    async with machine(lambda: FileMemory(os.dup(fd)), vcpus=2, rescue=None) as guest:
+        await guest.run(async_pf())
+        os.ftruncate(fd, 4096)
+        guest.start(Step(Op.SPIN, ring=0, interrupts=False), vcpu=1)
+        guest.start(Step(Op.LOAD, offset=8192))
+        while guest.vcpus[0].mailbox.counts().not_present < 10:
+            await trio.sleep(0.001)
+        print("loops", flush=True)
+        await trio.sleep_forever()
+
+try:
+    trio.run(main)
+except* KeyboardInterrupt:
+    raise SystemExit(130)
+"""
+
+
+@pytest.fixture
+def top(tmp_path: Path) -> Path:
+    require_kvm()
+    require_fuse()
+    place = tmp_path / "tmp"
+    place.mkdir()
+    return place
+
+
+def environment(top: Path) -> dict[str, str]:
+    return {**os.environ, "TMPDIR": str(top), "COLUMNS": "200"}
+
+
+def repro(top: Path, *options: str, before: tuple[str, ...] = ()) -> "subprocess.CompletedProcess[str]":
+    done = subprocess.run(
+        [*before, *REPRO, "--seconds", "0.1", *options],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+        cwd="/",
+        env=environment(top),
+    )
+    assert_nothing_left(top)
+    return done
+
+
+def assert_nothing_left(top: Path) -> None:
+    assert f" {top}" not in Path("/proc/self/mountinfo").read_text()
+    assert list(top.iterdir()) == []
+
+
+def test_repro_on_kvm_loops_both_ways_and_ends_in_the_exact_error(top: Path) -> None:
+    done = repro(top, "--json")
+    assert done.returncode == 0, done.stderr + done.stdout
+    told = json.loads(done.stdout)
+    assert (told["version"], told["guest"], told["ok"]) == (1, "kvm", True)
+    assert [story["via"] for story in told["stories"]] == ["mount", "behind"]
+    for story in told["stories"]:
+        loops = [access["watched"] for access in story["accesses"] if access["watched"]]
+        assert len(loops) == 2
+        halted, counted = loops
+        assert halted["guest"] is None
+        assert counted["guest"] > 20
+        assert abs(counted["guest"] - counted["faults"]) <= 20
+        errors = [access for access in story["accesses"] if access["got"] in ("sigbus", "fixup")]
+        assert len(errors) == 3
+        assert all(access["address"] == access["expected_address"] for access in errors)
+
+
+def test_repro_on_kvm_shows_a_table_a_story(top: Path) -> None:
+    done = repro(top)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("LOOP") == 4
+    assert "Everything was as expected." in done.stdout
+
+
+def test_repro_on_kvm_tells_the_story_of_a_large_file_of_ones_own(top: Path, tmp_path: Path) -> None:
+    file = tmp_path / "own"
+    data = os.urandom(5 << 20)
+    file.write_bytes(data)
+    done = repro(top, "--file", str(file), "--via", "mount", "--json")
+    assert done.returncode == 0, done.stderr
+    (story,) = json.loads(done.stdout)["stories"]
+    assert story["size"] == len(data)
+    assert file.read_bytes() == data
+
+
+def test_repro_on_kvm_with_a_design_exits_2(top: Path) -> None:
+    done = repro(top, "--design", "report")
+    assert done.returncode == 2
+    assert "--design" in done.stderr
+
+
+def test_repro_without_kvm_exits_3_and_names_it(top: Path) -> None:
+    require_root()
+    hide = ("unshare", "--mount", "sh", "-c", 'mount --bind /dev/null /dev/kvm && exec "$@"', "sh")
+    done = repro(top, before=hide)
+    assert done.returncode == 3, done.stderr
+    assert "/dev/kvm" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_repro_on_kvm_interrupted_in_a_loop_exits_130_and_leaves_nothing(top: Path) -> None:
+    child = subprocess.Popen(
+        [*REPRO, "--seconds", "60"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        cwd="/",
+        env=environment(top),
+    )
+    try:
+        wait_for_a_busy_thread(child)
+        child.send_signal(signal.SIGINT)
+        _, log = child.communicate(timeout=PATIENCE)
+    finally:
+        child.kill()
+        child.communicate()
+    assert child.returncode == 130, log
+    assert "Traceback" not in log
+    assert_nothing_left(top)
+
+
+def wait_for_a_busy_thread(child: "subprocess.Popen[str]") -> None:
+    """Until one of its threads has burnt half a second: the vCPU, in the loop."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end and child.poll() is None:  # a loop tells nobody of itself
+        for task in Path(f"/proc/{child.pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                fields = (task / "stat").read_text().rpartition(")")[2].split()
+                busy = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+                if int(task.name) != child.pid and busy > 0.5:
+                    return
+        time.sleep(0.01)
+    raise AssertionError("never in the loop")
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_host_of_looping_vcpus_ends_by_a_signal(how: signal.Signals) -> None:
+    require_kvm()
+    child = subprocess.Popen(
+        [sys.executable, "-c", HOST], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/"
+    )
+    assert child.stdout is not None
+    try:
+        assert child.stdout.readline() == "loops\n"
+        child.send_signal(how)
+        _, log = child.communicate(timeout=PATIENCE)
+    finally:
+        child.kill()
+        child.communicate()
+    # reaped: its threads, its machine and its memory are gone with it
+    assert child.returncode == (130 if how == signal.SIGINT else -how), log

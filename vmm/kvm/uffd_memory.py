@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory under the window whose faults come to us: by the engine, or page by page for experiments.
+
+Owns the userfaultfd and who answers it.  A fault that fails here is poisoned: KVM then raises
+SIGBUS in the vCPU's thread, and never loops (kvm_send_hwpoison_signal(), arch/x86/kvm/mmu/mmu.c).
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+
+import trio
+
+import native
+from native import PAGE_SIZE, Answer, Engine, Uffd
+from native.kvm import Mapping
+from native.uffd import Event, EventKind, Mode
+from vmm.kvm.window import LENGTH
+from vmm.uffd_features import FEATURES
+
+_BITS = {feature.name: 1 << feature.bit for feature in FEATURES}
+
+
+class CachedMemory:
+    """A file's page cache, its pages installed by the engine's threads; `file` stays the caller's.
+
+    The file's length is the engine's to know: nothing past it is ever installed, and there is
+    nothing to rescue.
+    """
+
+    def __init__(self, engine: Engine, file: native.File, offset: int = 0) -> None:
+        self._engine = engine
+        self._file = file
+        fd = file.cache_fd(writable=True)
+        try:
+            self.mapping = Mapping.of_file(fd, offset, LENGTH)
+        finally:
+            os.close(fd)
+        features = _BITS["THREAD_ID"] | _BITS["EXACT_ADDRESS"] | _BITS["MISSING_SHMEM"] | _BITS["MINOR_SHMEM"]
+        modes = Mode.MISSING | Mode.MINOR
+        if native.uffd_probe() & _BITS["WP_UNPOPULATED"]:
+            features |= _BITS["PAGEFAULT_FLAG_WP"] | _BITS["WP_HUGETLBFS_SHMEM"] | _BITS["WP_UNPOPULATED"]
+            modes |= Mode.WP
+        self._uffd = Uffd(features)
+        self._uffd.register(self.mapping.hva, LENGTH, modes)
+        self._guest = engine.guest(os.dup(self._uffd.fileno()), features, os.getpid())
+        self._guest.map(self.mapping.hva, LENGTH, file, offset, writable=True)
+
+    def live(self) -> int:
+        return LENGTH
+
+    def revive(self, start: int) -> None:
+        """Errors heal by themselves."""
+
+    async def serve(self) -> None:
+        """Answer the engine's failures until cancelled."""
+        while True:
+            await trio.lowlevel.wait_readable(self._engine.failures_fd())
+            for failure in self._engine.failures():
+                self._engine.answer(failure, Answer.POISON)
+
+    def release(self) -> None:
+        self._guest.close()
+
+    def close(self) -> None:
+        self._guest.close()
+        self.mapping.close()
+        self._uffd.close()
+
+
+class Reply(enum.Enum):
+    """What becomes of a fault in anonymous memory."""
+
+    COPY = "copy"
+    POISON = "poison"
+
+
+class AnonymousMemory:
+    """Anonymous memory, each page of which is copied, or poisoned, `delay` seconds after the fault: for
+    experiments and probes.  A page begins with its number, 8 bytes, little-endian.
+
+    `faults` counts them.  Served in Python: this is not for speed.
+    """
+
+    def __init__(self, reply: Reply, *, delay: float = 0.0) -> None:
+        self.reply = reply
+        self.faults = 0
+        self._delay = delay
+        self.mapping = Mapping.anonymous(LENGTH)
+        self._uffd = Uffd(0)
+        self._uffd.register(self.mapping.hva, LENGTH, Mode.MISSING)
+
+    def live(self) -> int:
+        return LENGTH
+
+    def revive(self, start: int) -> None:
+        """A page that was poisoned stays so."""
+
+    async def serve(self) -> None:
+        """Answer faults until cancelled."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                await trio.lowlevel.wait_readable(self._uffd.fileno())
+                for event in self._uffd.events():
+                    if event.kind is EventKind.PAGEFAULT:
+                        self.faults += 1
+                        nursery.start_soon(self._answer, event)
+
+    async def _answer(self, event: Event) -> None:
+        await trio.sleep(self._delay)
+        page = event.address // PAGE_SIZE * PAGE_SIZE
+        number = (page - self.mapping.hva) // PAGE_SIZE
+        try:
+            if self.reply is Reply.COPY:
+                self._uffd.copy(page, number.to_bytes(8, "little").ljust(PAGE_SIZE, b"\0"))
+            else:
+                self._uffd.poison(page, PAGE_SIZE)
+        except OSError as e:
+            if e.errno != errno.EEXIST:
+                raise
+            self._uffd.wake(page, PAGE_SIZE)  # two faults on one page
+
+    def release(self) -> None:
+        """Whoever waits gets an error: closing the userfaultfd would feed them zeros."""
+        for page in range(self.mapping.hva, self.mapping.hva + LENGTH, PAGE_SIZE):
+            try:
+                self._uffd.poison(page, PAGE_SIZE)
+            except OSError as e:
+                if e.errno != errno.EEXIST:
+                    raise
+
+    def close(self) -> None:
+        self.mapping.close()
+        self._uffd.close()
