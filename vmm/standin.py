@@ -20,9 +20,23 @@ from typing import Any
 import trio
 
 import native
+from native import Abi
 from vmm.designs import Design
+from vmm.designs.rfc_v1 import POSTED
 from vmm.host import Host
 from vmm.session import Session
+
+
+_ABIS = {
+    Abi.MAINLINE: "mainline",
+    Abi.RFC_V1: "rfc-v1",
+    Abi.JUNE_2020: "june-2020",
+    Abi.GONE: "gone",
+    Abi.RETRY: "retry",
+    Abi.REPORT: "report",
+}
+# what answers a command; `done` and `error` find their own
+_ANSWERS = ("open", "map", "unmap", "close", "stat", "idle", "traced")
 
 
 class StandInError(Exception):
@@ -31,7 +45,7 @@ class StandInError(Exception):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Done:
-    """What an access got.  `outcome` is ok, sigbus, sigsegv, efault, short, panic or error.
+    """What an access got.  `outcome` is ok, sigbus, sigsegv, efault, short, panic, error or killed.
 
     `address` is si_addr, or the gva the guest kernel saw; `error` an errno or 0; `done`
     bytes; `raw` every field the stand-in printed (docs/standin.md).
@@ -88,6 +102,7 @@ class StandIn:
         self._by_access: dict[tuple[int, int], _Reply] = {}
         self._accesses: collections.Counter[int] = collections.Counter()
         self._waiting: _Reply | None = None
+        self._traced: list[dict[str, Any]] = []
         self._gone = False
 
     async def open(self, name: str, path: str | os.PathLike[str], mode: str = "ro") -> int:
@@ -110,17 +125,35 @@ class StandIn:
     async def stat(self) -> dict[str, Any]:
         return await self._ask("stat")
 
-    async def access(self, vcpu: int, text: str) -> Done:
-        """Run one access on a vCPU, as in `touch 0x1000`; -> what it got."""
-        return await (await self.start(vcpu, text))()
+    async def kill(self, vcpu: int, task: int) -> None:
+        """SIGKILL for a task: it ends when it would next run in user mode."""
+        await self._order(f"kill {vcpu} {task}")
 
-    async def start(self, vcpu: int, text: str) -> Callable[[], Awaitable[Done]]:
+    async def set_async(self, on: bool) -> None:
+        """Write MSR_KVM_ASYNC_PF_EN of every vCPU."""
+        await self._order(f"async {'on' if on else 'off'}")
+
+    async def trace(self, on: bool) -> None:
+        """Note every event of the guest kernel, or no more."""
+        await self._order(f"trace {'on' if on else 'off'}")
+
+    async def traced(self) -> list[dict[str, Any]]:
+        """What was noted, oldest first; see docs/standin.md."""
+        self._traced = []
+        await self._ask("trace dump")
+        return self._traced
+
+    async def access(self, vcpu: int, text: str, task: int = 0) -> Done:
+        """Run one access on a task of a vCPU, as in `touch 0x1000`; -> what it got."""
+        return await (await self.start(vcpu, text, task))()
+
+    async def start(self, vcpu: int, text: str, task: int = 0) -> Callable[[], Awaitable[Done]]:
         """Begin an access; -> an async function that waits for its Done."""
         reply = _Reply()
         async with self._sending:
             seq = self._accesses[vcpu] + 1
             self._by_access[vcpu, seq] = reply
-            line = await self._send_line(f"vcpu {vcpu} {text}", reply)
+            line = await self._send_line(f"vcpu {vcpu}.{task} {text}" if task else f"vcpu {vcpu} {text}", reply)
             self._accesses[vcpu] = seq
 
         async def wait() -> Done:
@@ -145,6 +178,18 @@ class StandIn:
             finally:
                 self._waiting = None
                 self._by_line.pop(line, None)
+
+    async def _order(self, text: str) -> None:
+        """A command that is answered only when it is refused: done when the next one is."""
+        refused = _Reply()
+        async with self._sending:
+            line = await self._send_line(text, refused)
+        try:
+            await self.stat()
+            if refused.event.is_set():
+                await self._value(refused, text)
+        finally:
+            self._by_line.pop(line, None)
 
     async def _send_line(self, text: str, reply: _Reply) -> int:
         self._line += 1
@@ -186,7 +231,10 @@ class StandIn:
             reply = self._by_access.get((event["vcpu"], event["seq"]))
         elif event["event"] == "error" and "line" in event:
             reply = self._by_line.get(event["line"])
-        elif event["event"] in ("open", "map", "unmap", "close", "stat", "idle"):
+        elif event["event"] == "trace" and "events" in event:
+            self._traced += event["events"]
+            return
+        elif event["event"] in _ANSWERS:
             reply = self._waiting
         else:
             reply = None
@@ -203,13 +251,23 @@ async def standin(
     design: Design,
     *,
     window: int = 1 << 30,
+    async_pf: bool = True,
     report_errors: bool = True,
 ) -> AsyncIterator[StandIn]:
-    """A stand-in served by `host` under `design`; ended, with its connection, when the body ends."""
+    """A stand-in served by `host` under `design`, with a guest kernel that knows the design's ABI;
+    ended, with its connection, when the body ends.
+
+    `async_pf`: it enables asynchronous page faults; `report_errors`: it asks for errors.
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     command = [str(native.standin()), "--fd", str(theirs.fileno()), "--window", str(window)]
+    command += ["--abi", _ABIS[design.abi]]
     if not report_errors:
         command.append("--no-errors")
+    if not async_pf:
+        command.append("--no-async")
+    if design.posted:
+        command += ["--as-posted", ",".join(name for name, bit in POSTED.items() if bit & design.posted)]
     try:
         process = await trio.lowlevel.open_process(
             command,

@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`gone-in-wakeup`: the wake-up says "gone".
+
+Andy Lutomirski's first choice in the review of April 2020: one event ends the wait, and
+its status is "ready" or "gone".  Guest kernels are told too (SEND_ALWAYS).
+"""
+
+from __future__ import annotations
+
+from native import Abi, Cpuid
+from vmm.designs.told import ToldOnly
+
+
+class GoneInWakeup(ToldOnly):
+    """Say "gone" beside the token."""
+
+    name = "gone-in-wakeup"
+    summary = 'the wake-up says "gone"; the guest knows where its task slept'
+
+    abi = Abi.GONE
+    cpuid = Cpuid.ASYNC_PF | Cpuid.ASYNC_PF_INT | Cpuid.ERROR

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`inject-on-retry`: say "ready", then raise a real exception when the guest retries.
+
+The reviewers' other choice of 2020: the failed page is remembered, its retry is
+synchronous, and its error becomes an exception at the access.  It needs no token, so
+every way to wait ends alike.
+"""
+
+from __future__ import annotations
+
+from native import Abi, Answer, Cpuid, Failure, GuestFlag, Wait
+from vmm.designs.design import Design, Verdict
+
+
+class InjectOnRetry(Design):
+    """Say "ready", and raise an exception when it comes back."""
+
+    name = "inject-on-retry"
+    summary = 'the guest is told "ready", and its retry gets an exception'
+
+    abi = Abi.RETRY
+    cpuid = Cpuid.ASYNC_PF | Cpuid.ASYNC_PF_INT | Cpuid.ERROR
+    flags = GuestFlag.TELL_FAILURES | GuestFlag.ERROR_GFNS
+
+    def decide(self, failure: Failure) -> Verdict:
+        if failure.wait is not Wait.SYNC:
+            return Verdict(Answer.WAKE)
+        # a context that takes no exception leaves KVM_RUN's -EFAULT
+        return Verdict(Answer.REPORT, otherwise=Answer.STOP)

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`poison`: hardware's own error.
+
+The host poisons the page (UFFDIO_POISON, Linux 6.6) and wakes the guest, whose retry
+meets what a bad memory cell would give.  How it waited does not matter.
+"""
+
+from __future__ import annotations
+
+from native import Answer, Failure, GuestFlag
+from vmm.designs.design import Design, Verdict
+
+
+class Poison(Design):
+    """Poison the page, then wake."""
+
+    name = "poison"
+    summary = "the page is poisoned; the retry gets a memory error (possible since Linux 6.6)"
+
+    flags = GuestFlag.TELL_FAILURES
+
+    def decide(self, failure: Failure) -> Verdict:
+        return Verdict(Answer.POISON)

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`rfc-v1`: beside "not present" and "ready" a third reason, "error", with the address.
+
+"kvm,x86,async_pf: Add capability to return page fault error", RFC, 31 March 2020.
+Plain, it is the RFC as it was meant; as_posted() puts its defects back, each on its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from native import Abi, Cpuid, Posted
+from vmm.designs.told import ToldOnly
+
+# by name, as the command line and docs/designs/rfc-v1.md have them
+POSTED: dict[str, Posted] = {bit.name.lower().replace("_", "-"): bit for bit in Posted if bit.name}
+
+
+class RfcV1(ToldOnly):
+    """Tell reason 3 to the task that sleeps on the token."""
+
+    name = "rfc-v1"
+    summary = "reason 3, PAGE_FAULT_ERROR, with the address, for who was told (March 2020)"
+
+    abi = Abi.RFC_V1
+    cpuid = Cpuid.ASYNC_PF | Cpuid.ERROR_RFC_V1
+
+
+def as_posted(names: Iterable[str]) -> RfcV1:
+    """`rfc-v1` with the defects in `names` (keys of POSTED) left in; KeyError for an unknown one."""
+    chosen = sorted(set(names), key=lambda name: POSTED[name])
+    design = RfcV1()
+    for name in chosen:
+        design.posted |= POSTED[name]
+    if chosen:
+        design.name = f"rfc-v1 as posted: {', '.join(chosen)}"
+        design.summary = "RFC v1 with what was wrong in it"
+    return design
