@@ -63,9 +63,7 @@ def test_designs_are_those_that_have_a_page() -> None:
 @pytest.mark.parametrize("name", DECISIONS)
 def test_design_for_each_way_to_wait_answers_as_its_page_says(name: str, wait: Wait, reason: Reason) -> None:
     told, halted, sync = DECISIONS[name]
-    failure = dataclasses.replace(
-        FAILURE, wait=wait, reason=reason, token=0x1000 if wait is Wait.TOLD else 0
-    )
+    failure = dataclasses.replace(FAILURE, wait=wait, reason=reason, token=0x1000 if wait is Wait.TOLD else 0)
     wanted = {Wait.TOLD: told, Wait.HALTED: halted, Wait.SYNC: sync}[wait]
     assert DESIGNS[name].decide(failure) == wanted
 

@@ -26,7 +26,6 @@ from vmm.designs.rfc_v1 import POSTED
 from vmm.host import Host
 from vmm.session import Session
 
-
 _ABIS = {
     Abi.MAINLINE: "mainline",
     Abi.RFC_V1: "rfc-v1",
@@ -153,7 +152,8 @@ class StandIn:
         async with self._sending:
             seq = self._accesses[vcpu] + 1
             self._by_access[vcpu, seq] = reply
-            line = await self._send_line(f"vcpu {vcpu}.{task} {text}" if task else f"vcpu {vcpu} {text}", reply)
+            name = f"{vcpu}.{task}" if task else f"{vcpu}"
+            line = await self._send_line(f"vcpu {name} {text}", reply)
             self._accesses[vcpu] = seq
 
         async def wait() -> Done:
