@@ -19,6 +19,8 @@ static int64_t source_read(struct df_file *file, void *buffer, uint64_t offset, 
 	struct iovec iov = { buffer, len };
 	ssize_t n = -1;
 
+	if (file->fetch)
+		return -EOPNOTSUPP;	/* what was not fetched is a hole there: zeros */
 	errno = EOPNOTSUPP;
 	if (nowait && !file->blocks) {
 		struct stat st;

@@ -66,6 +66,12 @@ static void fill_window(const struct df_fault *fault, struct df_region *region, 
 {
 	uint64_t around = region->around, block = fault->offset & ~(DENSE - 1);
 
+	if (region->file->fetch) {
+		/* A page nobody asked for can fail, or loop, for who has to bring it. */
+		*start = fault->offset;
+		*end = fault->offset + PAGE;
+		return;
+	}
 	for (uint64_t at = block; at < block + DENSE && around < DENSE; at += PAGE)
 		if (pages_filled(region->file, at))
 			around = DENSE;

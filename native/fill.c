@@ -219,6 +219,15 @@ static uint64_t source_peek(struct df_file *file, char *to, uint64_t offset, uin
 	return got;
 }
 
+/* Read, and wait for as long as it takes. */
+static uint64_t source_wait(const struct df_fill *fill, char *to, int *error)
+{
+	struct df_file *file = fill->file;
+
+	*error = file->fetch ? file->fetch(file->fetch_context, fill->start, fill->len) : 0;
+	return *error ? 0 : source_fill(file->fd, to, fill->start, fill->len, 0, error);
+}
+
 /* Put `got` bytes read at `start` into the page cache.  A last page that is partly
  * read is the last of the file, or the rest of it is not known. */
 static int settle(struct df_file *file, char *bytes, uint64_t start, uint64_t got)
@@ -243,7 +252,7 @@ struct df_fault *fill_run(struct df_fill *fill, bool may_block, bool *wait)
 
 	*wait = false;
 	if (bytes && may_block)
-		got = source_fill(file->fd, bytes, fill->start, fill->len, 0, &error);
+		got = source_wait(fill, bytes, &error);
 	else if (bytes)
 		got = source_peek(file, bytes, fill->start, fill->len, &error);
 	if (!may_block && error == EAGAIN) {

@@ -101,6 +101,8 @@ struct df_file {
 	bool writable;
 	atomic_bool blocks;		/* RWF_NOWAIT does not work here */
 	bool memory;			/* tmpfs: a read never waits */
+	int (*fetch)(void *context, uint64_t offset, uint64_t len);	/* or NULL: engine.h */
+	void *fetch_context;
 	int cache;			/* memfd; -1 until a guest maps the file */
 	uint64_t size;
 	struct timespec mtime;		/* after our own last change */

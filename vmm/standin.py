@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ from typing import Any
 import trio
 
 import native
-from native import Abi
+from native import Abi, CpuState, Failure, Reason, Wait
 from vmm.designs import Design
 from vmm.designs.rfc_v1 import POSTED
 from vmm.host import Host
@@ -35,7 +36,7 @@ _ABIS = {
     Abi.REPORT: "report",
 }
 # what answers a command; `done` and `error` find their own
-_ANSWERS = ("open", "map", "unmap", "close", "stat", "idle", "traced")
+_ANSWERS = ("open", "map", "unmap", "close", "stat", "idle", "host", "hosted", "traced")
 
 
 class StandInError(Exception):
@@ -74,6 +75,33 @@ def _done(event: dict[str, Any]) -> Done:
     )
 
 
+def _answer(design: Design, wait: Wait) -> str:
+    """What the design says to every failure of a vCPU that waits so: in C there is no more to it."""
+    verdict = design.decide(dataclasses.replace(_ANY, wait=wait))
+    return f"{verdict.answer.name}/{verdict.otherwise.name}".lower()
+
+
+_ANY = Failure(
+    id=0,
+    guest=0,
+    file=0,
+    address=0,
+    offset=0,
+    generation=0,
+    time_ns=0,
+    wait_ns=0,
+    tid=0,
+    error=errno.EFAULT,
+    reason=Reason.IO,
+    attempts=1,
+    write=False,
+    token=0,
+    wait=Wait.SYNC,
+    vcpu=0,
+    state=CpuState(0),
+)
+
+
 class _Reply:
     """One answer to come."""
 
@@ -89,9 +117,9 @@ class _Reply:
 class StandIn:
     """A running stand-in.  Make one with `standin()`; every method needs its trio loop."""
 
-    def __init__(self, process: trio.Process, session: Session) -> None:
+    def __init__(self, process: trio.Process, session: Session | None) -> None:
         self.process = process
-        self.session = session
+        self._session = session
         self.window = 0
         self.unsolicited: list[dict[str, Any]] = []
         self._control = trio.Lock()
@@ -103,6 +131,13 @@ class StandIn:
         self._waiting: _Reply | None = None
         self._traced: list[dict[str, Any]] = []
         self._gone = False
+
+    @property
+    def session(self) -> Session:
+        """Our host's end.  StandInError for a guest of another stand-in: that one has it."""
+        if self._session is None:
+            raise StandInError(f"stand-in {self.process.pid} is not a guest of this host")
+        return self._session
 
     async def open(self, name: str, path: str | os.PathLike[str], mode: str = "ro") -> int:
         """Open a file of the mount as `name`; -> its size in bytes."""
@@ -165,6 +200,17 @@ class StandIn:
             return _done(event)
 
         return wait
+
+    async def host(self, path: str | os.PathLike[str], moffset: int, length: int, design: Design) -> None:
+        """Become a host itself: serve [moffset, moffset + length) of the window, as a file, to a stand-in
+        that connects to the socket made at `path`."""
+        answers = ",".join(_answer(design, wait) for wait in Wait)
+        offers = f"{design.abi} {int(design.cpuid)} {int(design.flags)}"
+        await self._ask(f"host {os.fspath(path)} {moffset} {length} {offers} {answers}")
+
+    async def hosted(self) -> dict[str, Any]:
+        """Counters of the stand-in as a host."""
+        return await self._ask("hosted")
 
     # ---- lines
 
@@ -244,6 +290,14 @@ class StandIn:
             reply.set(event)
 
 
+def _command(design: Design, window: int) -> list[str]:
+    """A guest kernel that knows the design's ABI."""
+    command = [str(native.standin()), "--window", str(window), "--abi", _ABIS[design.abi]]
+    if design.posted:
+        command += ["--as-posted", ",".join(name for name, bit in POSTED.items() if bit & design.posted)]
+    return command
+
+
 @contextlib.asynccontextmanager
 async def standin(
     host: Host,
@@ -260,14 +314,11 @@ async def standin(
     `async_pf`: it enables asynchronous page faults; `report_errors`: it asks for errors.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    command = [str(native.standin()), "--fd", str(theirs.fileno()), "--window", str(window)]
-    command += ["--abi", _ABIS[design.abi]]
+    command = [*_command(design, window), "--fd", str(theirs.fileno())]
     if not report_errors:
         command.append("--no-errors")
     if not async_pf:
         command.append("--no-async")
-    if design.posted:
-        command += ["--as-posted", ",".join(name for name, bit in POSTED.items() if bit & design.posted)]
     try:
         process = await trio.lowlevel.open_process(
             command,
@@ -287,6 +338,28 @@ async def standin(
         except RuntimeError as e:  # trio's: it ended before it began
             raise StandInError("the host would not serve the stand-in; its log says why") from e
         guest = StandIn(process, session)
+        async with trio.open_nursery() as answers:
+            answers.start_soon(guest.read_answers)
+            yield guest
+            answers.cancel_scope.cancel()
+    finally:
+        with trio.CancelScope(shield=True):
+            await _end(process)
+
+
+@contextlib.asynccontextmanager
+async def nested(
+    path: str | os.PathLike[str], design: Design, *, window: int = 2 * native.RANGE_SIZE
+) -> AsyncIterator[StandIn]:
+    """A guest of the stand-in that hosts at `path` (StandIn.host()); ended when the body ends."""
+    process = await trio.lowlevel.open_process(
+        [*_command(design, window), "--socket", os.fspath(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        guest = StandIn(process, None)
         async with trio.open_nursery() as answers:
             answers.start_soon(guest.read_answers)
             yield guest

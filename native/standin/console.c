@@ -124,6 +124,8 @@ static const struct command commands[] = {
 	{ "async", 2, run_async },
 	{ "wait", -1, run_wait },
 	{ "stat", 1, run_stat },
+	{ "host", 8, hosting_begin },
+	{ "hosted", 1, hosting_tell },
 	{ "quit", 1, run_quit },
 };
 

@@ -51,6 +51,10 @@ static const char HELP[] =
 "  async on|off                      write MSR_KVM_ASYNC_PF_EN of every vCPU\n"
 "  wait [N]                          until nothing is queued (on vCPU N)\n"
 "  stat                              counters of every vCPU\n"
+"  host PATH MOFFSET LEN ABI CPUID FLAGS ANSWERS\n"
+"                                    serve that part of the window, as a file, to a\n"
+"                                    stand-in that connects to the socket PATH\n"
+"  hosted                            what became of its faults\n"
 "  quit                              at once; end of input waits first\n"
 "\n"
 "Accesses, after `irqoff` with interrupts disabled; in user mode:\n"
@@ -314,6 +318,7 @@ int main(int argc, char **argv)
 	ready();
 
 	good = console_run();
+	hosting_end();
 	if (wire_lost())
 		_exit(EXIT_HOST);
 	if (vcpu_panicked())

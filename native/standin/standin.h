@@ -20,6 +20,7 @@
  *	access.c	what a task does to the window
  *	laps.c		the same with a stop-watch
  *	fork.c		the same in a forked child
+ *	hosting.c	the window as a file for a guest of this guest
  *	exception.c	the guest kernel's exception and interrupt entries
  *	signals.c	when a vCPU's thread takes its signals
  *	async_pf.c	the guest's half of asynchronous page faults
@@ -149,8 +150,14 @@ enum {
 	ACCESS_WORK_MAX = 600000,		/* ms */
 };
 
+struct result;
+
 struct access {
 	struct access *next;
+	/* of an access that no script asked for: called at its end, in the place of a
+	 * printed line.  It has no seq. */
+	void (*ended)(const struct access *a, const struct result *r);
+	void *context;
 	enum op op;
 	uint64_t seq;			/* counts from 1 on every vCPU */
 	uint64_t offset;
@@ -397,6 +404,12 @@ const char *file_open(char **words, int n);
 const char *file_close(char **words, int n);
 const char *file_map(char **words, int n);
 const char *file_unmap(char **words, int n);
+
+/* ------------------------------------------------------------------ hosting.c */
+
+const char *hosting_begin(char **words, int n);
+const char *hosting_tell(char **words, int n);
+void hosting_end(void);
 
 /* ------------------------------------------------------------------ console.c */
 
