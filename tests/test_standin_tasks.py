@@ -345,6 +345,18 @@ def test_woken_task_preempts_one_that_computes(start: Start) -> None:
     assert (got["task"], got["outcome"]) == (1, "killed")
 
 
+def test_tasks_that_compute_take_turns(start: Start) -> None:
+    host = start()
+    for task in (0, 1):
+        host.say_line(f"vcpu 0.{task} {WORK}")
+    host.say_line("vcpu 0.2 work 20")
+    host.say_line("vcpu 0.3 work 1")
+    assert set(host.done(2)) == {2, 3}
+    for task in (0, 1):
+        host.say_line(f"kill 0 {task}")
+    assert [got["outcome"] for got in host.done(2).values()] == ["killed"] * 2
+
+
 def test_accesses_of_a_task_are_in_order_and_numbered_by_vcpu(start: Start) -> None:
     host = start()
     for task in (0, 1, 0, 1):

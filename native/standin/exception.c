@@ -251,18 +251,20 @@ static void exception_entry(int sig, siginfo_t *unused, void *context)
 	errno = saved;
 }
 
-static void interrupt_entry(int sig, siginfo_t *unused, void *context)
+/* From the host, from another thread of ours, or from the vCPU's own timer. */
+static void interrupt_entry(int sig, siginfo_t *si, void *context)
 {
 	struct vcpu *v = this_vcpu;
 	int saved = errno;
 	uint32_t state;
 
 	(void)sig;
-	(void)unused;
 	(void)context;
 	if (!v)
 		return;
 	state = irq_save(v);
+	if (si->si_code == SI_TIMER)
+		v->reschedule = true;
 	async_pf_take_interrupt(v);
 	go_back(v, state);
 	errno = saved;

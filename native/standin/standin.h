@@ -37,6 +37,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
+#include <time.h>
 
 #include "abi.h"
 #include "laps.h"
@@ -277,6 +278,7 @@ struct vcpu {
 	struct task *current;
 	unsigned int last_task;
 	bool reschedule;		/* somebody else may run */
+	timer_t tick;
 	uint32_t cpu_state;		/* as in the slot, which the host can write */
 	bool sigbus_blocked;
 	struct fault last_error;

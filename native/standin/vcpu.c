@@ -17,6 +17,10 @@
 
 #include "standin.h"
 
+enum {
+	SLICE_NS = 4000000,		/* a tick at HZ=250 */
+};
+
 __thread struct vcpu *this_vcpu;
 
 static struct vcpu vcpus[VCPU_COUNT];
@@ -121,40 +125,52 @@ static void order(struct vcpu *v, enum vcpu_order what)
 
 /* ------------------------------------------------------------------ the scheduler */
 
-/* The next one, in turn, that can run; NULL when all are done or asleep. */
-static struct task *pick(struct vcpu *v)
+static bool can_run(struct task *t)
 {
+	if (t->state == TASK_IDLE && t->killed)
+		bury(t);
+	if (t->state == TASK_IDLE && t->first) {
+		t->access = take(t);
+		t->started = now_ns();
+		t->state = TASK_READY;
+	}
+	return t->state == TASK_READY;
+}
+
+/* The next one, in turn, that can run; NULL when all are done or asleep. */
+static struct task *pick(struct vcpu *v, bool *others)
+{
+	struct task *next = NULL;
 	unsigned int i;
 
 	v->reschedule = false;
-	for (i = 1; i <= TASK_COUNT; i++) {
+	for (i = 1; i <= TASK_COUNT && !*others; i++) {
 		struct task *t = v->tasks[(v->last_task + i) % TASK_COUNT];
 
-		if (!t)
+		if (!t || !can_run(t))
 			continue;
-		if (t->state == TASK_IDLE && t->killed)
-			bury(t);
-		if (t->state == TASK_IDLE && t->first) {
-			t->access = take(t);
-			t->started = now_ns();
-			t->state = TASK_READY;
-		}
-		if (t->state == TASK_READY) {
-			v->last_task = t->id;
-			return t;
-		}
+		if (next)
+			*others = true;
+		else
+			next = t;
 	}
-	return NULL;
+	if (next)
+		v->last_task = next->id;
+	return next;
 }
 
 static struct task *next_task(struct vcpu *v)
 {
+	static const struct itimerspec slice = { .it_value.tv_nsec = SLICE_NS };
+	bool others = false;
 	struct task *t;
 
 	pthread_mutex_lock(&lock);
-	t = pick(v);
+	t = pick(v, &others);
 	v->state = t ? VCPU_RUNNING : VCPU_IDLE;
 	pthread_mutex_unlock(&lock);
+	if (others)
+		timer_settime(v->tick, 0, &slice, NULL);
 	return t;
 }
 
@@ -185,6 +201,18 @@ static void idle(struct vcpu *v)
 	irq_save(v);
 }
 
+/* The guest's timer interrupt, for as long as there is somebody to switch to. */
+static int make_tick(struct vcpu *v)
+{
+	struct sigevent event = {
+		.sigev_notify = SIGEV_THREAD_ID,
+		.sigev_signo = DF_APF_INTERRUPT,
+		._sigev_un._tid = gettid(),	/* the name POSIX has none for */
+	};
+
+	return timer_create(CLOCK_MONOTONIC, &event, &v->tick);
+}
+
 static void *vcpu_thread(void *arg)
 {
 	struct vcpu *v = arg;
@@ -192,6 +220,8 @@ static void *vcpu_thread(void *arg)
 
 	signals_block();
 	this_vcpu = v;
+	if (make_tick(v) < 0)
+		abort();
 	irq_save(v);
 	pthread_mutex_lock(&lock);
 	v->tid = gettid();
@@ -210,6 +240,7 @@ static void *vcpu_thread(void *arg)
 		if (t->state == TASK_DONE)
 			finish(t);
 	}
+	timer_delete(v->tick);
 	this_vcpu = NULL;
 	return NULL;
 }
