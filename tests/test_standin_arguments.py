@@ -57,7 +57,9 @@ def run(standin: Path, *arguments: str, pass_fds: tuple[int, ...] = ()) -> subpr
 def test_help_names_every_option_and_command(standin: Path) -> None:
     done = run(standin, "--help")
     assert (done.returncode, done.stderr) == (0, "")
-    for word in ("--fd", "--socket", "--window", "--no-errors", "kcopy_bare", "sys_read", "unmap", "quit"):
+    options = ("--fd", "--socket", "--window", "--abi", "--no-errors", "--no-async", "--as-posted")
+    commands = ("kcopy_bare", "sys_read", "irqoff", "work", "unmap", "kill", "async", "trace", "quit")
+    for word in options + commands:
         assert word in done.stdout
 
 
@@ -283,6 +285,19 @@ def test_a_lost_host_is_told_and_accesses_still_end(peer: Peer, farewell: bytes 
         b"vcpu 0 scan 0 4096 0",
         b"vcpu 0 remap 0 4096 1G",
         b"vcpu 0 sigbus maybe",
+        b"vcpu 0.96 touch 0",
+        b"vcpu 0. touch 0",
+        b"vcpu .0 touch 0",
+        b"vcpu 0.0.0 touch 0",
+        b"vcpu 0 irqoff",
+        b"vcpu 0 irqoff irqoff touch 0",
+        b"vcpu 0 work",
+        b"vcpu 0 work 600001",
+        b"kill 0",
+        b"kill 0 0",
+        b"async maybe",
+        b"trace",
+        b"trace maybe",
         b"wait 63",
         b"wait 0 1",
         b"stat 1",
@@ -312,7 +327,7 @@ def test_quit_does_not_read_on(peer: Peer) -> None:
 
 WORDS = """
 vcpu wait stat map unmap open close touch read sum write fill scan kcopy remap sigbus block handle
-f r w ro rw 0 1 2 62 63 4096 2M 1G 0x10 -1 ff 00 # /dev/null / \x7f
+kill async trace on off dump work irqoff 0.1 1.95 2.96 f r w ro rw 0 1 2 62 63 4096 2M 1G 0x10 -1 ff 00 # /dev/null / \x7f
 """
 
 

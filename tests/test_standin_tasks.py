@@ -641,3 +641,50 @@ def test_poison_in_one_task_leaves_the_sleepers_asleep(start: Start) -> None:
     host.install(0)
     host.ready(0x1000)
     assert host.event("done")["outcome"] == "ok"
+
+
+# ---- trace
+
+
+def test_trace_tells_the_life_of_a_token_in_order(start: Start) -> None:
+    host = start()
+    host.say_line("trace on")
+    host.park(f"touch {PAGE + 3}", 1, 0x1000)
+    host.ready(0x1000, error=EFAULT, gva=host.window + PAGE + 3)
+    host.event("done")
+    host.say_line("trace off")
+    host.say_line("vcpu 0 work 0")
+    host.event("done")
+    host.say_line("trace dump")
+    assert host.event("traced")["lost"] == 0
+    events = host.event("trace")["events"]
+    assert [e["ns"] for e in events] == sorted(e["ns"] for e in events)
+    told = [
+        (e["what"], e["task"]) for e in events if e["what"] not in ("idle", "wake_all", "irq", "deferred")
+    ]
+    assert told == [
+        ("begin", 0), ("switch", 0), ("not_present", 0), ("park", 0), ("error", -1), ("wake", 0),
+        ("ack", -1), ("switch", 0), ("sigbus", 0), ("end", 0),
+    ]  # fmt: skip
+    by_token = [e["what"] for e in events if e["token"] == 0x1000]
+    assert by_token == ["not_present", "park", "irq", "error", "wake", "ack"]
+    assert [e["gva"] for e in events if e["what"] in ("error", "sigbus")] == [hex(host.window + PAGE + 3)] * 2
+    host.say_line("trace dump")  # it was taken
+    host.event("traced")
+    assert not [e for e in host.events if e["event"] == "trace"]
+
+
+def test_trace_that_runs_over_says_how_much_it_lost(start: Start) -> None:
+    host = start()
+    host.say_line("trace on")
+    host.say_line(f"vcpu 0 {WORK}")
+    host.until(lambda: host.states().get(0) == "running", "running")
+    for token in range(1, 3001):
+        host.ready(token)
+    host.say_line("kill 0 0")
+    host.event("done")
+    host.say_line("trace dump")
+    lost = host.event("traced")["lost"]
+    kept = sum(len(e["events"]) for e in host.events if e["event"] == "trace")
+    assert 8192 <= kept < 8192 + 100  # it goes on being traced
+    assert lost > 3000 * 4 - 8192

@@ -2,14 +2,17 @@
  *
  * async_pf.c - the guest's half of asynchronous page faults.
  *
- * Owns a vCPU's slot of the shared area: what each ABI keeps where, the MSRs, the
+ * Owns the shared area and a vCPU's slot in it: what each ABI keeps where, the MSRs, the
  * state word, and the answer to "page ready": wake the sleeper, free the token,
  * acknowledge, as arch/x86/kernel/kvm.c does.  Runs with the vCPU's signals blocked,
  * in its handlers for the most part: no allocation, no output.  The host may be
  * anything; what it writes is read once, and never trusted to stay.
  */
 #include <errno.h>
+#include <fcntl.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include "standin.h"
 
@@ -18,6 +21,35 @@ enum {
 };
 
 struct guest guest = { .doorbell = -1 };
+
+static struct df_slot *slots;
+
+/* The shared area: its descriptor is for the host.  Sealed, so that neither side
+ * can shrink it under the other's feet. */
+int async_pf_area(void)
+{
+	int fd = memfd_create("daxfault-events", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	void *p;
+
+	if (fd < 0)
+		return -1;
+	if (ftruncate(fd, DF_AREA_SIZE) < 0 ||
+	    fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
+		goto fail;
+	p = mmap(NULL, DF_AREA_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (p == MAP_FAILED)
+		goto fail;
+	slots = p;
+	return fd;
+fail:
+	close(fd);
+	return -1;
+}
+
+struct df_slot *async_pf_slot(int vcpu)
+{
+	return &slots[vcpu];
+}
 
 /* ------------------------------------------------------------------ MSRs */
 
@@ -93,6 +125,7 @@ bool irq_restore(struct vcpu *v, uint32_t state)
 		return false;
 	set_state(v, DF_CPU_KERNEL);
 	count_one(&v->count.deferred);
+	trace(v, -1, TRACE_DEFERRED, 0, 0);
 	async_pf_take_interrupt(v);
 	return true;
 }
@@ -103,6 +136,7 @@ static void wake(struct vcpu *v, unsigned int id, const struct wakeup *wakeup)
 {
 	struct task *t = v->tasks[id];
 
+	trace_task(t, TRACE_WAKE, t->token, 0);
 	t->wakeup = *wakeup;
 	t->token = 0;
 	t->state = TASK_READY;
@@ -130,15 +164,19 @@ void async_pf_token_done(struct vcpu *v, uint32_t token, const struct wakeup *wa
 
 	if (token == DF_TOKEN_ALL) {
 		count_one(&v->count.wake_all);
+		trace(v, -1, TRACE_WAKE_ALL, token, 0);
 		wake_all(v);
 		return;
 	}
 	count_one(wakeup->error ? &v->count.errors : &v->count.ready);
+	trace(v, -1, wakeup->error ? TRACE_ERROR : TRACE_READY, token, wakeup->fault.address);
 	task = sleepers_wake(&v->sleepers, token, wakeup);
 	if (task >= 0)
 		wake(v, (unsigned int)task, wakeup);
-	else if (task == SLEEPERS_DUMMY)
+	if (task == SLEEPERS_DUMMY) {
 		count_one(&v->count.early);
+		trace(v, -1, TRACE_EARLY, token, 0);
+	}
 }
 
 /* ------------------------------------------------------------------ the shared area */
@@ -255,11 +293,13 @@ void async_pf_take_interrupt(struct vcpu *v)
 	token = __atomic_load_n(slot, __ATOMIC_ACQUIRE);
 	if (!token)
 		return;
+	trace(v, -1, TRACE_IRQ, token, 0);
 	read_ready(v, &wakeup);
 	async_pf_token_done(v, token, &wakeup);
 	__atomic_store_n(slot, 0, __ATOMIC_RELEASE);
 	__atomic_add_fetch(&v->slot->acks, 1, __ATOMIC_RELEASE);
 	count_one(&v->count.acks);
+	trace(v, -1, TRACE_ACK, token, 0);
 	async_pf_ring();
 }
 

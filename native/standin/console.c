@@ -73,6 +73,18 @@ static const char *run_async(char **words, int n)
 	return NULL;
 }
 
+static const char *run_trace(char **words, int n)
+{
+	(void)n;
+	if (strcmp(words[1], "dump") == 0)
+		trace_dump();
+	else if (strcmp(words[1], "on") == 0 || strcmp(words[1], "off") == 0)
+		trace_set(words[1][1] == 'n');
+	else
+		return "trace is on, off or dump";
+	return NULL;
+}
+
 static const char *run_wait(char **words, int n)
 {
 	struct json j;
@@ -122,6 +134,7 @@ static const struct command commands[] = {
 	{ "vcpu", -1, run_vcpu },
 	{ "kill", 3, run_kill },
 	{ "async", 2, run_async },
+	{ "trace", 2, run_trace },
 	{ "wait", -1, run_wait },
 	{ "stat", 1, run_stat },
 	{ "host", 8, hosting_begin },

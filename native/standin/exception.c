@@ -59,6 +59,7 @@ static void kernel_fault(struct task *t, ucontext_t *uc, const struct fault *f)
 	uintptr_t fixup = fixup_of(ip);
 
 	record(t, f);
+	trace_task(t, fixup ? TRACE_FIXUP : TRACE_PANIC, 0, f->address);
 	if (fixup) {
 		uc->uc_mcontext.gregs[REG_RIP] = (greg_t)fixup;
 		return;
@@ -89,6 +90,7 @@ static void user_fault(struct task *t, ucontext_t *uc, const struct fault *f)
 		sigdelset(&uc->uc_sigmask, SIGBUS);
 	}
 
+	trace_task(t, TRACE_SIGBUS, 0, f->address);
 	t->pending = *f;
 	t->has_pending = 1;
 	memset(&si, 0, sizeof(si));
@@ -170,17 +172,20 @@ static void not_present(struct vcpu *v, ucontext_t *uc, uint32_t token, uint32_t
 	struct wakeup wakeup;
 
 	count_one(&v->count.not_present);
+	trace(v, t ? (int)t->id : -1, TRACE_NOT_PRESENT, token, 0);
 	if (can_sleep(v, t, state))
 		parked = sleepers_park(&v->sleepers, token, t->id, &wakeup);
 	else
 		sleepers_decline(&v->sleepers, token);
 	if (parked == SLEEPERS_REFUSED) {
 		count_one(&v->count.declined);
+		trace(v, t ? (int)t->id : -1, TRACE_DECLINED, token, 0);
 		return;
 	}
 	if (parked == SLEEPERS_PARKED) {
 		t->result.parks++;
 		t->token = token;
+		trace_task(t, TRACE_PARK, token, 0);
 		task_leave(t, TASK_PARKED);
 		wakeup = t->wakeup;
 	}
@@ -241,6 +246,7 @@ static void exception_entry(int sig, siginfo_t *unused, void *context)
 		async_pf_token_done(v, e.token, &e.wakeup);
 		break;
 	case EXCEPTION_ERROR:
+		trace(v, -1, TRACE_ERROR, 0, e.wakeup.fault.address);
 		if (concerns(v->current, context, e.wakeup.fault.address))
 			fail_access(v->current, context, &e.wakeup.fault);
 		else
@@ -290,6 +296,8 @@ static void fault_signal(int sig, siginfo_t *si, void *context)
 	state = irq_save(v);
 	if (expected)
 		f = t->pending;
+	else
+		trace_task(t, TRACE_POISON, 0, address);
 	t->has_pending = 0;
 
 	if (in_guest_kernel((uintptr_t)uc->uc_mcontext.gregs[REG_RIP])) {

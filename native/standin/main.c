@@ -49,6 +49,7 @@ static const char HELP[] =
 "                                    vCPU N (0..62)\n"
 "  kill N T                          SIGKILL for a task\n"
 "  async on|off                      write MSR_KVM_ASYNC_PF_EN of every vCPU\n"
+"  trace on|off|dump                 what happened, event by event\n"
 "  wait [N]                          until nothing is queued (on vCPU N)\n"
 "  stat                              counters of every vCPU\n"
 "  host PATH MOFFSET LEN ABI CPUID FLAGS ANSWERS\n"
@@ -306,7 +307,7 @@ int main(int argc, char **argv)
 	}
 	if (window_open(o.window) < 0)
 		fail(EXIT_USAGE, "no window served by userfaultfd: %s", strerror(errno));
-	event_area = vcpu_event_area();
+	event_area = async_pf_area();
 	if (event_area < 0)
 		fail(EXIT_USAGE, "no event area: %s", strerror(errno));
 	if (exception_install() < 0)

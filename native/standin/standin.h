@@ -25,23 +25,20 @@
  *	signals.c	when a vCPU's thread takes its signals
  *	async_pf.c	the guest's half of asynchronous page faults
  *	sleepers.c	which task sleeps on which token
+ *	trace.c		what happened, event by event
  *	guest_kernel.S	guest kernel code and its exception table
  */
 #ifndef DAXFAULT_STANDIN_H
 #define DAXFAULT_STANDIN_H
 
-#include <setjmp.h>
 #include <signal.h>
-#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
-#include <time.h>
 
 #include "abi.h"
-#include "laps.h"
-#include "sleepers.h"
+#include "tasks.h"
 
 enum {
 	EXIT_DONE = 0,
@@ -104,199 +101,6 @@ void takeover(void) __attribute__((noreturn));
 
 /* ------------------------------------------------------------------ access.c, vcpu.c */
 
-enum op {
-	OP_TOUCH,
-	OP_READ,
-	OP_SUM,
-	OP_WRITE,
-	OP_FILL,
-	OP_SCAN,
-	OP_SCAN_ALL,
-	OP_LAPS,
-	OP_WORK,
-	OP_KCOPY,
-	OP_KCOPY_BARE,
-	OP_KSTORE,
-	OP_SYS_WRITE,
-	OP_SYS_READ,
-	OP_FORK,
-	OP_DONTNEED,
-	OP_REMAP,
-	OP_SIGBUS,
-	OP_COUNT,
-};
-
-enum outcome {
-	OUTCOME_OK,
-	OUTCOME_SIGBUS,
-	OUTCOME_SIGSEGV,
-	OUTCOME_EFAULT,
-	OUTCOME_SHORT,
-	OUTCOME_PANIC,
-	OUTCOME_ERROR,
-	OUTCOME_KILLED,
-	OUTCOME_COUNT,
-};
-
-enum sigbus_disposition {
-	SIGBUS_HANDLE,
-	SIGBUS_DEFAULT,
-	SIGBUS_IGNORE,
-	SIGBUS_BLOCK,
-};
-
-enum {
-	ACCESS_BYTES_MAX = 4096,		/* read, write */
-	ACCESS_COPY_MAX = 64 << 20,		/* kcopy, kcopy_bare, kstore */
-	ACCESS_WORK_MAX = 600000,		/* ms */
-};
-
-struct result;
-
-struct access {
-	struct access *next;
-	/* of an access that no script asked for: called at its end, in the place of a
-	 * printed line.  It has no seq. */
-	void (*ended)(const struct access *a, const struct result *r);
-	void *context;
-	enum op op;
-	uint64_t seq;			/* counts from 1 on every vCPU */
-	uint64_t offset;
-	uint64_t len;
-	uint64_t stride;		/* scan, scan_all, laps */
-	uint64_t seed;			/* laps: 0 in order */
-	uint64_t new_offset;		/* remap */
-	uint64_t milliseconds;		/* work */
-	uint8_t byte;			/* fill */
-	bool irqoff;
-	enum sigbus_disposition disposition;
-	uint8_t *bytes;			/* write: what; k...: the kernel's buffer; owned */
-};
-
-/* Written while the access runs, by the task and by its vCPU's signal handlers,
- * and read after a siglongjmp(): hence in memory, and what counts is volatile. */
-struct result {
-	volatile enum outcome outcome;
-	volatile uint64_t done;		/* bytes */
-	volatile uint64_t steps;	/* scan, scan_all: loads that succeeded */
-	volatile uint64_t faults;	/* how many failed */
-	int error;			/* positive errno of a system call */
-	int signal;			/* that killed the forked child */
-	struct fault fault;		/* the first */
-	uint64_t instruction;		/* of a panic */
-	uint32_t events;		/* errors taken from the shared area */
-	uint32_t parks;			/* how often it slept on a token */
-	struct laps laps;
-	uint64_t value;
-	bool has_value;
-	bool has_bytes;
-	uint8_t bytes[ACCESS_BYTES_MAX];	/* read */
-};
-
-enum task_state {
-	TASK_IDLE,			/* between accesses */
-	TASK_READY,
-	TASK_RUNNING,
-	TASK_PARKED,			/* sleeps until its token is ready */
-	TASK_DONE,			/* its access is, and not yet reported */
-	TASK_DEAD,
-};
-
-/* A context on its vCPU's thread.  Its stack holds the frames of the signals that
- * interrupted it, while other tasks run. */
-struct task {
-	unsigned int id;
-	struct vcpu *vcpu;
-
-	/* under the lock in vcpu.c */
-	struct access *first, **last;
-
-	atomic_bool killed;
-	_Atomic enum task_state state;	/* the vCPU's, read by the console */
-	_Atomic uint32_t token;		/* parked: what it waits for */
-
-	/* the vCPU's own, and its signal handlers' */
-	struct access *access;
-	uint64_t started;		/* ns */
-	struct wakeup wakeup;		/* how the last wait ended */
-	volatile sig_atomic_t in_access;
-	uint32_t mode;			/* enum df_cpu_state while it runs */
-	uint64_t from, to;		/* the addresses the access may touch */
-	struct fault pending;		/* taken, its SIGBUS not yet delivered */
-	volatile sig_atomic_t has_pending;
-	sigjmp_buf escape;		/* where a fault ends the access */
-	struct result result;
-
-	uint8_t *stack;
-	size_t stack_size;
-	void *sp;
-	void *fake_stack;		/* AddressSanitizer's */
-};
-
-enum vcpu_state {
-	VCPU_ABSENT,
-	VCPU_IDLE,			/* nothing to run: all done, or all parked */
-	VCPU_RUNNING,
-	VCPU_DEAD,			/* its kernel panicked */
-};
-
-enum vcpu_order {			/* from other threads, told by DF_APF_INTERRUPT */
-	ORDER_SCHEDULE = 1,
-	ORDER_WAKE_ALL = 2,
-};
-
-struct vcpu_counters {			/* written by the thread, read by the console */
-	_Atomic uint64_t events;	/* errors taken and acted upon */
-	_Atomic uint64_t spurious;	/* signals that found no event */
-	_Atomic uint64_t stray;		/* events for a fault that is over: dropped */
-	_Atomic uint64_t not_present;	/* "not present", all of them */
-	_Atomic uint64_t declined;	/* ... of which nobody could sleep */
-	_Atomic uint64_t ready;		/* tokens done, without an error */
-	_Atomic uint64_t errors;	/* tokens done, with one */
-	_Atomic uint64_t early;		/* ... before their "not present" */
-	_Atomic uint64_t wake_all;
-	_Atomic uint64_t deferred;	/* interrupts found when they were enabled */
-	_Atomic uint64_t acks;
-	_Atomic uint64_t switches;
-};
-
-struct vcpu {
-	int id;
-	pid_t tid;
-	struct df_slot *slot;
-
-	/* under the lock in vcpu.c */
-	enum vcpu_state state;
-	struct task *tasks[TASK_COUNT];
-	unsigned int queued;
-	unsigned int unfinished;	/* accesses queued or begun */
-	uint64_t next_seq;
-
-	_Atomic uint32_t orders;	/* enum vcpu_order */
-
-	/* the vCPU thread's own, and its signal handlers' */
-	struct task *current;
-	unsigned int last_task;
-	bool reschedule;		/* somebody else may run */
-	timer_t tick;
-	uint32_t cpu_state;		/* as in the slot, which the host can write */
-	bool sigbus_blocked;
-	struct fault last_error;
-	struct sleepers sleepers;
-	void *sp;			/* of the scheduler, while a task runs */
-	void *fake_stack;		/* AddressSanitizer's, and the bounds it wants */
-	const void *stack;
-	size_t stack_size;
-
-	uint64_t outcomes[OUTCOME_COUNT];
-	struct vcpu_counters count;
-};
-
-static inline void count_one(_Atomic uint64_t *counter)
-{
-	atomic_fetch_add_explicit(counter, 1, memory_order_relaxed);
-}
-
 /* `arguments` has a letter for each: o offset, l length, s stride, r seed, x bytes in
  * hex, b one byte, n new offset, d disposition of SIGBUS, m milliseconds. */
 struct op_description {
@@ -321,7 +125,6 @@ void access_fork(struct task *t, struct access *a);
 void fork_abandon(void);
 void access_free(struct access *a);
 
-int vcpu_event_area(void);
 int vcpu_queue(int id, unsigned int task, struct access *a);
 int vcpu_kill(int id, unsigned int task);
 void vcpu_async(bool on);
@@ -368,6 +171,8 @@ struct exception {
 
 extern struct guest guest;
 
+int async_pf_area(void);
+struct df_slot *async_pf_slot(int vcpu);
 void async_pf_enable(struct vcpu *v, bool async);
 void async_pf_take_exception(struct vcpu *v, struct exception *e);
 void async_pf_take_interrupt(struct vcpu *v);
@@ -387,6 +192,37 @@ int exception_sigbus(struct vcpu *v, enum sigbus_disposition disposition);
 /* Guest kernel code (guest_kernel.S): the number of bytes NOT copied. */
 size_t guest_copy(void *to, const void *from, size_t len);
 size_t guest_copy_bare(void *to, const void *from, size_t len);
+
+/* ------------------------------------------------------------------ trace.c */
+
+enum trace_what {
+	TRACE_NOT_PRESENT,
+	TRACE_DECLINED,
+	TRACE_PARK,
+	TRACE_READY,
+	TRACE_WAKE,
+	TRACE_EARLY,
+	TRACE_ERROR,
+	TRACE_SIGBUS,
+	TRACE_FIXUP,
+	TRACE_PANIC,
+	TRACE_SWITCH,
+	TRACE_IDLE,
+	TRACE_ACK,
+	TRACE_IRQ,
+	TRACE_DEFERRED,
+	TRACE_WAKE_ALL,
+	TRACE_BEGIN,
+	TRACE_END,
+	TRACE_KILLED,
+	TRACE_POISON,
+	TRACE_COUNT,
+};
+
+void trace_set(bool wanted);
+void trace(const struct vcpu *v, int task, enum trace_what what, uint32_t token, uint64_t gva);
+void trace_task(const struct task *t, enum trace_what what, uint32_t token, uint64_t gva);
+void trace_dump(void);
 
 /* ------------------------------------------------------------------ signals.c */
 

@@ -104,6 +104,7 @@ void task_run(struct task *t)
 	t->state = TASK_RUNNING;
 	v->current = t;
 	count_one(&v->count.switches);
+	trace_task(t, TRACE_SWITCH, 0, 0);
 	__sanitizer_start_switch_fiber(&v->fake_stack, t->stack, t->stack_size);
 	task_switch(&v->sp, t->sp);
 	__sanitizer_finish_switch_fiber(v->fake_stack, NULL, NULL);

@@ -2,15 +2,13 @@
  *
  * vcpu.c - vCPU threads, their queues, and which task runs.
  *
- * Owns the threads, what waits for their tasks, and their slots of the shared area.
+ * Owns the threads and what waits for their tasks.
  * One lock guards all queues: it is taken twice an access and never held while the
  * window is touched, nor where the vCPU's signals are open.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <pthread.h>
 #include <stdlib.h>
-#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -24,34 +22,11 @@ enum {
 __thread struct vcpu *this_vcpu;
 
 static struct vcpu vcpus[VCPU_COUNT];
-static struct df_slot *slots;
 static bool async = true;
 static bool panicked;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t finished = PTHREAD_COND_INITIALIZER;
-
-/* The shared area: its descriptor is for the host.  Sealed, so that neither side
- * can shrink it under the other's feet. */
-int vcpu_event_area(void)
-{
-	int fd = memfd_create("daxfault-events", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	void *p;
-
-	if (fd < 0)
-		return -1;
-	if (ftruncate(fd, DF_AREA_SIZE) < 0 ||
-	    fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
-		goto fail;
-	p = mmap(NULL, DF_AREA_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	if (p == MAP_FAILED)
-		goto fail;
-	slots = p;
-	return fd;
-fail:
-	close(fd);
-	return -1;
-}
 
 static uint64_t now_ns(void)
 {
@@ -132,6 +107,7 @@ static bool can_run(struct task *t)
 	if (t->state == TASK_IDLE && t->first) {
 		t->access = take(t);
 		t->started = now_ns();
+		trace_task(t, TRACE_BEGIN, 0, window_base + t->access->offset);
 		t->state = TASK_READY;
 	}
 	return t->state == TASK_READY;
@@ -179,6 +155,9 @@ static void finish(struct task *t)
 	struct vcpu *v = t->vcpu;
 	struct access *a = t->access;
 
+	if (t->result.outcome == OUTCOME_KILLED)
+		trace_task(t, TRACE_KILLED, 0, 0);
+	trace_task(t, TRACE_END, 0, window_base + a->offset);
 	report_done(t, a, now_ns() - t->started);
 	access_free(a);
 	pthread_mutex_lock(&lock);
@@ -196,8 +175,10 @@ static void finish(struct task *t)
 /* `sti; hlt`: what comes after the last look is pending, and ends the wait. */
 static void idle(struct vcpu *v)
 {
-	if (!irq_restore(v, DF_CPU_IF | DF_CPU_KERNEL) && !v->orders)
+	if (!irq_restore(v, DF_CPU_IF | DF_CPU_KERNEL) && !v->orders) {
+		trace(v, -1, TRACE_IDLE, 0, 0);
 		signals_wait();
+	}
 	irq_save(v);
 }
 
@@ -253,7 +234,7 @@ static int power_on(struct vcpu *v, int id)
 	int error;
 
 	v->id = id;
-	v->slot = &slots[id];
+	v->slot = async_pf_slot(id);
 	v->next_seq = 1;
 	v->last_task = TASK_COUNT - 1;
 	v->state = VCPU_IDLE;

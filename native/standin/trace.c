@@ -1,0 +1,153 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * trace.c - what a guest kernel's own tracing would show of its page faults.
+ *
+ * Owns a ring of events for each vCPU.  Off, it costs a load.  On, each event takes a
+ * lock for a few instructions: its vCPU's signals are blocked then, so that a handler
+ * never waits for the code it interrupted.
+ */
+#include <pthread.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include "standin.h"
+
+enum {
+	RING = 8192,			/* events of one vCPU; then the oldest go */
+	LINE_EVENTS = 1024,
+};
+
+struct event {
+	uint64_t ns;			/* CLOCK_MONOTONIC */
+	uint64_t gva;
+	uint32_t token;
+	int16_t task;
+	uint8_t what;
+};
+
+static struct ring {
+	struct event *events;
+	uint64_t written, read;
+} rings[VCPU_COUNT];
+
+static atomic_bool on;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+/* Begins with nothing; what had been traced stays when it ends. */
+void trace_set(bool wanted)
+{
+	int i;
+
+	pthread_mutex_lock(&lock);
+	for (i = 0; wanted && i < VCPU_COUNT; i++) {
+		if (!rings[i].events)
+			rings[i].events = calloc(RING, sizeof(struct event));
+		if (!rings[i].events)
+			abort();
+		rings[i].read = rings[i].written;
+	}
+	on = wanted;
+	pthread_mutex_unlock(&lock);
+}
+
+/* `task` is -1 where none is concerned. */
+void trace(const struct vcpu *v, int task, enum trace_what what, uint32_t token, uint64_t gva)
+{
+	struct ring *r = &rings[v->id];
+	struct timespec ts;
+
+	if (!atomic_load_explicit(&on, memory_order_relaxed))
+		return;
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	pthread_mutex_lock(&lock);
+	r->events[r->written++ % RING] = (struct event){
+		.ns = (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec,
+		.gva = gva,
+		.token = token,
+		.task = (int16_t)task,
+		.what = (uint8_t)what,
+	};
+	pthread_mutex_unlock(&lock);
+}
+
+void trace_task(const struct task *t, enum trace_what what, uint32_t token, uint64_t gva)
+{
+	trace(t->vcpu, (int)t->id, what, token, gva);
+}
+
+/* ------------------------------------------------------------------ dump */
+
+static void dump_event(struct json *j, int vcpu, const struct event *e)
+{
+	static const char *const names[TRACE_COUNT] = {
+		[TRACE_NOT_PRESENT] = "not_present",
+		[TRACE_DECLINED] = "declined",
+		[TRACE_PARK] = "park",
+		[TRACE_READY] = "ready",
+		[TRACE_WAKE] = "wake",
+		[TRACE_EARLY] = "early",
+		[TRACE_ERROR] = "error",
+		[TRACE_SIGBUS] = "sigbus",
+		[TRACE_FIXUP] = "fixup",
+		[TRACE_PANIC] = "panic",
+		[TRACE_SWITCH] = "switch",
+		[TRACE_IDLE] = "idle",
+		[TRACE_ACK] = "ack",
+		[TRACE_IRQ] = "irq",
+		[TRACE_DEFERRED] = "deferred",
+		[TRACE_WAKE_ALL] = "wake_all",
+		[TRACE_BEGIN] = "begin",
+		[TRACE_END] = "end",
+		[TRACE_KILLED] = "killed",
+		[TRACE_POISON] = "poison",
+	};
+
+	json_object_begin(j);
+	json_uint(j, "ns", e->ns);
+	json_int(j, "vcpu", vcpu);
+	json_int(j, "task", e->task);
+	json_text(j, "what", names[e->what]);
+	json_uint(j, "token", e->token);
+	json_address(j, "gva", e->gva);
+	json_object_end(j);
+}
+
+/* Up to LINE_EVENTS of a vCPU, taken off its ring; false when there are none. */
+static bool dump_line(struct json *j, int vcpu, uint64_t *lost)
+{
+	struct ring *r = &rings[vcpu];
+	struct event events[LINE_EVENTS];
+	unsigned int n = 0, i;
+
+	pthread_mutex_lock(&lock);
+	if (r->written - r->read > RING) {
+		*lost += r->written - r->read - RING;
+		r->read = r->written - RING;
+	}
+	while (n < LINE_EVENTS && r->read < r->written)
+		events[n++] = r->events[r->read++ % RING];
+	pthread_mutex_unlock(&lock);
+
+	json_begin(j, "trace");
+	json_list_begin(j, "events");
+	for (i = 0; i < n; i++)
+		dump_event(j, vcpu, &events[i]);
+	json_list_end(j);
+	return n > 0;
+}
+
+/* What was traced since the last dump, one vCPU after the other. */
+void trace_dump(void)
+{
+	uint64_t lost = 0;
+	struct json j;
+	int vcpu;
+
+	for (vcpu = 0; vcpu < VCPU_COUNT; vcpu++) {
+		while (dump_line(&j, vcpu, &lost))
+			json_emit(&j);
+	}
+	json_begin(&j, "traced");
+	json_uint(&j, "lost", lost);
+	json_emit(&j);
+}
