@@ -86,8 +86,8 @@ def test_repro_on_kvm_loops_both_ways_and_ends_in_the_exact_error(top: Path) -> 
         assert len(loops) == 2
         halted, counted = loops
         assert halted["guest"] is None
-        assert counted["guest"] > 20
-        assert abs(counted["guest"] - counted["faults"]) <= 20
+        assert counted["guest"] >= 19
+        assert counted["faults"] - counted["guest"] in (0, 1)
         errors = [access for access in story["accesses"] if access["got"] in ("sigbus", "fixup")]
         assert len(errors) == 3
         assert all(access["address"] == access["expected_address"] for access in errors)

@@ -76,6 +76,8 @@ class Machine:
         self.rescued: list[Rescued] = []
         self.deferred = 0
         self.ended: GuestEnded | None = None
+        # the window is being changed, or asked: what a vCPU is told comes after the rescue that led to it
+        self._changing = trio.Lock()
         self.vcpus = tuple(Vcpu(kvm, number) for number in range(kvm.vcpus))
 
     async def run(self, *steps: Step, vcpu: int = 0, seconds: float = 10.0) -> list[Result]:
@@ -107,11 +109,26 @@ class Machine:
         except Nonsense as e:
             raise self._end(me, f"its mailbox makes no sense: {e}") from None
 
+    @contextlib.asynccontextmanager
+    async def paused(self, vcpu: int = 0) -> AsyncIterator[bool]:
+        """A vCPU stopped in the middle of its script, so that what the guest and KVM count can be compared;
+        it goes on afterwards.  False: the script has ended."""
+        me = self.vcpus[vcpu]
+        await self._stop(me)
+        self._alive()
+        stopped = me.exits[-1].kind is ExitKind.STOPPED
+        try:
+            yield stopped
+        finally:
+            if stopped:
+                self._go(vcpu)
+
     async def revive(self) -> None:
         """The file has grown again, and no vCPU runs: let the guest see it."""
         if any(vcpu.running for vcpu in self.vcpus):
             raise ValueError("a vCPU runs")
-        await trio.to_thread.run_sync(self.window.revive)
+        async with self._changing:
+            await trio.to_thread.run_sync(self.window.revive)
 
     def dump(self, vcpu: int) -> str:
         """What is known of a vCPU, for a person."""
@@ -169,9 +186,10 @@ class Machine:
 
     async def _rescue(self, me: Vcpu, suspicion: Suspicion, how: Rescue) -> None:
         me.detector.reset()
-        began = time.perf_counter()
-        if await trio.to_thread.run_sync(self.window.rescue, how):
-            self.rescued.append(Rescued(suspicion, how, time.perf_counter() - began))
+        async with self._changing:
+            began = time.perf_counter()
+            if await trio.to_thread.run_sync(self.window.rescue, how):
+                self.rescued.append(Rescued(suspicion, how, time.perf_counter() - began))
 
     async def _answer(self, me: Vcpu, exit: Exit) -> None:
         ring = exit.value if exit.kind is ExitKind.DOORBELL else None
@@ -187,7 +205,8 @@ class Machine:
             self._end(me, f"it ended with {exit.kind.name}")
 
     async def _failed(self, me: Vcpu, exit: Exit) -> None:
-        found = await trio.to_thread.run_sync(locate, self.kvm, self.window, exit)
+        async with self._changing:
+            found = await trio.to_thread.run_sync(locate, self.kvm, self.window, exit)
         if isinstance(found, Unknown) and not found.elsewhere:
             self._end(me, f"an access failed, and it cannot be said which: {found.why}")
             return
