@@ -4,7 +4,6 @@
  *
  * Owns that name, which is a thread's own as errno is.
  */
-#include <cpuid.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -80,14 +79,11 @@ int df_kvm_probe(struct df_kvm_abilities *out)
 {
 	int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC), error = 0, vm;
 	struct kvm_cpuid2 *cpuid;
-	uint32_t eax;
 
 	memset(out, 0, sizeof(*out));
 	if (kvm < 0)
 		return kvm_refused("/dev/kvm");
 	out->api = ioctl(kvm, KVM_GET_API_VERSION, 0);
-	/* what runs this machine, if anything: KVM under KVM is no news, PVM is */
-	__cpuid(0x40000000, eax, out->hypervisor[0], out->hypervisor[1], out->hypervisor[2]);
 	vm = ioctl(kvm, KVM_CREATE_VM, 0);
 	if (vm < 0) {
 		error = kvm_refused("KVM_CREATE_VM");

@@ -38,7 +38,6 @@ struct vcpu {
 	struct kvm_run *run;
 	pthread_t thread;
 	bool started;
-	pid_t tid;
 	pthread_cond_t changed;
 	/* under machine->lock */
 	enum vcpu_state state;

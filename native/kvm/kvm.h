@@ -93,7 +93,6 @@ struct df_kvm_abilities {
 	uint32_t mce;
 	uint32_t msi;
 	uint32_t memory_fault;		/* KVM_CAP_MEMORY_FAULT_INFO (6.8) */
-	uint32_t hypervisor[3];		/* the signature at CPUID 0x40000000, ebx ecx edx */
 };
 
 /* The ioctl (or call) that failed last in this thread. */
@@ -119,8 +118,7 @@ int df_kvm_resume(struct df_kvm *machine, uint32_t vcpu);
 /* Have it exit; a record comes, of this or of something that happened first.
  * -EALREADY: it does not run. */
 int df_kvm_stop(struct df_kvm *machine, uint32_t vcpu);
-/* The thread, for its processor time; and that time, in ns. */
-int df_kvm_tid(struct df_kvm *machine, uint32_t vcpu);
+/* Its thread's processor time, in ns. */
 int64_t df_kvm_cpu_ns(struct df_kvm *machine, uint32_t vcpu);
 
 /* Of a vCPU that has exited; otherwise -EBUSY. */

@@ -13,7 +13,6 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
-#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -221,8 +220,6 @@ static void *vcpu_thread(void *arg)
 	struct df_kvm_exit exit;
 
 	pthread_mutex_lock(&machine->lock);
-	vcpu->tid = (pid_t)syscall(SYS_gettid);
-	pthread_cond_broadcast(&vcpu->changed);
 	for (;;) {
 		while (vcpu->state == VCPU_WAITS)
 			pthread_cond_wait(&vcpu->changed, &machine->lock);
@@ -257,10 +254,6 @@ int vcpu_start(struct vcpu *vcpu)
 		return kvm_refused("pthread_create");
 	}
 	vcpu->started = true;
-	pthread_mutex_lock(&vcpu->machine->lock);
-	while (!vcpu->tid)
-		pthread_cond_wait(&vcpu->changed, &vcpu->machine->lock);
-	pthread_mutex_unlock(&vcpu->machine->lock);
 	return 0;
 }
 
@@ -340,11 +333,6 @@ int df_kvm_exits(struct df_kvm *machine, struct df_kvm_exit *out, int most)
 	}
 	pthread_mutex_unlock(&machine->lock);
 	return n;
-}
-
-int df_kvm_tid(struct df_kvm *machine, uint32_t vcpu)
-{
-	return vcpu < machine->vcpus ? machine->vcpu[vcpu].tid : -EINVAL;
 }
 
 int64_t df_kvm_cpu_ns(struct df_kvm *machine, uint32_t vcpu)
