@@ -3,23 +3,19 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 import random
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
-from needs import require, require_fuse, require_root
+from lines import Lines, killable_host
 from stage import PAGE, RANGE, Stage, call, noticed, stage
 from trio.testing import trio_test
 
-import native
 from vmm.errors import alone
 from vmm.standin import StandIn
 
@@ -175,56 +171,10 @@ def test_death_of_one_guest_amid_faults_leaves_the_others_right_bytes(tmp_path: 
     body()
 
 
-class Lines:
-    """A stand-in driven without a loop: commands in, JSON lines out."""
-
-    def __init__(self, path: Path) -> None:
-        self.process = subprocess.Popen(
-            [native.standin(), "--socket", path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self.window = int(self.read("ready")["window"], 16)
-
-    def read(self, event: str) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            found: dict[str, Any] = json.loads(line)
-            assert found["event"] in (event, "host_lost")
-            if found["event"] == event:
-                return found
-        raise AssertionError(f"the stand-in ended before {event}")
-
-    def do(self, command: str, event: str = "done") -> dict[str, Any]:
-        assert self.process.stdin is not None
-        self.process.stdin.write(command + "\n")
-        self.process.stdin.flush()
-        return self.read(event)
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.communicate()
-
-
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
-    """A host process over tmp_path; what it leaves mounted is unmounted."""
-    require_fuse()
-    require_root()  # umount(8) of a mount that its server has left
-    try:
-        native.uffd_probe()
-    except OSError as e:
-        require(False, f"userfaultfd: {e}")
-    for name in ("backing", "mount"):
-        (tmp_path / name).mkdir()
-    script = Path(__file__).with_name("host_process.py")
-    process = subprocess.Popen([sys.executable, script, tmp_path], stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
+    with killable_host(tmp_path) as process:
         yield process
-    finally:
-        process.kill()
-        process.communicate()
-        subprocess.run(["umount", "-l", tmp_path / "mount"], check=False, stderr=subprocess.DEVNULL)
 
 
 def test_guest_of_host_that_was_killed_gets_errors_never_zeros_and_never_hangs(

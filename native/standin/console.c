@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "hosting.h"
 #include "standin.h"
 
 enum {

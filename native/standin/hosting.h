@@ -37,6 +37,11 @@ struct hosting {
 	uint64_t len;
 };
 
+/* Commands of the console (standin.h). */
+const char *hosting_begin(char **words, int n);
+const char *hosting_tell(char **words, int n);
+void hosting_end(void);
+
 /* The words of the command: NULL, or what is wrong. */
 const char *hosting_parse(char **words, uint64_t *moffset, struct hosting *host);
 

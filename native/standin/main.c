@@ -14,6 +14,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "hosting.h"
 #include "standin.h"
 
 static const uint64_t DEFAULT_WINDOW = UINT64_C(1) << 30;

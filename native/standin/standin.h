@@ -20,7 +20,7 @@
  *	access.c	what a task does to the window
  *	laps.c		the same with a stop-watch
  *	fork.c		the same in a forked child
- *	hosting.c	the window as a file for a guest of this guest
+ *	hosting.h	the window as a file for a guest of this guest
  *	exception.c	the guest kernel's exception and interrupt entries
  *	signals.c	when a vCPU's thread takes its signals
  *	async_pf.c	the guest's half of asynchronous page faults
@@ -242,12 +242,6 @@ const char *file_open(char **words, int n);
 const char *file_close(char **words, int n);
 const char *file_map(char **words, int n);
 const char *file_unmap(char **words, int n);
-
-/* ------------------------------------------------------------------ hosting.c */
-
-const char *hosting_begin(char **words, int n);
-const char *hosting_tell(char **words, int n);
-void hosting_end(void);
 
 /* ------------------------------------------------------------------ console.c */
 

@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every design on the same accesses, side by side.
+
+A cell is a real run: a file on a mount of ours, a host, a fresh stand-in, one access, and
+what became of it.  Nothing here knows what a design is supposed to do.
+"""
