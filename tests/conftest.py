@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures shared by all tests."""
 
+import contextlib
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +9,9 @@ from pathlib import Path
 import pytest
 from fsd_mount import FsdMount
 from needs import require, require_fuse, require_root
+from raw_host import RawHost, Start
+
+import native
 
 MakeMount = Callable[..., FsdMount]
 
@@ -49,3 +53,14 @@ def read_only_source(tmp_path: Path) -> Iterator[Path]:
     require(made == 0, "bind mounts")
     yield source
     subprocess.run(["umount", "-l", source], check=True)
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start stand-ins, of an `abi` and with other options, with hosts played by the test."""
+    with contextlib.ExitStack() as stack:
+
+        def begin(*arguments: str, abi: str = "report") -> RawHost:
+            return stack.enter_context(RawHost(native.standin(), *arguments, abi=abi))
+
+        yield begin

@@ -30,6 +30,10 @@ ALL = lib.DF_TOKEN_ALL
 SYS_TGKILL = 234
 PATTERN = random.Random(42).randbytes(RANGE)  # what the one file of the guest holds
 IF, KERNEL, SYSCALL = lib.DF_CPU_IF, lib.DF_CPU_KERNEL, lib.DF_CPU_SYSCALL
+ABIS = ["mainline", "rfc-v1", "june-2020", "gone", "retry", "report"]
+IN_KERNEL = ["rfc-v1", "gone", "report"]  # who sets SEND_ALWAYS
+EFAULT = 14
+WORK = "work 60000"  # for ever, as far as a test is concerned: it is killed
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -242,3 +246,6 @@ def tokens(count: int, vcpu: int = 0) -> Iterable[int]:
 def _reply(request: bytes, fields: bytes) -> bytes:
     kind, length, seq, _, _ = HEADER.unpack_from(request)
     return HEADER.pack(kind + DF_REPLY, length, seq, 0, 0) + fields
+
+
+Start = Callable[..., RawHost]

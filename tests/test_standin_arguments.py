@@ -327,7 +327,8 @@ def test_quit_does_not_read_on(peer: Peer) -> None:
 
 WORDS = """
 vcpu wait stat map unmap open close touch read sum write fill scan kcopy remap sigbus block handle
-kill async trace on off dump work irqoff 0.1 1.95 2.96 f r w ro rw 0 1 2 62 63 4096 2M 1G 0x10 -1 ff 00 # /dev/null / \x7f
+kill async trace on off dump work irqoff 0.1 1.95 2.96
+f r w ro rw 0 1 2 62 63 4096 2M 1G 0x10 -1 ff 00 # /dev/null / \x7f
 """
 
 

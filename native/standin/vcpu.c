@@ -150,20 +150,22 @@ static struct task *next_task(struct vcpu *v)
 	return t;
 }
 
+/* Told under the lock: `stat` after `done` shows what `done` has said. */
 static void finish(struct task *t)
 {
 	struct vcpu *v = t->vcpu;
 	struct access *a = t->access;
+	uint64_t ns = now_ns() - t->started;
 
 	if (t->result.outcome == OUTCOME_KILLED)
 		trace_task(t, TRACE_KILLED, 0, 0);
 	trace_task(t, TRACE_END, 0, window_base + a->offset);
-	report_done(t, a, now_ns() - t->started);
-	access_free(a);
 	pthread_mutex_lock(&lock);
 	t->access = NULL;
 	t->state = TASK_IDLE;
 	v->outcomes[t->result.outcome]++;
+	report_done(t, a, ns);
+	access_free(a);
 	if (t->result.outcome == OUTCOME_PANIC)
 		die(v);
 	else if (t->result.outcome == OUTCOME_KILLED)
