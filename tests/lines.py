@@ -36,10 +36,13 @@ class Lines:
         raise AssertionError(f"the stand-in ended before {event}")
 
     def do(self, command: str, event: str = "done") -> dict[str, Any]:
+        self.send(command)
+        return self.read(event)
+
+    def send(self, command: str) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(command + "\n")
         self.process.stdin.flush()
-        return self.read(event)
 
     def close(self) -> None:
         self.process.kill()

@@ -5,46 +5,28 @@ The host in this process is L0, its stand-in L1 is the host of the stand-in L2.
 """
 
 import contextlib
-import errno
 import os
 import random
 import signal
-import socket
-from collections.abc import AsyncIterator
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import raw_guest
 import trio
 from lines import Lines, killable_host
-from raw_guest import RawGuest, closing
-from stage import PAGE, RANGE, Stage, call, eventually, stage
+from nests import DATA, fnv1a, gone, nesting
+from stage import PAGE, PATIENCE, RANGE, Stage, call, eventually, stage
 from trio.testing import trio_test
 
-from native import Cpuid
+from native import Abi
 from vmm.compare import nested
-from vmm.compare.nested import Nest, nest
 from vmm.designs import DESIGNS
-from vmm.standin import StandIn, StandInError
+from vmm.designs.report import Report
+from vmm.standin import StandInError
 from vmm.standin import nested as guest_of
 
-DATA = random.Random(7).randbytes(64 * PAGE)
 CUT = 33 * PAGE
-
-
-def fnv1a(data: bytes) -> str:
-    value = 0xCBF29CE484222325
-    for byte in data:
-        value = (value ^ byte) * 0x100000001B3 & 2**64 - 1
-    return f"{value:016x}"
-
-
-@contextlib.asynccontextmanager
-async def nesting(top: Path, design: str = "report") -> AsyncIterator[tuple[Stage, Nest]]:
-    async with stage(top, loop_seconds=60) as s:
-        path = s.make("file", DATA)
-        async with nest(s.host, s.nursery, DESIGNS[design], path) as n:
-            yield s, n
 
 
 async def truncated(s: Stage, size: int = CUT) -> None:
@@ -133,6 +115,22 @@ def test_nested_error_that_was_reported_heals_when_the_file_grows_again(tmp_path
     body()
 
 
+def test_nested_error_that_was_poisoned_heals_by_itself(tmp_path: Path) -> None:
+    @trio_test
+    async def body() -> None:
+        async with nesting(tmp_path, "poison") as (s, n):
+            await truncated(s)
+            assert (await n.l2.access(0, f"touch {40 * PAGE}")).outcome == "sigbus"
+            await truncated(s, len(DATA))
+            with trio.fail_after(PATIENCE):
+                # L1 asks again now and then: nobody tells it that the page is back
+                while (got := await n.l2.access(0, f"read {40 * PAGE} 16")).outcome == "sigbus":  # noqa: ASYNC110
+                    await trio.sleep(0.02)
+            assert (got.outcome, got.value) == ("ok", "00" * 16)
+
+    body()
+
+
 # What became of the innermost task under each design; docs/nested.md says why.
 CARRIED = {
     "mainline": ("loop", None),
@@ -189,11 +187,6 @@ def test_nested_guest_whose_host_dies_gets_poison_and_never_zeros(tmp_path: Path
     body()
 
 
-def gone(l1: StandIn) -> list[str | None]:
-    """Why L1 let its guests go, oldest first."""
-    return [event.get("message") for event in l1.unsolicited if event["event"] == "guest_gone"]
-
-
 def test_nested_guest_that_dies_makes_room_for_another(tmp_path: Path) -> None:
     @trio_test
     async def body() -> None:
@@ -218,199 +211,40 @@ def test_nested_guest_that_dies_makes_room_for_another(tmp_path: Path) -> None:
     body()
 
 
+@contextlib.contextmanager
+def bottomless(top: Path, answers: str) -> Iterator[tuple[Lines, Lines]]:
+    """L1 and L2 whose bottom has just died; L2 has page 0."""
+    with killable_host(top) as bottom, contextlib.ExitStack() as stack:
+        (top / "backing" / "file").write_bytes(DATA)
+        l1 = stack.enter_context(contextlib.closing(Lines(top / "socket")))
+        l1.do(f"open f {top}/mount/file rw", "open")
+        l1.do(f"map f 0 {RANGE} 0 w", "map")
+        l1.do(f"host {top}/l1 0 {RANGE} {Abi.REPORT} {int(Report.cpuid)} 0 {answers}", "host")
+        l2 = stack.enter_context(contextlib.closing(Lines(top / "l1")))
+        l2.do("open f /dev/null ro", "open")
+        l2.do(f"map f 0 {RANGE} 0 r", "map")
+        assert l2.do("vcpu 0 touch 0")["value"] == DATA[0]
+        bottom.send_signal(signal.SIGKILL)
+        bottom.wait()
+        yield l1, l2
+
+
 def test_nested_guest_at_the_death_of_the_bottom_gets_errors_and_never_zeros(tmp_path: Path) -> None:
-    with killable_host(tmp_path) as bottom:
-        (tmp_path / "backing" / "file").write_bytes(DATA)
-        l1 = Lines(tmp_path / "socket")
-        l2 = None
-        try:
-            l1.do(f"open f {tmp_path}/mount/file rw", "open")
-            l1.do(f"map f 0 {RANGE} 0 w", "map")
-            l1.do(f"host {tmp_path}/l1 0 {RANGE} 5 {int(Cpuid.ERROR)} 0 report,report,report", "host")
-            l2 = Lines(tmp_path / "l1")
-            l2.do("open f /dev/null ro", "open")
-            l2.do(f"map f 0 {RANGE} 0 r", "map")
-            assert l2.do("vcpu 0 touch 0")["value"] == DATA[0]
-            bottom.send_signal(signal.SIGKILL)
-            bottom.wait()
-            # L1 answers its own faults with poison by now or soon; before, they only wait.  Pages
-            # near the first one it may have: the bottom installs 16 at once
-            for page in (30, 40, 63):
-                got = l2.do(f"vcpu 0 touch {page * PAGE + 3}")
-                assert (got["outcome"], int(got["address"], 16)) == ("sigbus", l2.window + page * PAGE + 3)
-            assert l2.do("vcpu 0 touch 0")["value"] == DATA[0]
-        finally:
-            l1.close()
-            if l2 is not None:
-                l2.close()
+    with bottomless(tmp_path, "report,report,report") as (_, l2):
+        # L1 answers its own faults with poison by now or soon; before, they only wait.  Pages
+        # near the first one it may have: the bottom installs 16 at once
+        for page in (30, 40, 63):
+            got = l2.do(f"vcpu 0 touch {page * PAGE + 3}")
+            assert (got["outcome"], int(got["address"], 16)) == ("sigbus", l2.window + page * PAGE + 3)
+        assert l2.do("vcpu 0 touch 0")["value"] == DATA[0]
 
 
-# ---- the command and the wire
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("0 2M 5 0 0", "wrong number of arguments"),
-        ("x 2M 5 0 0 wake,wake,wake", "not a number"),
-        ("0 0 5 0 0 wake,wake,wake", "a range needs a length"),
-        ("0 1G 5 0 0 wake,wake,wake", "beyond the window"),
-        ("1 4096 5 0 0 wake,wake,wake", "not a multiple of the page size"),
-        ("0 2M 6 0 0 wake,wake,wake", "no such ABI"),
-        ("0 2M 5 0 4 wake,wake,wake", "unknown bits"),
-        ("0 2M 5 0x100000000 0 wake,wake,wake", "unknown bits"),
-        ("0 2M 5 0 0 wake,wake", "not three answers"),
-        ("0 2M 5 0 0 wake,wake,wake,wake", "not three answers"),
-        ("0 2M 5 0 0 wake,wake,sleep", "not three answers"),
-        ("0 2M 5 0 0 wake,wake,report/", "not three answers"),
-    ],
-)
-def test_host_command_that_makes_no_sense_is_refused(tmp_path: Path, words: str, message: str) -> None:
-    @trio_test
-    async def body() -> None:
-        async with stage(tmp_path) as s, s.guest(window=2 * RANGE) as l1:
-            with pytest.raises(StandInError, match=message):
-                await l1._ask(f"host {tmp_path}/l1 {words}")
-            # and it changed nothing
-            await l1.host(tmp_path / "l1", 0, RANGE, DESIGNS["report"])
-            with pytest.raises(StandInError, match="a host already"):
-                await l1.host(tmp_path / "l1", 0, RANGE, DESIGNS["report"])
-
-    body()
-
-
-def test_host_command_for_a_path_that_cannot_be_bound_says_why(tmp_path: Path) -> None:
-    @trio_test
-    async def body() -> None:
-        async with stage(tmp_path) as s, s.guest(window=2 * RANGE) as l1:
-            with pytest.raises(StandInError, match="not a host"):
-                await l1.hosted()
-            with pytest.raises(StandInError, match=f"{tmp_path}/no/l1: No such file or directory"):
-                await l1.host(tmp_path / "no" / "l1", 0, RANGE, DESIGNS["report"])
-
-    body()
-
-
-@contextlib.asynccontextmanager
-async def raw(tmp_path: Path, l1: StandIn) -> AsyncIterator[RawGuest]:
-    """A guest of L1 that may say anything; L1 must serve a good one after it."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    sock.connect(os.fspath(tmp_path / "l1"))
-    guest = RawGuest(sock)
-    try:
-        yield guest
-    finally:
-        guest.close()
-    async with guest_of(tmp_path / "l1", DESIGNS["report"]) as l2:
-        await l2.open("f", os.devnull)
-        await l2.map("f", 0, RANGE, 0)
-        assert (await l2.access(0, "read 0 16")).value == DATA[:16].hex()
-
-
-@contextlib.asynccontextmanager
-async def l1_at(tmp_path: Path) -> AsyncIterator[StandIn]:
-    async with stage(tmp_path) as s, s.mapped("file", DATA) as l1:
-        await l1.host(tmp_path / "l1", 0, RANGE, DESIGNS["report"])
-        yield l1
-
-
-GARBAGE = {
-    "one byte": b"\1",
-    "noise": random.Random(3).randbytes(56),
-    "longer than any": random.Random(3).randbytes(8192),
-    "an open": raw_guest.opening(),
-    "a hello cut short": raw_guest.hello()[:-8],
-    "a hello without descriptors": raw_guest.hello(),
-    "a reply": raw_guest.message(1001, bytes(40)),
-    "a length that lies": raw_guest.message(2, bytes(16), length=64),
-    "a mapping of half a page": raw_guest.setup(0, 2048, RANGE, 0),
-    "a mapping of nothing": raw_guest.setup(0, 0, 0, 0),
-    "a mapping for nothing": raw_guest.setup(0, 0, RANGE, 0, 0),
-    "a removal of nothing": raw_guest.remove(),
-    "a removal of more than it says": raw_guest.remove((0, RANGE), count=2),
-    "a removal without end": raw_guest.remove((0, RANGE), count=2**32 - 1),
-}
-
-
-@pytest.mark.parametrize("greets", [False, True], ids=["first", "after its hello"])
-@pytest.mark.parametrize("what", GARBAGE)
-def test_nested_guest_that_sends_garbage_is_hung_up_on(tmp_path: Path, what: str, greets: bool) -> None:
-    @trio_test
-    async def body() -> None:
-        async with l1_at(tmp_path) as l1, raw(tmp_path, l1) as guest:
-            if greets:
-                assert await guest.greet() == 0
-            assert await guest.ask(GARBAGE[what]) == -1
-            await eventually(lambda: gone(l1) and gone(l1)[0], "L1 says why")
-
-    body()
-
-
-BAD_HELLOS = {
-    "another version": raw_guest.hello(version=raw_guest.VERSION + 1),
-    "another process": raw_guest.hello(pid=1),
-    "an unaligned window": raw_guest.hello(window=raw_guest.WINDOW + 1),
-    "a window in the kernel": raw_guest.hello(window=2**63),
-    "a window up to the end": raw_guest.hello(window=2**47 - PAGE),
-    "no window": raw_guest.hello(window_len=0),
-    "a window of everything": raw_guest.hello(window_len=2**46),
-    "an unknown ABI": raw_guest.hello(abi=6),
-}
-
-
-@pytest.mark.parametrize("what", BAD_HELLOS)
-def test_nested_guest_with_a_hello_that_is_wrong_is_hung_up_on(tmp_path: Path, what: str) -> None:
-    @trio_test
-    async def body() -> None:
-        fds = [raw_guest.uffd(), raw_guest.area()]
-        async with closing(*fds), l1_at(tmp_path) as l1, raw(tmp_path, l1) as guest:
-            assert await guest.ask(BAD_HELLOS[what], fds) == -1
-
-    body()
-
-
-@pytest.mark.parametrize("what", ["no userfaultfd", "no features", "too many descriptors", "a small area"])
-def test_nested_guest_with_descriptors_that_are_wrong_is_hung_up_on(tmp_path: Path, what: str) -> None:
-    @trio_test
-    async def body() -> None:
-        uffds = {
-            "no userfaultfd": raw_guest.area,
-            "no features": lambda: raw_guest.uffd(raw_guest.THREAD_ID),
-        }
-        area = raw_guest.area(PAGE) if what == "a small area" else raw_guest.area()
-        fds = [uffds.get(what, raw_guest.uffd)(), area]
-        fds += [os.dup(area) for _ in range(20 if what == "too many descriptors" else 0)]
-        async with closing(*fds), l1_at(tmp_path) as l1, raw(tmp_path, l1) as guest:
-            assert await guest.ask(raw_guest.hello(), fds) == -1
-
-    body()
-
-
-def test_nested_guest_is_refused_what_it_may_not_have(tmp_path: Path) -> None:
-    @trio_test
-    async def body() -> None:
-        async with l1_at(tmp_path) as l1, raw(tmp_path, l1) as guest:
-            assert await guest.greet() == 0
-            error, fh = await guest.open(os.devnull)
-            assert error == 0
-            refused = {
-                raw_guest.setup(fh + 1, 0, RANGE, 0): errno.EBADF,
-                raw_guest.setup(2**64 - 1, 0, RANGE, 0): errno.EBADF,
-                raw_guest.setup(fh, 0, RANGE, 0, raw_guest.WRITE | raw_guest.READ): errno.EACCES,
-                raw_guest.setup(fh, 0, RANGE, raw_guest.WINDOW_LEN): errno.EINVAL,
-                raw_guest.setup(fh, 0, raw_guest.WINDOW_LEN, RANGE): errno.EINVAL,
-                raw_guest.remove((raw_guest.WINDOW_LEN, RANGE)): errno.EINVAL,
-                raw_guest.release(fh + 1): errno.EBADF,
-                raw_guest.release(2**64 - 1): errno.EBADF,
-            }
-            for message, wanted in refused.items():
-                assert await guest.ask(message) == wanted
-            # and all of it is there to be had
-            assert await guest.ask(raw_guest.setup(fh, 0, RANGE, 0)) == 0
-            assert await guest.ask(raw_guest.release(fh)) == errno.EBUSY
-            assert await guest.ask(raw_guest.remove((0, RANGE))) == 0
-            assert await guest.ask(raw_guest.release(fh)) == 0
-            handles = [await guest.open(os.devnull) for _ in range(65)]
-            assert [error for error, _ in handles] == [0] * 64 + [errno.EMFILE]
-
-    body()
+def test_nested_guest_that_is_told_ready_at_the_death_of_the_bottom_loops_at_l1(tmp_path: Path) -> None:
+    with bottomless(tmp_path, "wake,wake,wake") as (l1, l2):
+        l2.send(f"vcpu 0 touch {40 * PAGE}")
+        deadline = time.monotonic() + PATIENCE
+        while (failed := l1.do("hosted", "hosted")["failed"]) < 1000:
+            assert time.monotonic() < deadline, f"{failed} failures"
+        # and its end is poison
+        l1.close()
+        assert l2.read("done")["outcome"] == "sigbus"

@@ -35,6 +35,8 @@ enum {
 	DEADLINE_SECONDS = 2,
 	BATCH = 64,
 	LATER_MS = 100,			/* accept(2) had no room */
+	MEND_MS = 50,			/* as vmm/mender.py, first and at most */
+	MEND_MOST_MS = 2000,
 };
 
 static struct hosting host;
@@ -43,6 +45,7 @@ static int memory = -1;			/* what was fetched of it */
 static char path[sizeof(((struct sockaddr_un *)0)->sun_path)];
 static int listener = -1;
 
+static sem_t poison;			/* posted when a page was poisoned */
 static _Atomic uint64_t fetched, fetch_errors;
 static _Atomic uint64_t delivered[DF_DELIVERED_STOP + 1];
 
@@ -123,6 +126,32 @@ static int fetch(void *unused, uint64_t offset, uint64_t len)
 
 /* ------------------------------------------------------------------ failures */
 
+static bool poisoned(void)
+{
+	struct df_file_state state;
+
+	df_file_state(host.file, &state);
+	return state.poisoned;
+}
+
+/* What was poisoned is asked for again, less and less often: nobody tells a guest when
+ * its host has the page after all.  A thread of its own, because an attempt takes as
+ * long as the host below likes. */
+static void *mend(void *unused)
+{
+	int pause;
+
+	for (;;) {
+		while (sem_wait(&poison) < 0)
+			;
+		for (pause = MEND_MS; poisoned(); pause = pause < MEND_MOST_MS ? 2 * pause : pause) {
+			poll(NULL, 0, pause);
+			df_file_heal(host.file);
+		}
+	}
+	return unused;
+}
+
 static void *answer_failures(void *unused)
 {
 	struct pollfd poller = { .fd = df_engine_failures_fd(host.engine), .events = POLLIN };
@@ -139,6 +168,8 @@ static void *answer_failures(void *unused)
 					       host.design.answers[wait].otherwise);
 			if (how >= 0)
 				atomic_fetch_add(&delivered[how], 1);
+			if (how == DF_DELIVERED_POISON)
+				sem_post(&poison);
 		}
 		if (!n)
 			poll(&poller, 1, -1);
@@ -252,8 +283,11 @@ static int begin(void)
 
 	if (!error)
 		error = -df_engine_new(&options, &host.engine);
+	sem_init(&poison, 0, 0);
 	if (!error)
 		error = start(answer_failures);
+	if (!error)
+		error = start(mend);
 	if (!error)
 		error = start_listening();
 	if (!error)
