@@ -165,27 +165,40 @@ static bool can_sleep(const struct vcpu *v, const struct task *t, uint32_t state
 	return !(state & DF_CPU_KERNEL) || msr & DF_MSR_SEND_ALWAYS;
 }
 
-static void not_present(struct vcpu *v, ucontext_t *uc, uint32_t token, uint32_t state)
+/* Counted last: whoever reads the count finds what became of it. */
+static enum sleepers_park park(struct vcpu *v, uint32_t token, uint32_t state, struct wakeup *early)
 {
-	struct task *t = v->current;
 	enum sleepers_park parked = SLEEPERS_REFUSED;
-	struct wakeup wakeup;
+	struct task *t = v->current;
+	int id = t ? (int)t->id : -1;
 
-	count_one(&v->count.not_present);
-	trace(v, t ? (int)t->id : -1, TRACE_NOT_PRESENT, token, 0);
+	trace(v, id, TRACE_NOT_PRESENT, token, 0);
 	if (can_sleep(v, t, state))
-		parked = sleepers_park(&v->sleepers, token, t->id, &wakeup);
+		parked = sleepers_park(&v->sleepers, token, t->id, early);
 	else
 		sleepers_decline(&v->sleepers, token);
 	if (parked == SLEEPERS_REFUSED) {
 		count_one(&v->count.declined);
-		trace(v, t ? (int)t->id : -1, TRACE_DECLINED, token, 0);
-		return;
-	}
-	if (parked == SLEEPERS_PARKED) {
+		trace(v, id, TRACE_DECLINED, token, 0);
+	} else if (parked == SLEEPERS_PARKED) {
 		t->result.parks++;
 		t->token = token;
-		trace_task(t, TRACE_PARK, token, 0);
+		t->state = TASK_PARKED;
+		trace(v, id, TRACE_PARK, token, 0);
+	}
+	count_one(&v->count.not_present);
+	return parked;
+}
+
+static void not_present(struct vcpu *v, ucontext_t *uc, uint32_t token, uint32_t state)
+{
+	struct task *t = v->current;
+	struct wakeup wakeup;
+	enum sleepers_park parked = park(v, token, state, &wakeup);
+
+	if (parked == SLEEPERS_REFUSED)
+		return;
+	if (parked == SLEEPERS_PARKED) {
 		task_leave(t, TASK_PARKED);
 		wakeup = t->wakeup;
 	}

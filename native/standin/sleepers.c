@@ -65,6 +65,9 @@ enum sleepers_park sleepers_park(struct sleepers *s, uint32_t token, unsigned in
 		s->early[i].token = 0;
 		return SLEEPERS_WAS_EARLY;
 	}
+	i = find_declined(s, token);
+	if (i >= 0)
+		s->declined[i] = 0;	/* given again: this time its READY counts */
 	s->parked[task] = token;
 	return SLEEPERS_PARKED;
 }
