@@ -246,6 +246,8 @@ static void exception_entry(int sig, siginfo_t *unused, void *context)
 	if (!v)
 		return;
 	state = irq_save(v);
+	/* A wake-all ordered before this token was given must not hit it. */
+	async_pf_take_orders(v);
 	async_pf_take_exception(v, &e);
 	switch (e.kind) {
 	case EXCEPTION_NONE:
