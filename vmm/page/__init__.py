@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
+import re
 from collections.abc import Mapping
 from importlib import resources
 from typing import Any
@@ -40,14 +41,22 @@ OUTCOMES = {
     "loop": "fault, “ready”, fault, … until the watchdog ended it",
     "hang": "it never came back",
     "wrong": "wrong bytes, or the wrong error",
+    "measured": "a measurement",
 }
+MARKS = {"right": "the right end", "half": "the right error, without its address", "bad": "a wrong end"}
 _BAD = ("loop", "hang", "wrong", "stopped")
+_MARK = {True: "right", None: "half", False: "bad"}
+_UNITS = {"ns": 1, "us": 1e3, "ms": 1e6, "seconds": 1e9}
 _GROUPS = {"behaviour": "What the access came to", "cost": "What it costs"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Cell:
-    """One access under one design.  `kind` is an outcome, or `other` for one this page does not know."""
+    """One access under one design.
+
+    `kind` is an outcome, or `other` for one this page does not know; `mark` a key of MARKS, or nothing
+    where there is no right end.
+    """
 
     id: str
     design: str
@@ -56,7 +65,7 @@ class Cell:
     outcome: str
     text: str
     detail: str
-    ok: bool | None
+    mark: str
     facts: list[tuple[str, str]]
     sequence: Sequence
     open: bool = False
@@ -64,7 +73,10 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
-    """One design; `cells` in the order of the columns, None where it was not run."""
+    """One design; `cells` in the order of the columns, None where it was not run.
+
+    It is a column on the page: there are more accesses than designs.
+    """
 
     title: str
     summary: str
@@ -81,7 +93,7 @@ def render(result: Mapping[str, Any]) -> str:
     """
     if result.get("version") != VERSION:
         raise ValueError(f"the comparison has version {result.get('version')!r}; this page draws {VERSION}")
-    columns = list(result["columns"])
+    columns = [{"meaning": "", **column} for column in result["columns"]]
     rows = _rows(result, columns)
     titles = {row["design"]: str(row.get("title") or row["design"]) for row in result["rows"]}
     style, script = _source("style.css"), _source("page.js")
@@ -109,6 +121,7 @@ def render(result: Mapping[str, Any]) -> str:
         titles=titles,
         verdict=_verdict(rows),
         outcomes=OUTCOMES,
+        marks=MARKS,
     )
 
 
@@ -120,7 +133,7 @@ def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _rows(result: Mapping[str, Any], columns: list[Mapping[str, Any]]) -> list[Row]:
+def _rows(result: Mapping[str, Any], columns: list[dict[str, Any]]) -> list[Row]:
     shown = _opened(result, columns)
     rows = []
     for r, row in enumerate(result["rows"]):
@@ -128,14 +141,14 @@ def _rows(result: Mapping[str, Any], columns: list[Mapping[str, Any]]) -> list[R
         cells = []
         for c, column in enumerate(columns):
             found = row["cells"].get(column["name"])
-            cells.append(found and _cell(f"s{r}-{c}", title, str(column["title"]), found, (r, c) in shown))
-        judged = [cell for cell in cells if cell and cell.ok is not None]
-        right = sum(cell.ok is True for cell in judged)
+            cells.append(found and _cell(f"s{r}-{c}", title, column, found, result, (r, c) in shown))
+        judged = [cell for cell in cells if cell and cell.mark]
+        right = sum(cell.mark == "right" for cell in judged)
         rows.append(Row(title, str(row.get("summary") or ""), cells, right, len(judged)))
     return rows
 
 
-def _opened(result: Mapping[str, Any], columns: list[Mapping[str, Any]]) -> set[tuple[int, int]]:
+def _opened(result: Mapping[str, Any], columns: list[dict[str, Any]]) -> set[tuple[int, int]]:
     """The cells that are open at first: one access that ends badly, and the same where it ends well."""
     for c, column in enumerate(columns):
         found = [row["cells"].get(column["name"]) or {} for row in result["rows"]]
@@ -147,25 +160,36 @@ def _opened(result: Mapping[str, Any], columns: list[Mapping[str, Any]]) -> set[
     return set()
 
 
-def _cell(ident: str, design: str, column: str, cell: Mapping[str, Any], shown: bool) -> Cell:
+def _cell(
+    ident: str,
+    design: str,
+    column: Mapping[str, Any],
+    cell: Mapping[str, Any],
+    result: Mapping[str, Any],
+    shown: bool,
+) -> Cell:
     outcome = str(cell.get("outcome") or "")
-    numbers = cell.get("numbers") or {}
-    cycles = numbers.get("cycles")
+    per_second = cell.get("rate") or 0.0
+    # what was traced is a part of it
+    cycles = (cell.get("numbers") or {}).get("cycles") or round(per_second * (result.get("seconds") or 0))
     return Cell(
         id=ident,
         design=design,
-        column=column,
+        column=str(column["title"]),
         kind=outcome if outcome in OUTCOMES else "other",
         outcome=outcome or "?",
-        text=str(cell.get("text") or ""),
+        text=_text(outcome, str(cell.get("text") or "")),
         detail=str(cell.get("detail") or ""),
-        ok=cell.get("ok"),
+        mark=_MARK[cell.get("ok")] if column.get("group") == "behaviour" else "",
         facts=_facts(cell),
-        sequence=laid_out(
-            cell.get("events") or [], cycles if isinstance(cycles, int) else 0, cell.get("rate") or 0.0
-        ),
+        sequence=laid_out(cell.get("events") or [], cycles, per_second),
         open=shown,
     )
+
+
+def _text(outcome: str, text: str) -> str:
+    """What `text` says beside the outcome, which stands above it."""
+    return re.sub(rf"^(guest |vm )?{re.escape(outcome)}s?\b[ ,]*", "", text, flags=re.IGNORECASE)
 
 
 def _facts(cell: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -177,24 +201,21 @@ def _facts(cell: Mapping[str, Any]) -> list[tuple[str, str]]:
     if cell.get("address_exact") is not None:
         facts.append(("address", "exact" if cell["address_exact"] else "wrong"))
     for name, value in (cell.get("numbers") or {}).items():
-        if name.endswith("_ns") and isinstance(value, int | float):
-            facts.append((name.removesuffix("_ns").replace("_", " "), duration(value)))
+        what, _, unit = name.rpartition("_")
+        if unit in _UNITS and isinstance(value, int | float):
+            facts.append((what.replace("_", " ") or "took", duration(value * _UNITS[unit])))
         elif value is not None:
             facts.append((name.replace("_", " "), count(value)))
     return facts
 
 
-def _groups(columns: list[Mapping[str, Any]]) -> list[tuple[str, int]]:
-    """Neighbouring columns of one group: its title, and how many there are."""
-    groups: list[tuple[str, int]] = []
-    for column in columns:
+def _groups(columns: list[dict[str, Any]]) -> list[tuple[str, list[int]]]:
+    """The groups' titles, each with the numbers of its columns."""
+    groups: dict[str, list[int]] = {}
+    for number, column in enumerate(columns):
         name = str(column.get("group") or "")
-        title = _GROUPS.get(name, name)
-        if groups and groups[-1][0] == title:
-            groups[-1] = (title, groups[-1][1] + 1)
-        else:
-            groups.append((title, 1))
-    return groups
+        groups.setdefault(_GROUPS.get(name, name), []).append(number)
+    return list(groups.items())
 
 
 def _legend(rows: list[Row]) -> list[tuple[str, str, int]]:
@@ -206,7 +227,7 @@ def _legend(rows: list[Row]) -> list[tuple[str, str, int]]:
 def _verdict(rows: list[Row]) -> str:
     """The result in a sentence."""
     perfect = [row.title for row in rows if row.judged and row.right == row.judged]
-    loops = sum(cell.kind == "loop" and cell.ok is not None for row in rows for cell in row.cells if cell)
+    loops = sum(cell.kind == "loop" and cell.mark != "" for row in rows for cell in row.cells if cell)
     parts = [f"{len(rows)} designs, {sum(row.judged for row in rows)} accesses."]
     if loops:
         parts.append(f"{loops} end in a loop." if loops > 1 else "One ends in a loop.")

@@ -37,10 +37,11 @@
 
   for (const button of all("button.all")) {
     button.addEventListener("click", () => {
-      const column = cells.filter((cell) => cell.dataset.column === button.dataset.column);
-      for (const cell of cells) show(cell, column.includes(cell));
+      const of = button.dataset.row === undefined ? "column" : "row";
+      const wanted = cells.filter((cell) => cell.dataset[of] === button.dataset[of]);
+      for (const cell of cells) show(cell, wanted.includes(cell));
       tell();
-      if (column.length) reveal(column[0]);
+      if (wanted.length) reveal(wanted[0]);
     });
   }
 
@@ -59,7 +60,7 @@
     (cells[0] || document.body).focus();
   });
 
-  const steps = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
+  const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
   document.addEventListener("keydown", (event) => {
     const from = event.target;
     const step = steps[event.key];
