@@ -26,9 +26,12 @@ WRAP = 30  # characters of a label's line
 LONGEST_PERIOD = 12
 FOLDED_FROM = 3  # repetitions
 MOST = 60  # steps that are drawn
+GAP = "..."  # an event that stands for others, which were left out
 
 _RANKS = {"guest kernel": 1, "host": 2, "file": 3}
-_ERRORS = re.compile(r"error|sigbus|sigsegv|efault|panic|poison|stop|kill|fail|hang", re.IGNORECASE)
+_ERRORS = re.compile(
+    r"error|sigbus|sigsegv|efault|panic|poison|\bstop|kill|fail|\bhang|no page", re.IGNORECASE
+)
 _READY = re.compile(r"ready|wake|bytes|install|zeros", re.IGNORECASE)
 _FAULTS = re.compile(r"fault|touch|access|retry", re.IGNORECASE)
 
@@ -109,7 +112,7 @@ def laid_out(events: Iterable[Event], cycles: int = 0, per_second: float = 0.0) 
     lanes = [Lane(GUTTER + LANE / 2 + n * LANE, name) for n, name in enumerate(names)]
     width = GUTTER + LANE * max(len(lanes), 3) + 6
     at = {lane.name: lane.x for lane in lanes}
-    runs = folded(listed)
+    runs = _through_gaps(folded(listed))
     most = max((times for _, times in runs), default=1)
     first = min((event["ns"] for event in listed), default=0)
     steps: list[Step] = []
@@ -155,7 +158,7 @@ def _order(events: list[Event]) -> list[str]:
 
 def folded(events: list[Event]) -> list[tuple[list[Event], int]]:
     """`events` as runs, each with how often it comes in a row.  Times, tokens and notes may differ."""
-    keys = [(event["who"], event.get("to"), event["what"]) for event in events]
+    keys = [_key(event) for event in events]
     runs: list[tuple[list[Event], int]] = []
     begin = 0
     while begin < len(events):
@@ -165,6 +168,24 @@ def folded(events: list[Event]) -> list[tuple[list[Event], int]]:
         runs.append((events[begin : begin + period], times))
         begin += period * times
     return runs
+
+
+def _through_gaps(runs: list[tuple[list[Event], int]]) -> list[tuple[list[Event], int]]:
+    """`runs` without what only says that a repetition went on: its first steps once more, and then a gap."""
+    kept: list[tuple[list[Event], int]] = []
+    for run, times in runs:
+        kept.append((run, times))
+        if run[0]["what"] != GAP:
+            continue
+        folds = [n for n, (_, often) in enumerate(kept) if often >= FOLDED_FROM]
+        after = [event for one, _ in kept[folds[-1] + 1 : -1] for event in one] if folds else []
+        if folds and [_key(event) for event in after] == [_key(e) for e in kept[folds[-1]][0][: len(after)]]:
+            del kept[folds[-1] + 1 :]
+    return kept
+
+
+def _key(event: Event) -> tuple[Any, ...]:
+    return (event["who"], event.get("to"), event["what"])
 
 
 def _period(keys: list[tuple[Any, ...]], begin: int) -> tuple[int, int]:
