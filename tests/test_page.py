@@ -109,6 +109,17 @@ def test_events_that_repeat_are_folded_with_their_count() -> None:
     assert any("12,345" in line for line in told.texts)
 
 
+def test_events_left_out_in_the_middle_of_a_loop_are_a_part_of_it() -> None:
+    turn = [event(0, "task 0.0", "host", "fault"), event(0, "host", "guest kernel", "ready")]
+    gap = event(0, "host", None, "...", 0, "6399 more events")
+    last = event(0, "host", "task 0.0", "poison")
+    told = laid_out([*(turn * 8), turn[0], gap, last], cycles=2000)
+    assert [step.texts[0] for step in told.steps] == ["fault", "ready", "poison"]
+    assert [frame.label for frame in told.frames] == ["… × 2,000"]  # noqa: RUF001
+    kept = laid_out([turn[0], gap, last])
+    assert [step.texts[0] for step in kept.steps] == ["fault", "...", "poison"]
+
+
 def test_events_twice_in_a_row_are_not_folded() -> None:
     events = [event(n, "task 0.0", "host", "fault") for n in range(2)]
     assert [times for _, times in folded(events)] == [1, 1]

@@ -182,8 +182,9 @@ class Rates:
             (float(cell["rate"]), f"{titles[row['design']]}: {column['title']}")
             for row in rows
             for column in columns
-            if (cell := row["cells"].get(column["name"]))
-            and cell.get("outcome") == "loop"
+            if column.get("group") == "behaviour"
+            and (cell := row["cells"].get(column["name"]))
+            and cell["outcome"] == "loop"
             and cell.get("rate")
         ]
         if not found:

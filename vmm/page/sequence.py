@@ -26,7 +26,7 @@ WRAP = 30  # characters of a label's line
 LONGEST_PERIOD = 12
 FOLDED_FROM = 3  # repetitions
 MOST = 60  # steps that are drawn
-GAP = "..."  # an event that stands for others, which were left out
+LEFT_OUT = "..."  # an event that stands for others, which were left out
 
 _RANKS = {"guest kernel": 1, "host": 2, "file": 3}
 _ERRORS = re.compile(
@@ -175,7 +175,7 @@ def _through_gaps(runs: list[tuple[list[Event], int]]) -> list[tuple[list[Event]
     kept: list[tuple[list[Event], int]] = []
     for run, times in runs:
         kept.append((run, times))
-        if run[0]["what"] != GAP:
+        if run[0]["what"] != LEFT_OUT:
             continue
         folds = [n for n, (_, often) in enumerate(kept) if often >= FOLDED_FROM]
         after = [event for one, _ in kept[folds[-1] + 1 : -1] for event in one] if folds else []
