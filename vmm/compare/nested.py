@@ -113,7 +113,7 @@ async def observe(
         before = await n.l2.access(0, "read 0 16")
         if before.outcome != "ok" or before.value != data[:16].hex():
             return _result("wrong", f"before the truncation L2 read {before.raw}")
-        await trio.to_thread.run_sync(os.truncate, path, _CUT)
+        await trio.to_thread.run_sync(os.truncate, path, _CUT, abandon_on_cancel=True)
         wait = await n.l2.start(1, f"touch {_TOUCHED}")
         with trio.move_on_after(_PATIENCE):
             return _ended(await wait(), n.base + _TOUCHED)
