@@ -11,6 +11,8 @@ from __future__ import annotations
 import dataclasses
 import enum
 import os
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from native._daxfault import ffi, lib
@@ -219,6 +221,14 @@ class Kvm:
         given.mcg_status, given.bank = mcg_status, bank
         _check(lib.df_kvm_machine_check(self._live(), vcpu, given), f"vCPU {vcpu}, bank {bank}")
 
+    def tell(self, vcpu: int, via: int, *, gva: int, gpa: int, write: bool, user: bool) -> None:
+        """Tell the guest that an access failed, at which the vCPU must stand; `via`: DF_KVM_VIA_AREA,
+        PF, MC or EVENT.  OSError EAGAIN when something else is still to be delivered, or has not been
+        read."""
+        failure = ffi.new("struct df_kvm_failure *")
+        failure.gva, failure.gpa, failure.write, failure.user = gva, gpa, write, user
+        _check(lib.df_kvm_tell(self._live(), vcpu, via, failure), f"vCPU {vcpu}, gva {gva:#x}")
+
     def msi(self, vcpu: int, vector: int) -> None:
         """An interrupt from nowhere in particular; needs the irqchip."""
         _check(lib.df_kvm_msi(self._live(), vcpu, vector), f"vCPU {vcpu}, MSI {vector:#x}")
@@ -301,6 +311,11 @@ class Mapping:
         length, self.length = self.length, 0
         if length:
             _check(lib.df_window_unmap(self.hva, length), f"hva {self.hva:#x}")
+
+
+def probe_program() -> Path:
+    """daxfault-kvm-probe, which asks this kernel what its KVM makes of a page that is gone."""
+    return Path(str(files("native") / "bin" / "daxfault-kvm-probe"))
 
 
 def unsupported() -> str | None:

@@ -77,6 +77,14 @@ struct df_kvm_mce {
 	uint32_t pad;
 };
 
+/* An access that failed. */
+struct df_kvm_failure {
+	uint64_t gva;
+	uint64_t gpa;
+	uint32_t write;			/* bool */
+	uint32_t user;			/* bool: ring 3 */
+};
+
 struct df_kvm_stat {
 	char name[48];
 	uint64_t value;
@@ -128,6 +136,9 @@ int df_kvm_set_registers(struct df_kvm *machine, uint32_t vcpu, const struct df_
 int df_kvm_exception(struct df_kvm *machine, uint32_t vcpu, uint32_t vector, int64_t code, int has_cr2,
 		     uint64_t cr2);
 int df_kvm_machine_check(struct df_kvm *machine, uint32_t vcpu, const struct df_kvm_mce *mce);
+/* Tell the guest, at the access, that it failed; `via`: DF_KVM_VIA_AREA, PF, MC or EVENT.  -EAGAIN: something
+ * else is still to be delivered to it, or it has not read what it was told last. */
+int df_kvm_tell(struct df_kvm *machine, uint32_t vcpu, uint32_t via, const struct df_kvm_failure *failure);
 /* *gpa of a gva by the guest's own page tables; -ENOENT when they have none. */
 int df_kvm_translate(struct df_kvm *machine, uint32_t vcpu, uint64_t gva, uint64_t *gpa);
 

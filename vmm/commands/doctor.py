@@ -19,14 +19,22 @@ if TYPE_CHECKING:
 
 
 def doctor(
+    kvm: Annotated[
+        bool, typer.Option("--kvm", help="Ask the kernel what its KVM makes of a page that is gone.")
+    ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object; pydoc vmm.doctor describes it.")
+        bool,
+        typer.Option("--json", help="Print one JSON object; pydoc vmm.doctor, or docs/kvm.md, describes it."),
     ] = False,
 ) -> None:
     """Show what works on this machine, and what would mend the rest.
 
-    Ends with 0 when `daxfault repro` can run here, with 3 otherwise.
+    Ends with 0 when `daxfault repro` can run here, with 3 otherwise; with --kvm, when KVM could be asked.
     """
+    if kvm:
+        from vmm.commands.doctor_kvm import doctor_kvm
+
+        doctor_kvm(as_json=as_json)
     from vmm import doctor as machine
 
     report = machine.probe()

@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * probe.h - what daxfault-kvm-probe asks this kernel, and what it found.
+ *
+ * Owns the shape of a finding; its JSON is probe_report.c's, its meaning docs/kvm.md's.
+ */
+#ifndef DAXFAULT_KVM_PROBE_H
+#define DAXFAULT_KVM_PROBE_H
+
+#include <stdbool.h>
+#include <stdio.h>
+#include <sys/utsname.h>
+
+#include "internal.h"
+
+enum {
+	PROBE_CASES = 5,
+	PROBE_RESCUES = 4,
+	PROBE_INJECTIONS = 4,
+	PROBE_WHY = 160,
+	PROBE_MODULES = 4,
+};
+
+/* Who is asked. */
+struct probe_host {
+	struct utsname system;
+	char vendor[13];		/* of the CPU */
+	char model[49];
+	char hypervisor[13];		/* this kernel's own, by CPUID; "" on bare metal */
+	const char *backend;		/* "vmx", "svm", "pvm" or "unknown" */
+	const char *modules[PROBE_MODULES + 1];
+	bool nested;
+	bool spin;			/* the guest waits without hlt */
+	char signature[13];		/* what KVM offers a guest at 0x40000000 */
+	uint32_t features;		/* and at 0x40000001, %eax */
+	struct df_kvm_abilities can;
+};
+
+/* An access to a page that a truncation took away. */
+struct probe_case {
+	const char *name;
+	bool apf;
+	bool irqs;
+	bool irqchip;
+	bool user;
+};
+
+enum probe_outcome {
+	PROBE_UNTRIED,			/* why */
+	PROBE_LOOP,			/* no exit, and faults without end */
+	PROBE_SILENT,			/* no exit, and nobody counts anything */
+	PROBE_EXIT,			/* KVM_RUN returned */
+};
+
+struct probe_found {
+	enum probe_outcome outcome;
+	const char *exit;
+	bool counted;			/* by KVM's statistics, otherwise by the guest */
+	uint64_t faults;
+	double seconds;			/* in which they were */
+	uint64_t not_present;		/* what the guest was told meanwhile */
+	uint64_t ready;
+	char why[PROBE_WHY];
+};
+
+/* Ending the loop. */
+struct probe_rescue {
+	bool works;
+	const char *exit;
+	const char *where;		/* "gpa", "page" or "nowhere"; "wrong" would be a defect */
+	double milliseconds;		/* from the call to the exit */
+	char why[PROBE_WHY];
+};
+
+/* Telling the guest. */
+struct probe_injection {
+	bool works;			/* a SIGBUS in ring 3, with the address, told in this way */
+	char why[PROBE_WHY];
+};
+
+struct probe {
+	double watch;			/* seconds for which a loop is looked at */
+	struct probe_host host;
+	struct probe_found found[PROBE_CASES];
+	struct probe_rescue rescue[PROBE_RESCUES];
+	struct probe_injection injection[PROBE_INJECTIONS];
+	int loop;			/* the case that the rescues were tried on, or -1 */
+	int ended_by;			/* the rescue before the injections, or -1 */
+	int told;			/* the case of the injections, or -1 */
+	char unusable[PROBE_WHY];	/* why nothing could be asked, or "" */
+	double seconds;
+};
+
+extern const struct probe_case probe_cases[PROBE_CASES];
+extern const char *const probe_rescues[PROBE_RESCUES];
+extern const char *const probe_injections[PROBE_INJECTIONS];
+
+/* probe_host.c */
+void probe_host(struct probe *probe);
+
+/* probe_case.c: what becomes of the access */
+void probe_faults(struct probe *probe);
+/* probe_answer.c: what can be done about it */
+void probe_answers(struct probe *probe);
+
+/* probe_report.c */
+void probe_report(const struct probe *probe, FILE *out);
+
+/* ------------------------------------------------- trial.c: one guest, one file */
+
+struct trial {
+	struct df_kvm *machine;
+	const struct probe_case *what;
+	int file;
+	uint64_t hva;
+	struct df_kvm_exit exit;
+	char why[PROBE_WHY];
+};
+
+#define TRIAL_PAGES	16
+#define TRIAL_CUT	8		/* pages that the truncation leaves */
+#define TRIAL_LIVE	(TRIAL_CUT * 4096UL)
+#define TRIAL_OFFSET	(TRIAL_LIVE + 5)	/* of the access */
+
+/* A guest that has touched every page, the file truncated since; -> false, and why. */
+bool trial_begin(struct trial *trial, const struct probe *probe, const struct probe_case *what);
+void trial_end(struct trial *trial);
+/* The access; -> false, and why. */
+bool trial_touch(struct trial *trial);
+/* -> whether the vCPU has exited within `seconds`; then trial->exit. */
+bool trial_exits(struct trial *trial, double seconds);
+bool trial_resume(struct trial *trial);
+const struct df_kvm_mailbox *trial_mailbox(const struct trial *trial);
+const char *trial_exit_name(const struct df_kvm_exit *exit);
+double trial_now(void);
+
+#endif
