@@ -20,6 +20,10 @@ def failure(page: int, *, at_ms: int, guest: int = 1, generation: int = 1, attem
         reason=Reason.EOF,
         attempts=attempts,
         write=False,
+        token=0,
+        wait=Wait.SYNC,
+        vcpu=-1,
+        state=CpuState(0),
     )
 
 
