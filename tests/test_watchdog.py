@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The watchdog's judgement, on failures made up."""
 
-from native import PAGE_SIZE, Failure, Reason
+from native import PAGE_SIZE, CpuState, Failure, Reason, Wait
 from vmm.watchdog import Loop, Watchdog
 
 
