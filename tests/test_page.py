@@ -109,6 +109,14 @@ def test_events_that_repeat_are_folded_with_their_count() -> None:
     assert any("12,345" in line for line in told.texts)
 
 
+def test_events_of_turns_stamped_in_another_order_are_folded() -> None:
+    turn = [event(0, "task 0.0", "host", what) for what in ("fault", "told", "park", "fail", "ready", "ack")]
+    swapped = [turn[0], turn[2], turn[1], *turn[3:]]
+    slipped = [*turn[:5], turn[0], turn[5], *turn[1:]]  # an ack after the next fault
+    runs = folded([*turn, *swapped, *turn, *slipped, *swapped])
+    assert [(len(run), times) for run, times in runs] == [(6, 6)]
+
+
 def test_events_left_out_in_the_middle_of_a_loop_are_a_part_of_it() -> None:
     turn = [event(0, "task 0.0", "host", "fault"), event(0, "host", "guest kernel", "ready")]
     gap = event(0, "host", None, "...", 0, "6399 more events")

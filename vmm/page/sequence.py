@@ -8,7 +8,9 @@ Must not know of designs or outcomes.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import itertools
 import re
 import textwrap
 from collections.abc import Iterable, Mapping
@@ -25,6 +27,7 @@ CHARACTER, BOLD = 6.1, 7.0  # generous means at the labels' size; text is not me
 WRAP = 30  # characters of a label's line
 LONGEST_PERIOD = 12
 FOLDED_FROM = 3  # repetitions
+SLACK_FROM = 5  # events of a turn from which on two turns may differ a little
 MOST = 60  # steps that are drawn
 LEFT_OUT = "..."  # an event that stands for others, which were left out
 
@@ -157,17 +160,42 @@ def _order(events: list[Event]) -> list[str]:
 
 
 def folded(events: list[Event]) -> list[tuple[list[Event], int]]:
-    """`events` as runs, each with how often it comes in a row.  Times, tokens and notes may differ."""
+    """`events` as runs, each with how often it comes in a row.
+
+    Times, tokens and notes may differ.  Host and guest stamp their own events, so that within a long
+    turn the order may, too, and one event may have slipped into its neighbour.
+    """
     keys = [_key(event) for event in events]
     runs: list[tuple[list[Event], int]] = []
     begin = 0
     while begin < len(events):
-        period, times = _period(keys, begin)
-        if times < FOLDED_FROM:
-            period, times = 1, 1
-        runs.append((events[begin : begin + period], times))
-        begin += period * times
+        turns = _turns(keys, begin)
+        if len(turns) < FOLDED_FROM:
+            turns = [begin + 1]
+        runs.append((events[begin : turns[0]], len(turns)))
+        begin = turns[-1]
     return runs
+
+
+def _turns(keys: list[tuple[Any, ...]], begin: int) -> list[int]:
+    """Where each of the turns ends that begin at `begin` and resemble the first of them."""
+    starts = [n for n in range(begin, len(keys)) if keys[n] == keys[begin]]
+    if len(starts) < FOLDED_FROM or starts[1] - begin > LONGEST_PERIOD:
+        return [begin + 1]
+    first = collections.Counter(keys[begin : starts[1]])
+    size = starts[1] - begin
+    turns = []
+    for start, after in itertools.zip_longest(starts, starts[1:], fillvalue=0):
+        end = after or min(start + size, len(keys))
+        turn = collections.Counter(keys[start:end])
+        if _distance(first, turn) > (2 if size >= SLACK_FROM else 0):
+            break
+        turns.append(end)
+    return turns or [begin + 1]
+
+
+def _distance(one: collections.Counter[Any], other: collections.Counter[Any]) -> int:
+    return ((one - other) + (other - one)).total()
 
 
 def _through_gaps(runs: list[tuple[list[Event], int]]) -> list[tuple[list[Event], int]]:
@@ -179,26 +207,14 @@ def _through_gaps(runs: list[tuple[list[Event], int]]) -> list[tuple[list[Event]
             continue
         folds = [n for n, (_, often) in enumerate(kept) if often >= FOLDED_FROM]
         after = [event for one, _ in kept[folds[-1] + 1 : -1] for event in one] if folds else []
-        if folds and [_key(event) for event in after] == [_key(e) for e in kept[folds[-1]][0][: len(after)]]:
+        pattern = collections.Counter(_key(event) for event in kept[folds[-1]][0]) if folds else None
+        if pattern is not None and (collections.Counter(map(_key, after)) - pattern).total() <= 1:
             del kept[folds[-1] + 1 :]
     return kept
 
 
 def _key(event: Event) -> tuple[Any, ...]:
     return (event["who"], event.get("to"), event["what"])
-
-
-def _period(keys: list[tuple[Any, ...]], begin: int) -> tuple[int, int]:
-    """The period, and its repetitions, that cover most from `begin` on; the shortest of equals."""
-    best = (1, 1)
-    for period in range(1, LONGEST_PERIOD + 1):
-        pattern = keys[begin : begin + period]
-        times = 1
-        while keys[begin + period * times : begin + period * (times + 1)] == pattern:
-            times += 1
-        if times >= FOLDED_FROM and period * times > best[0] * best[1]:
-            best = (period, times)
-    return best
 
 
 def _step(event: Event, at: Mapping[str, float], width: float, y: float, first: int) -> Step:
