@@ -27,6 +27,7 @@ from native.engine import (
 )
 from native.errors import check
 from native.file import CHANGED_CONTENT, CHANGED_SIZE, File, FileState
+from native.trace import Trace, TraceKind
 from native.uffd import Event, EventKind, Mode, Uffd
 
 __all__ = [
@@ -51,6 +52,8 @@ __all__ = [
     "Mode",
     "Posted",
     "Reason",
+    "Trace",
+    "TraceKind",
     "Uffd",
     "Wait",
     "ffi",

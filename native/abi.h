@@ -170,6 +170,44 @@ struct df_failure {			/* one per failed fault */
 	uint32_t pad;
 };
 
+enum df_trace_kind {
+	DF_TRACE_FAULT = 1,		/* an event of the guest's userfaultfd was read */
+	DF_TRACE_FILL_BEGIN = 2,	/* value: bytes */
+	DF_TRACE_FILL_END = 3,		/* value: bytes read; error */
+	DF_TRACE_INSTALL = 4,		/* value: bytes */
+	DF_TRACE_FAIL = 5,		/* value: enum df_reason; error */
+	DF_TRACE_NOT_PRESENT = 6,	/* the guest was told, token */
+	DF_TRACE_HALT = 7,		/* it was not; value: enum df_wait */
+	DF_TRACE_READY = 8,		/* told "ready", token */
+	DF_TRACE_ERROR = 9,		/* told an error with its token */
+	DF_TRACE_EVENT = 10,		/* told an error at the faulting instruction */
+	DF_TRACE_ACK = 11,		/* value: the guest's count */
+	DF_TRACE_WAKE = 12,		/* UFFDIO_WAKE, in answer to a failure */
+	DF_TRACE_POISON = 13,
+	DF_TRACE_STOP = 14,
+	DF_TRACE_WAKE_ALL = 15,		/* queued, since async pf was turned on */
+	DF_TRACE_CHANGED = 16,		/* the file; offset: its size now */
+	DF_TRACE_WITHDRAW = 17,		/* an error that was no longer true was taken back */
+};
+
+enum {
+	DF_TRACE_MAX = 1 << 20,		/* entries of a ring */
+};
+
+struct df_trace {			/* what does not apply is 0, vcpu then -1 */
+	uint64_t time_ns;		/* CLOCK_MONOTONIC */
+	uint64_t guest;
+	uint64_t file;
+	uint64_t address;
+	uint64_t offset;
+	uint32_t token;
+	int32_t tid;
+	int32_t vcpu;
+	uint32_t kind;			/* enum df_trace_kind */
+	uint32_t value;
+	int32_t error;			/* positive errno */
+};
+
 /* DF_CDEF_END */
 
 #endif

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * deliver.c - how an answer reaches a guest: woken, told by an event, or poisoned.
- * Must not choose between them; only falls back to poison, the end that needs
- * nothing of the guest, where telling is not possible.
+ * deliver.c - how an answer reaches a guest: woken, told as its ABI has it, poisoned,
+ * or not at all.  Must not choose between them: where telling is not possible, the
+ * answer says what then.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -14,6 +14,8 @@
 #include <unistd.h>
 
 #include "internal.h"
+
+#define LEFT_MOST 3	/* failures in a row of a thread that seems to have left */
 
 static int read_proc(int pid, int tid, const char *name, char *text, size_t size)
 {
@@ -58,88 +60,47 @@ static int can_be_told(int pid, int tid)
 	return blocked >> (DF_APF_EXCEPTION - 1) & 1 ? -EPERM : 0;
 }
 
-static int find_slot(const struct df_guest *guest, int tid)
-{
-	for (int i = 0; guest->slots && i < DF_VCPU_MAX; i++) {
-		const struct df_slot *slot = &guest->slots[i];
-
-		if (__atomic_load_n(&slot->tid, __ATOMIC_RELAXED) == (uint32_t)tid)
-			return i;
-	}
-	return -1;
-}
-
-static int deliver_event(struct df_pending *pending)
+/* The error bit of its ABI, and a thread that can take an exception where it stands. */
+static int raise_event(struct df_pending *pending)
 {
 	struct df_guest *guest = pending->guest;
 	const struct df_failure *record = &pending->record;
-	int i = find_slot(guest, record->tid), error;
-	struct df_apf_report *slot;
+	int error;
 
-	if (i < 0 || !guest->pid || guest->options.abi != DF_ABI_REPORT ||
-	    !(guest->options.cpuid & DF_CPUID_ERROR) ||
-	    !(__atomic_load_n(&guest->slots[i].msr_en, __ATOMIC_RELAXED) & DF_MSR_SEND_ERROR))
-		return -ENOENT;
-	slot = &guest->slots[i].apf.report;
-	if (__atomic_load_n(&slot->flags, __ATOMIC_ACQUIRE))
-		return -EBUSY;		/* it has not taken the last one */
+	if (apf_state(guest, record->vcpu) & DF_CPU_SYSCALL)
+		return -EBUSY;
+	/* A guest that says it is not in a system call may lie: our signal would have it
+	 * spin in the kernel, and us read its faults.  More likely it has left the fault,
+	 * and its vCPU is idle. */
 	error = can_be_told(guest->pid, record->tid);
-	if (error)
-		return error;
-	__atomic_store_n(&slot->event, (uint32_t)record->id, __ATOMIC_RELAXED);
-	__atomic_store_n(&slot->gva, record->address, __ATOMIC_RELAXED);
-	slot->error = record->error;
-	slot->reason = record->reason;
-	slot->attempts = record->attempts;
-	__atomic_store_n(&slot->flags, DF_APF_PAGE_ERROR, __ATOMIC_RELEASE);
-	if (syscall(SYS_tgkill, guest->pid, record->tid, DF_APF_EXCEPTION)) {
-		error = -errno;
-		__atomic_store_n(&slot->flags, 0, __ATOMIC_RELEASE);
-		return error;
-	}
-	pending->slot = i;
-	return 0;
-}
-
-static bool withdraw(struct df_apf_report *slot)
-{
-	uint32_t expected = DF_APF_PAGE_ERROR;
-
-	return __atomic_compare_exchange_n(&slot->flags, &expected, 0, false, __ATOMIC_ACQ_REL,
-					   __ATOMIC_RELAXED);
+	if (error == -EBUSY && record->attempts < LEFT_MOST)
+		error = -EAGAIN;
+	if (!error)
+		error = apf_raise(guest, record);
+	if (!error)
+		pending->slot = record->vcpu;
+	return error;
 }
 
 /* The file changed: an error told but not yet heard is no longer true.  The guest
  * finds an empty slot, returns and repeats the access. */
 void deliver_withdraw(struct df_file *file)
 {
-	for (struct df_region *region = file->mappings; region; region = region->next) {
-		struct df_guest *guest = region->guest;
-
-		for (int i = 0; guest->slots && guest->options.abi == DF_ABI_REPORT && i < DF_VCPU_MAX; i++) {
-			struct df_apf_report *slot = &guest->slots[i].apf.report;
-			uint64_t gva = __atomic_load_n(&slot->gva, __ATOMIC_RELAXED);
-
-			if (gva - region->start < region->len)
-				withdraw(slot);
-		}
-	}
+	for (struct df_region *region = file->mappings; region; region = region->next)
+		apf_heal(region->guest, region->start, region->len);
 }
 
 /* The event of this failure stands in its slot, and nobody has taken it: a later
  * one may stand there when the thread was quick. */
 bool deliver_untaken(const struct df_pending *pending)
 {
-	const struct df_apf_report *slot = &pending->guest->slots[pending->slot].apf.report;
-
-	return __atomic_load_n(&slot->flags, __ATOMIC_ACQUIRE) &&
-	       __atomic_load_n(&slot->event, __ATOMIC_RELAXED) == (uint32_t)pending->record.id;
+	return apf_raised(pending->guest, &pending->record);
 }
 
 /* An event was sent and never taken. */
 bool deliver_overdue(struct df_pending *pending)
 {
-	return deliver_untaken(pending) && withdraw(&pending->guest->slots[pending->slot].apf.report);
+	return apf_withdraw(pending->guest, &pending->record);
 }
 
 enum df_delivery deliver_poison(struct df_guest *guest, struct df_file *file, uint64_t address)
@@ -183,23 +144,86 @@ enum df_delivery deliver_poison(struct df_guest *guest, struct df_file *file, ui
 	return DF_DELIVERED_POISON;
 }
 
+/* Tell the error as the guest's ABI has it: 0 or why not. */
+static int report(struct df_pending *pending, enum df_delivery *how)
+{
+	struct df_guest *guest = pending->guest;
+	const struct df_failure *record = &pending->record;
+	uint32_t abi = guest->options.abi;
+
+	if (!apf_tells_errors(guest, record->vcpu))
+		return -ENOENT;
+	if (record->token && abi != DF_ABI_RETRY) {
+		*how = apf_end(guest, record, true) ? DF_DELIVERED_ERROR : DF_DELIVERED_NONE;
+		return 0;
+	}
+	if (record->token || (abi != DF_ABI_RETRY && abi != DF_ABI_REPORT))
+		return -ENOENT;
+	*how = DF_DELIVERED_EVENT;
+	return raise_event(pending);
+}
+
+static enum df_delivery wake(struct df_pending *pending)
+{
+	struct df_guest *guest = pending->guest;
+	const struct df_failure *record = &pending->record;
+
+	apf_remember(guest, record->vcpu, record->address);
+	if (record->token)
+		return apf_end(guest, record, false) ? DF_DELIVERED_READY : DF_DELIVERED_NONE;
+	if (uffd_wake(guest->uffd, PAGE_DOWN(record->address), PAGE) == -ESRCH)
+		return DF_DELIVERED_NONE;
+	return DF_DELIVERED_WAKE;
+}
+
+static enum df_delivery poison(struct df_pending *pending)
+{
+	struct df_guest *guest = pending->guest;
+	enum df_delivery how = deliver_poison(guest, pending->file, pending->record.address);
+
+	if (pending->record.token)
+		apf_end(guest, &pending->record, false);
+	return how;
+}
+
+static void traced(const struct df_pending *pending, enum df_trace_kind kind)
+{
+	const struct df_failure *record = &pending->record;
+
+	TRACE(pending->guest->engine, .kind = kind, .guest = record->guest, .file = record->file,
+	      .address = record->address, .offset = record->offset, .token = record->token,
+	      .tid = record->tid, .vcpu = record->vcpu, .error = record->error);
+}
+
 enum df_delivery deliver(struct df_pending *pending, enum df_answer answer,
 			 enum df_answer otherwise)
 {
-	struct df_guest *guest = pending->guest;
-	uint64_t address = pending->record.address;
+	const struct df_failure *record = &pending->record;
+	enum df_delivery how;
 
+	/* It has taken an interrupt since: what is still wanted is asked for again. */
+	if (!record->token && !pending->stopped && answer != DF_ANSWER_POISON &&
+	    apf_left(pending->guest, record->vcpu, pending->seen))
+		answer = DF_ANSWER_WAKE;
 	if (answer == DF_ANSWER_REPORT) {
-		int error = deliver_event(pending);
+		int error = report(pending, &how);
 
-		if (!error)
-			return DF_DELIVERED_EVENT;
+		if (!error) {
+			if (how == DF_DELIVERED_EVENT)
+				traced(pending, DF_TRACE_EVENT);
+			return how;
+		}
 		answer = error == -EAGAIN ? DF_ANSWER_WAKE : otherwise;
 	}
-	if (answer == DF_ANSWER_WAKE) {
-		if (uffd_wake(guest->uffd, PAGE_DOWN(address), PAGE) == -ESRCH)
-			return DF_DELIVERED_NONE;
-		return DF_DELIVERED_WAKE;
+	switch (answer) {
+	case DF_ANSWER_WAKE:
+		traced(pending, DF_TRACE_WAKE);
+		return wake(pending);
+	case DF_ANSWER_STOP:
+		traced(pending, DF_TRACE_STOP);
+		return DF_DELIVERED_STOP;
+	default:
+		traced(pending, DF_TRACE_POISON);
+		return poison(pending);
 	}
-	return deliver_poison(guest, pending->file, address);
 }

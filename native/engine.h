@@ -98,10 +98,15 @@ int df_engine_new(const struct df_engine_options *options, struct df_engine **ou
 void df_engine_free(struct df_engine *engine);
 int df_engine_failures_fd(struct df_engine *engine);
 int df_engine_failures(struct df_engine *engine, struct df_failure *out, int most);
-/* `otherwise` is what becomes of a DF_ANSWER_REPORT that cannot be delivered.  -> enum
- * df_delivery, or -ENOENT: no such failure, or answered already. */
+/* `otherwise` is what becomes of a DF_ANSWER_REPORT that cannot be delivered: any other
+ * answer.  -> enum df_delivery, or -ENOENT: no such failure, or answered already.  After
+ * DF_ANSWER_STOP the vCPU stays in its fault until the file changes or the guest ends. */
 int df_engine_answer(struct df_engine *engine, uint64_t id, int answer, int otherwise);
 void df_engine_counters(struct df_engine *engine, struct df_counters *out);
+/* Keep the last `capacity` things that happened, at most DF_TRACE_MAX; 0: none. */
+int df_engine_trace(struct df_engine *engine, uint64_t capacity);
+/* Take the oldest out; -> how many. */
+int df_engine_trace_read(struct df_engine *engine, struct df_trace *out, int most);
 
 /* -------------------------------------------------------------------- guest */
 
@@ -112,7 +117,7 @@ struct df_guest_options {
 	uint32_t cpuid;			/* enum df_cpuid bits it was granted */
 	uint32_t flags;			/* enum df_guest_flag */
 	uint32_t posted;		/* enum df_posted */
-	uint32_t pad;
+	uint32_t token_id;		/* of each vCPU's first token; 0 in KVM */
 };
 
 enum df_guest_flag {

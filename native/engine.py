@@ -14,8 +14,10 @@ from typing import Any
 from native._daxfault import ffi, lib
 from native.errors import check
 from native.file import File
+from native.trace import TRACE_FIELDS, Trace, TraceKind
 
 _BATCH = 64
+_TRACE_BATCH = 4096
 
 
 class Reason(enum.IntEnum):
@@ -247,7 +249,8 @@ class Engine:
     def answer(self, failure: Failure, answer: Answer, otherwise: Answer = Answer.POISON) -> Delivery | None:
         """Answer a failure; -> how it reached the guest, None when it was answered already.
 
-        `otherwise` is what becomes of a REPORT that cannot be delivered.
+        `otherwise` is what becomes of a REPORT that cannot be delivered.  After STOP the vCPU
+        stays in its fault until the file changes or the guest ends.
         """
         how = int(lib.df_engine_answer(self._live(), failure.id, answer, otherwise))
         return Delivery(how) if how >= 0 else None
@@ -263,17 +266,20 @@ class Engine:
         cpuid: int = 0,
         flags: GuestFlag = GuestFlag(0),  # noqa: B008
         posted: Posted = Posted(0),  # noqa: B008
+        token_id: int = 0,
     ) -> Guest:
         """Serve the address space behind `uffd`; both descriptors are taken over.
 
         `features` are the UFFD_FEATURE bits it was enabled with (ioctl_userfaultfd(2)).
         `area` is the guest's shared area, a sealed memfd (struct df_slot), laid out as in
-        `abi`; `cpuid` are the bits the guest was granted.
+        `abi`; `cpuid` are the bits the guest was granted.  `token_id` is that of each vCPU's
+        first token: it wraps after 2**20.
         """
         out = ffi.new("struct df_guest **")
         options = ffi.new("struct df_guest_options *")
         options.features, options.pid, options.abi = features, pid, abi
         options.cpuid, options.flags, options.posted = cpuid, flags, posted
+        options.token_id = token_id
         check(lib.df_guest_new(self._live(), uffd, area, options, out), f"guest of process {pid}")
         guest = Guest(out[0], self)
         self._guests.add(guest)
@@ -288,6 +294,21 @@ class Engine:
         values: dict[str, Any] = {f.name: getattr(out, f.name) for f in dataclasses.fields(Counters)}
         values["latency"] = tuple(values["latency"])
         return Counters(**values)
+
+    def trace(self, capacity: int) -> None:
+        """Keep the last `capacity` things that happen to faults, at most 2**20; 0 turns it off."""
+        check(lib.df_engine_trace(self._live(), capacity), f"trace of {capacity} entries")
+
+    def traces(self) -> list[Trace]:
+        """What was kept, oldest first; it is not returned again."""
+        found: list[Trace] = []
+        batch = ffi.new("struct df_trace[]", _TRACE_BATCH)
+        while n := lib.df_engine_trace_read(self._live(), batch, _TRACE_BATCH):
+            for i in range(n):
+                fields = {name: getattr(batch[i], name) for name in TRACE_FIELDS}
+                fields["kind"] = TraceKind(fields["kind"])
+                found.append(Trace(**fields))
+        return found
 
     def _live(self) -> Any:
         if self._engine is None:

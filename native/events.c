@@ -56,6 +56,7 @@ static void event(struct df_guest *guest, const struct uffd_msg *msg, uint64_t a
 			.guest = guest,
 			.address = msg->arg.pagefault.address,
 			.arrived = arrived,
+			.seen = arrived,
 			.tid = (int32_t)msg->arg.pagefault.feat.ptid,
 			.write = !!(msg->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE),
 			.stored = !!(msg->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP),
@@ -116,6 +117,7 @@ static void leave(void *guest)
 static void read_all(struct df_guest *guest)
 {
 	uint64_t spin = guest->engine->options.spin_ns, until = 0, value;
+	bool bell = guest->slots;
 	int n = 0;
 
 	while (!atomic_load(&guest->dead)) {
@@ -124,13 +126,16 @@ static void read_all(struct df_guest *guest)
 		struct pollfd fds[] = {
 			{ .fd = n < 0 ? -1 : guest->uffd, .events = POLLIN },
 			{ .fd = guest->kick, .events = POLLIN },
+			{ .fd = bell ? guest->doorbell : -1, .events = POLLIN },
 		};
 
-		if (poll(fds, 2, n < 0 ? RETRY_MS : -1) < 0)
+		if (poll(fds, 3, n < 0 ? RETRY_MS : -1) < 0)
 			continue;
 		if (fds[1].revents && read(guest->kick, &value, sizeof(value)) < 0) {
 			/* another kick took it */
 		}
+		if (fds[2].revents)
+			bell = apf_bell(guest);
 		if (fds[0].revents & (POLLERR | POLLHUP)) {
 			n = guest_unblock(guest) ? -EBADF : -EAGAIN;
 			continue;	/* the guest has made it blocking */
@@ -140,6 +145,8 @@ static void read_all(struct df_guest *guest)
 			faults_run(guest_take_again(guest), false);
 			if (spin && n > 0)
 				until = now_ns() + spin;
+			else if (spin && bell)
+				bell = apf_bell(guest);
 			/* a batch that was not full has emptied the queue */
 		} while (!atomic_load(&guest->dead) &&
 			 (n == BATCH || (n >= 0 && spin && now_ns() < until)));

@@ -19,13 +19,14 @@
 #define DENSE ((uint64_t)(16 * PAGE))
 #define FILL_NOW ((uint64_t)(16 * PAGE))	/* read under the lock at most; more is a fill */
 
-struct df_fault *fault_copy(const struct df_fault *fault)
+struct df_fault *fault_copy(struct df_fault *fault)
 {
 	struct df_fault *copy = malloc(sizeof(*copy));
 
 	if (copy) {
 		*copy = *fault;
 		copy->next = NULL;
+		fault->token = 0;
 		guest_get(copy->guest);
 		if (copy->mends)
 			file_mend_begun(copy->mends);
@@ -37,6 +38,7 @@ void fault_free(struct df_fault *fault)
 {
 	struct df_file *mended = fault->mends;
 
+	apf_ready(fault);
 	guest_put(fault->guest);
 	free(fault);
 	if (mended)
@@ -149,8 +151,13 @@ static enum verdict decide_locked(struct df_fault *fault, struct df_region *regi
 
 	*fill = fill_find(file, fault->offset);
 	if (*fill) {
-		struct df_fault *copy = fault_copy(fault);
+		struct df_fault *copy;
 
+		if (fill_awaited(*fill, fault))
+			return WAITS;
+		if ((*fill)->slow)
+			apf_ask(fault);
+		copy = fault_copy(fault);
 		if (!copy) {
 			engine_fail(fault, file, DF_REASON_IO, ENOMEM);
 			return DONE;
@@ -191,6 +198,7 @@ static enum verdict decide(struct df_fault *fault, struct df_fill **fill)
 		}
 		file = region->file;
 		file_get(file);
+		fault->readonly = !region->writable;
 		fault->offset = region->offset + (page - region->start);
 		file_lock(file);
 		verdict = decide_locked(fault, region, page, fill);
@@ -219,9 +227,12 @@ static struct df_fault *run(struct df_fault *fault, bool may_block)
 
 	switch (decide(fault, &fill)) {
 	case FILL:
+		if (may_block)
+			fill_slow(fill);
 		more = fill_run(fill, may_block, &wait);
 		if (wait) {
 			COUNT(fault->guest->engine, parked, 1);
+			fill_slow(fill);
 			engine_submit_fill(fault->guest->engine, fill);
 		}
 		break;
@@ -258,5 +269,8 @@ void fault_arrived(const struct df_fault *fault)
 {
 	struct df_fault copy = *fault;
 
+	TRACE(fault->guest->engine, .kind = DF_TRACE_FAULT, .guest = fault->guest->id,
+	      .address = fault->address, .tid = fault->tid, .vcpu = -1, .value = fault->write);
 	faults_run(run(&copy, false), false);
+	apf_ready(&copy);
 }

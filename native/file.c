@@ -252,6 +252,9 @@ void file_changed(struct df_file *file, uint64_t size, bool content)
 		fill_release(file, size, CACHE_SIZE);
 	else
 		fill_release(file, old, size);
+	if (file->mappings)
+		TRACE(file->mappings->guest->engine, .kind = DF_TRACE_CHANGED, .file = file->id,
+		      .offset = size, .vcpu = -1);
 	deliver_withdraw(file);
 	poison_mend(file);
 }

@@ -97,6 +97,8 @@ struct df_fill *fill_begin(struct df_engine *engine, struct df_file *file, uint6
 	fill->next_all = engine->fills;
 	engine->fills = fill;
 	pthread_mutex_unlock(&engine->lock);
+	TRACE(engine, .kind = DF_TRACE_FILL_BEGIN, .file = file->id, .offset = start, .vcpu = -1,
+	      .value = (uint32_t)fill->len);
 	return fill;
 }
 
@@ -123,6 +125,40 @@ void fill_wait(struct df_fill *fill, struct df_fault *fault)
 	fault->next = fill->waiters;
 	fill->waiters = fault;
 	atomic_fetch_add(&engine->parked, 1);
+}
+
+/* This thread waits for this page already: a signal had it repeat the access, which
+ * it may do as often as it likes.  It can perhaps be told now. */
+bool fill_awaited(const struct df_fill *fill, const struct df_fault *fault)
+{
+	struct df_fault *w = fill->waiters;
+
+	if (fault->token || fault->mends || !fault->tid)
+		return false;
+	while (w && (w->guest != fault->guest || w->tid != fault->tid || w->mends ||
+		     w->offset != fault->offset ||
+		     (!w->token && (w->address != fault->address || w->write != fault->write))))
+		w = w->next;
+	if (!w)
+		return false;
+	if (w->token) {
+		apf_again(w);
+		return true;
+	}
+	w->seen = fault->seen;
+	w->asked = false;
+	if (fill->slow)
+		apf_ask(w);
+	return true;
+}
+
+void fill_slow(struct df_fill *fill)
+{
+	file_lock(fill->file);
+	fill->slow = true;
+	for (struct df_fault *fault = fill->waiters; fault; fault = fault->next)
+		apf_ask(fault);
+	file_unlock(fill->file);
 }
 
 static struct df_fault *take_waiters(struct df_fill *fill)
@@ -265,6 +301,8 @@ struct df_fault *fill_run(struct df_fill *fill, bool may_block, bool *wait)
 	fill_end(fill);
 	waiters = take_waiters(fill);
 	COUNT(fill->engine, filled, got);
+	TRACE(fill->engine, .kind = DF_TRACE_FILL_END, .file = file->id, .offset = fill->start,
+	      .vcpu = -1, .value = (uint32_t)got, .error = error);
 	if (fill->stale) {
 		/* Read across a change: these bytes are neither old nor new. */
 		COUNT(fill->engine, retries, 1);

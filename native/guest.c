@@ -36,6 +36,7 @@ void guest_put(struct df_guest *guest)
 	close(guest->doorbell);
 	if (guest->doorbell_guest >= 0)
 		close(guest->doorbell_guest);
+	apf_free(guest);
 	if (guest->slots)
 		munmap(guest->slots, DF_AREA_SIZE);
 	free(guest->regions);
@@ -149,6 +150,7 @@ int guest_alloc(struct df_engine *engine, int uffd, int pid, struct df_guest **o
 	guest->pid = pid;
 	pthread_rwlock_init(&guest->lock, NULL);
 	pthread_mutex_init(&guest->small, NULL);
+	pthread_mutex_init(&guest->apf_lock, NULL);
 	*out = guest;
 	return 0;
 }
@@ -217,6 +219,8 @@ int df_guest_new(struct df_engine *engine, int uffd, int area,
 		guest->tracks = options->features & UFFD_FEATURE_WP_UNPOPULATED;
 		if (area >= 0)
 			error = map_area(guest, area);
+		if (!error)
+			error = apf_new(guest);
 		if (!error)
 			error = guest_start(guest);
 		if (error)

@@ -9,6 +9,8 @@
  *   file->lock         size, generation, page cache, fills, mappings, poisons:
  *                      "same generation?" and the install are one step under it
  *   engine->lock       job queue, failures, list of guests and fills; a leaf
+ *   guest->apf_lock    tokens of its vCPUs, and what the host writes into their
+ *                      slots; a leaf, but for the tracer's
  *
  * Nobody waits for Python, for a guest or for a page source's bytes under any of
  * them.
@@ -24,7 +26,9 @@
 #include <sys/stat.h>
 #include <time.h>
 
+#include "apf_host.h"
 #include "engine.h"
+#include "trace.h"
 #include "uffd.h"
 
 #define PAGE ((uint64_t)DF_PAGE_SIZE)
@@ -49,6 +53,7 @@ struct df_fault {
 	struct df_guest *guest;
 	uint64_t address;		/* exact */
 	uint64_t arrived;		/* ns, CLOCK_MONOTONIC */
+	uint64_t seen;			/* when the thread last was in it; at first `arrived` */
 	uint64_t deadline;		/* of the page source, when parked */
 	int32_t tid;
 	uint32_t write;
@@ -57,6 +62,12 @@ struct df_fault {
 	int error;			/* of a fill of this page alone */
 	bool stored;			/* a store to a page that is present, write-protected */
 	bool single;			/* fill this one page only: a larger fill failed */
+	bool readonly;			/* the mapping is not for stores */
+	bool asked;			/* the following are known: apf_ask() */
+	uint32_t wait;			/* enum df_wait */
+	uint32_t token;			/* told "not present": whoever ends the fault ends it */
+	int32_t vcpu;			/* its slot, or -1 */
+	uint32_t state;			/* enum df_cpu_state */
 	struct df_file *mends;		/* not a fault: an attempt to mend a poisoned page */
 };
 
@@ -89,6 +100,7 @@ struct df_fill {
 	struct df_file *file;		/* counted */
 	uint64_t start, len;		/* bytes, page aligned */
 	bool stale;			/* the range changed since it began */
+	bool slow;			/* its source is waited for: so are its waiters told */
 	uint64_t looked;		/* the warden's last round; engine->lock */
 	struct df_fault *waiters;
 };
@@ -198,6 +210,8 @@ struct df_guest {
 	struct df_slot *slots;		/* shared with the guest: trust nothing in it */
 	int doorbell;			/* our end: a byte for every MSR the guest wrote */
 	int doorbell_guest;		/* its end, until it is handed over */
+	pthread_mutex_t apf_lock;
+	struct df_vcpu *vcpus;		/* DF_VCPU_MAX, or NULL without slots */
 	bool tracks;			/* its userfaultfd has WP_UNPOPULATED */
 	bool child;			/* came by UFFD_EVENT_FORK */
 	pthread_t thread;
@@ -247,7 +261,9 @@ struct df_pending {
 	struct df_guest *guest;		/* counted */
 	struct df_file *file;		/* counted, or NULL */
 	uint64_t deadline;
+	uint64_t seen;			/* the thread, in this fault */
 	int slot;			/* >= 0: an event was sent and not yet taken */
+	bool stopped;			/* the vCPU stands still until the file changes */
 	bool read;			/* Python has the record */
 	bool over;			/* ... and is yet to have it; nothing else is left to do */
 };
@@ -273,6 +289,7 @@ struct df_engine {
 	uint64_t next_id;
 	int failures_fd;
 	pthread_t warden;
+	struct df_tracer tracer;
 	struct df_counters counters;	/* by __atomic adds */
 };
 
@@ -297,7 +314,7 @@ enum verdict install_store(struct df_fault *fault, struct df_region *region, uin
 /* fault.c */
 void faults_run(struct df_fault *list, bool may_block);	/* takes heap faults */
 void fault_arrived(const struct df_fault *fault);	/* from the reader of a guest */
-struct df_fault *fault_copy(const struct df_fault *fault);
+struct df_fault *fault_copy(struct df_fault *fault);	/* takes its token over */
 void fault_free(struct df_fault *fault);
 
 /* fill.c */
@@ -311,6 +328,9 @@ struct df_fill *fill_find(struct df_file *file, uint64_t offset);
 struct df_fill *fill_begin(struct df_engine *engine, struct df_file *file, uint64_t offset,
 			   uint64_t start, uint64_t end);
 void fill_wait(struct df_fill *fill, struct df_fault *fault);
+bool fill_awaited(const struct df_fill *fill, const struct df_fault *fault);
+/* Its waiters have to wait for a disk, or worse. */
+void fill_slow(struct df_fill *fill);
 /* Read and settle.  -> the waiters to decide again, or NULL with *wait set when
  * the source would block and may_block is false. */
 struct df_fault *fill_run(struct df_fill *fill, bool may_block, bool *wait);
@@ -327,11 +347,15 @@ bool jobs_stop(struct df_engine *engine);	/* false: one is stuck in its source *
 void engine_submit_fill(struct df_engine *engine, struct df_fill *fill);
 void engine_submit_faults(struct df_engine *engine, struct df_fault *faults);
 
-/* engine.c */
+/* failures.c */
 /* Hands the fault to Python, or poisons at once when that cannot be; file->lock
- * is held when there is a file. */
-void engine_fail(const struct df_fault *fault, struct df_file *file, enum df_reason reason,
-		 int error);
+ * is held when there is a file.  The fault's token goes with it. */
+void engine_fail(struct df_fault *fault, struct df_file *file, enum df_reason reason, int error);
+void failures_keep(struct df_engine *engine, uint64_t now);	/* those that are overdue */
+void failures_free(struct df_engine *engine);
+
+/* warden.c */
+void *warden_run(void *engine);
 
 /* deliver.c; file->lock is held when there is a file */
 enum df_delivery deliver(struct df_pending *pending, enum df_answer answer,

@@ -12,12 +12,14 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "standin.h"
 
 enum {
 	CALLBACK_VECTOR = 0xf3,		/* HYPERVISOR_CALLBACK_VECTOR */
+	ENTRY_PAUSES = 1000,		/* some 100 ms */
 };
 
 struct guest guest = { .doorbell = -1 };
@@ -98,6 +100,22 @@ void async_pf_enable(struct vcpu *v, bool async)
 	__atomic_store_n(&v->slot->msr_int, CALLBACK_VECTOR, __ATOMIC_RELAXED);
 	__atomic_store_n(&v->slot->msr_en, msr, __ATOMIC_SEQ_CST);
 	async_pf_ring();
+}
+
+/* A WRMSR that turns async pf on is an exit, and the wake-all comes with the next entry.
+ * The host that has heard the doorbell leaves it in irr: interrupts are still off.  One
+ * that does not answer is not waited for. */
+void async_pf_entered(const struct vcpu *v)
+{
+	struct timespec pause = { .tv_nsec = 20000 };
+	uint64_t msr = __atomic_load_n(&v->slot->msr_en, __ATOMIC_RELAXED);
+	int i;
+
+	for (i = 0; i < ENTRY_PAUSES && msr & DF_MSR_ENABLED; i++) {
+		if (__atomic_load_n(&v->slot->irr, __ATOMIC_ACQUIRE))
+			return;
+		nanosleep(&pause, NULL);
+	}
 }
 
 /* ------------------------------------------------------------------ the state word */

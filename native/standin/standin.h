@@ -174,6 +174,7 @@ extern struct guest guest;
 int async_pf_area(void);
 struct df_slot *async_pf_slot(int vcpu);
 void async_pf_enable(struct vcpu *v, bool async);
+void async_pf_entered(const struct vcpu *v);
 void async_pf_take_exception(struct vcpu *v, struct exception *e);
 void async_pf_take_interrupt(struct vcpu *v);
 void async_pf_take_orders(struct vcpu *v);

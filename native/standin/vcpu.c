@@ -211,6 +211,7 @@ static void *vcpu_thread(void *arg)
 	__atomic_store_n(&v->slot->tid, (uint32_t)v->tid, __ATOMIC_RELEASE);
 	async_pf_enable(v, async);
 	pthread_mutex_unlock(&lock);
+	async_pf_entered(v);
 
 	while (v->state != VCPU_DEAD) {
 		async_pf_take_orders(v);

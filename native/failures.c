@@ -1,0 +1,304 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * failures.c - failed faults on their way to Python and back.  Must not choose their
+ * answer, nor how it reaches the guest.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+#define PENDING_MAX 4096		/* failed faults in Python's hands at once */
+
+static void pending_free(struct df_pending *pending)
+{
+	if (pending->guest)
+		guest_put(pending->guest);
+	if (pending->file)
+		df_file_put(pending->file);
+	free(pending);
+}
+
+static void pending_add(struct df_engine *engine, struct df_pending *pending)
+{
+	pending->next = NULL;
+	*engine->last_pending = pending;
+	engine->last_pending = &pending->next;
+	engine->npending++;
+	pthread_cond_signal(&engine->tick);
+}
+
+static struct df_pending *pending_take(struct df_engine *engine, struct df_pending **p)
+{
+	struct df_pending *pending = *p;
+
+	*p = pending->next;
+	if (!*p)
+		engine->last_pending = p;
+	engine->npending--;
+	return pending;
+}
+
+void engine_fail(struct df_fault *fault, struct df_file *file, enum df_reason reason,
+		 int error)
+{
+	struct df_guest *guest = fault->guest;
+	struct df_engine *engine = guest->engine;
+	uint64_t now = now_ns(), one = 1;
+	struct df_pending *pending;
+
+	if (fault->mends) {
+		poison_tried(fault->mends, guest, fault->address, false);
+		return;
+	}
+	if (guest->options.flags & DF_GUEST_TELL_FAILURES)
+		apf_ask(fault);
+	if (!fault->asked) {
+		fault->vcpu = apf_slot(guest, fault->tid);
+		fault->state = fault->vcpu < 0 ? 0 : apf_state(guest, fault->vcpu);
+	}
+	if (!fault->token && apf_left(guest, fault->vcpu, fault->seen)) {
+		uffd_wake(guest->uffd, PAGE_DOWN(fault->address), PAGE);
+		return;
+	}
+	COUNT(engine, failed, 1);
+	TRACE(engine, .kind = DF_TRACE_FAIL, .guest = guest->id, .file = file ? file->id : 0,
+	      .address = fault->address, .offset = file ? fault->offset : 0,
+	      .token = fault->token, .tid = fault->tid, .vcpu = fault->vcpu, .value = reason,
+	      .error = error);
+	pending = calloc(1, sizeof(*pending));
+	if (pending) {
+		pending->guest = guest;
+		pending->file = file;
+		pending->slot = -1;
+		pending->seen = fault->seen;
+		pending->deadline = now + engine->options.answer_ns;
+		pending->record = (struct df_failure){
+			.guest = guest->id,
+			.file = file ? file->id : 0,
+			.address = fault->address,
+			.offset = file ? fault->offset : 0,
+			.generation = file ? atomic_load(&file->generation) : 0,
+			.time_ns = now,
+			.wait_ns = now - fault->arrived,
+			.tid = fault->tid,
+			.error = error,
+			.reason = reason,
+			.attempts = guest_attempt(guest, PAGE_DOWN(fault->address)),
+			.write = fault->write,
+			.token = fault->token,
+			.wait = fault->wait,
+			.vcpu = fault->vcpu,
+			.state = fault->state,
+		};
+		pthread_mutex_lock(&engine->lock);
+		if (engine->npending < PENDING_MAX && !engine->stopping) {
+			guest_get(guest);
+			if (file)
+				file_get(file);
+			fault->token = 0;
+			pending->record.id = engine->next_id++;
+			pending_add(engine, pending);
+			pthread_mutex_unlock(&engine->lock);
+			if (write(engine->failures_fd, &one, sizeof(one)) < 0) {
+				/* the counter is full: its reader is awake */
+			}
+			return;
+		}
+		pthread_mutex_unlock(&engine->lock);
+		free(pending);
+	}
+	COUNT(engine, overflow, 1);
+	deliver_poison(guest, file, fault->address);
+}
+
+int df_engine_failures_fd(struct df_engine *engine)
+{
+	return engine->failures_fd;
+}
+
+int df_engine_failures(struct df_engine *engine, struct df_failure *out, int most)
+{
+	uint64_t value;
+	int n = 0;
+
+	if (read(engine->failures_fd, &value, sizeof(value)) < 0) {
+		/* nothing new since the last call; there may be some left over */
+	}
+	pthread_mutex_lock(&engine->lock);
+	for (struct df_pending **p = &engine->pending; *p && n < most;) {
+		struct df_pending *pending = *p;
+
+		if (!pending->read)
+			out[n++] = pending->record;
+		pending->read = true;
+		if (pending->over)
+			free(pending_take(engine, p));
+		else
+			p = &pending->next;
+	}
+	pthread_mutex_unlock(&engine->lock);
+	return n;
+}
+
+/* The fault is taken again, or its token is ready. */
+static void let_go(struct df_guest *guest, const struct df_failure *record)
+{
+	uffd_wake(guest->uffd, PAGE_DOWN(record->address), PAGE);
+	if (record->token)
+		apf_end(guest, record, false);
+}
+
+/* It stays where it is.  A thread stands in one place: who is stopped a second time had
+ * been elsewhere. */
+static void stop(struct df_engine *engine, struct df_pending *pending)
+{
+	struct df_pending *before = NULL;
+
+	pending->stopped = pending->read = true;
+	pending->deadline = UINT64_MAX;
+	pthread_mutex_lock(&engine->lock);
+	for (struct df_pending **p = &engine->pending; *p; p = &(*p)->next)
+		if ((*p)->stopped && (*p)->guest == pending->guest && !(*p)->record.token &&
+		    !pending->record.token && (*p)->record.tid == pending->record.tid) {
+			before = pending_take(engine, p);
+			break;
+		}
+	pending_add(engine, pending);
+	pthread_mutex_unlock(&engine->lock);
+	if (before)
+		pending_free(before);
+}
+
+/* Deliver, in one step with "is it still true?".  Takes the pending failure. */
+static enum df_delivery settle(struct df_engine *engine, struct df_pending *pending,
+			       enum df_answer answer, enum df_answer otherwise)
+{
+	struct df_file *file = pending->file;
+	struct df_guest *guest = pending->guest;
+	enum df_delivery how = DF_DELIVERED_NONE;
+
+	if (file)
+		file_lock(file);
+	if (atomic_load(&guest->dead)) {
+		/* its pages were poisoned when it went */
+	} else if (!file && guest_shows(guest, pending->record.address)) {
+		/* nobody's address then, a file's by now */
+		let_go(guest, &pending->record);
+		how = DF_DELIVERED_HEALED;
+	} else if (file && atomic_load(&file->generation) != pending->record.generation) {
+		let_go(guest, &pending->record);
+		how = DF_DELIVERED_HEALED;
+	} else {
+		how = deliver(pending, answer, otherwise);
+	}
+	if (file)
+		file_unlock(file);
+
+	if (how == DF_DELIVERED_EVENT) {
+		pthread_mutex_lock(&engine->lock);
+		pending->deadline = now_ns() + engine->options.answer_ns;
+		pending->read = true;
+		pending_add(engine, pending);
+		pthread_mutex_unlock(&engine->lock);
+	} else if (how == DF_DELIVERED_STOP) {
+		stop(engine, pending);
+	} else if (!pending->read) {
+		/* Poisoned before anybody asked: what failed is told all the same. */
+		guest_put(pending->guest);
+		if (file)
+			df_file_put(file);
+		pending->guest = NULL;
+		pending->file = NULL;
+		pending->over = true;
+		pthread_mutex_lock(&engine->lock);
+		pending_add(engine, pending);
+		pthread_mutex_unlock(&engine->lock);
+	} else {
+		pending_free(pending);
+	}
+	return how;
+}
+
+int df_engine_answer(struct df_engine *engine, uint64_t id, int answer, int otherwise)
+{
+	struct df_pending *pending = NULL;
+
+	if (answer < DF_ANSWER_WAKE || answer > DF_ANSWER_STOP ||
+	    otherwise < DF_ANSWER_WAKE || otherwise > DF_ANSWER_STOP)
+		return -EINVAL;
+	pthread_mutex_lock(&engine->lock);
+	for (struct df_pending **p = &engine->pending; *p; p = &(*p)->next)
+		if ((*p)->record.id == id && (*p)->slot < 0 && !(*p)->over &&
+		    !(*p)->stopped) {
+			pending = pending_take(engine, p);
+			break;
+		}
+	pthread_mutex_unlock(&engine->lock);
+	return pending ? (int)settle(engine, pending, (enum df_answer)answer,
+				     (enum df_answer)otherwise) : -ENOENT;
+}
+
+/* Who was stopped goes on: to look again, or to its end. */
+static bool resumes(const struct df_pending *pending)
+{
+	return pending->stopped &&
+	       (atomic_load(&pending->guest->dead) ||
+		(pending->file && atomic_load(&pending->file->generation) !=
+					  pending->record.generation));
+}
+
+/* The first failure that is over: overdue, or an event that was taken. */
+static struct df_pending *next_over(struct df_engine *engine, uint64_t now)
+{
+	for (struct df_pending **p = &engine->pending; *p; p = &(*p)->next) {
+		struct df_pending *pending = *p;
+
+		if (pending->over)
+			continue;
+		if (pending->slot >= 0 && !deliver_untaken(pending))
+			return pending_take(engine, p);
+		if (pending->deadline <= now || resumes(pending))
+			return pending_take(engine, p);
+	}
+	return NULL;
+}
+
+void failures_keep(struct df_engine *engine, uint64_t now)
+{
+	struct df_pending *pending;
+
+	for (;;) {
+		pthread_mutex_lock(&engine->lock);
+		pending = next_over(engine, now);
+		pthread_mutex_unlock(&engine->lock);
+		if (!pending)
+			return;
+		if (pending->slot >= 0 && !deliver_overdue(pending)) {
+			pending_free(pending);		/* taken: all is well */
+			continue;
+		}
+		if (pending->stopped) {
+			settle(engine, pending, DF_ANSWER_STOP, DF_ANSWER_STOP);
+			continue;
+		}
+		pending->slot = -1;
+		COUNT(engine, late, 1);
+		settle(engine, pending, DF_ANSWER_POISON, DF_ANSWER_POISON);
+	}
+}
+
+void failures_free(struct df_engine *engine)
+{
+	struct df_pending *pending;
+
+	for (;;) {
+		pthread_mutex_lock(&engine->lock);
+		pending = engine->pending ? pending_take(engine, &engine->pending) : NULL;
+		pthread_mutex_unlock(&engine->lock);
+		if (!pending)
+			return;
+		pending_free(pending);
+	}
+}

@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * warden.c - the thread that keeps every deadline: of answers, of page sources, and
+ * of forked guests.  Must not decide what becomes of a fault that is late.
+ */
+#include <errno.h>
+
+#include "internal.h"
+
+#define TICK_NS 20000000u		/* how late a deadline may be kept */
+#define CHILD_NS 500000000u		/* how often forked guests are looked after */
+
+/* A file with a read under way that this round has not looked at; counted. */
+static struct df_file *next_reading(struct df_engine *engine, uint64_t now)
+{
+	struct df_file *file = NULL;
+
+	pthread_mutex_lock(&engine->lock);
+	for (struct df_fill *fill = engine->fills; fill; fill = fill->next_all) {
+		if (fill->looked == now || (file && fill->file != file))
+			continue;
+		if (!file)
+			file_get(fill->file);
+		file = fill->file;
+		fill->looked = now;
+	}
+	pthread_mutex_unlock(&engine->lock);
+	return file;
+}
+
+static void keep_sources(struct df_engine *engine, uint64_t now)
+{
+	struct df_file *file;
+
+	if (!atomic_load(&engine->parked))
+		return;
+	while ((file = next_reading(engine, now))) {
+		fill_expire(engine, file, now);
+		df_file_put(file);
+	}
+}
+
+/* The newest forked guest older than this one; counted. */
+static struct df_guest *next_child(struct df_engine *engine, uint64_t id)
+{
+	struct df_guest *guest;
+
+	pthread_mutex_lock(&engine->lock);
+	for (guest = engine->guests; guest; guest = guest->next)
+		if (guest->child && guest->id < id)
+			break;
+	if (guest)
+		guest_get(guest);
+	pthread_mutex_unlock(&engine->lock);
+	return guest;
+}
+
+/* Nobody tells when a forked guest ends.  Asking may take as long as its address
+ * space is locked: not under our own. */
+static void keep_children(struct df_engine *engine)
+{
+	uint64_t id = UINT64_MAX;
+	struct df_guest *child;
+
+	while ((child = next_child(engine, id))) {
+		id = child->id;
+		if (!uffd_alive(child->uffd))
+			df_guest_free(child);
+		guest_put(child);
+	}
+}
+
+void *warden_run(void *arg)
+{
+	struct df_engine *engine = arg;
+	uint64_t looked = 0;
+
+	engine_thread = true;
+	pthread_mutex_lock(&engine->lock);
+	while (!engine->stopping) {
+		bool busy = engine->npending || atomic_load(&engine->parked);
+		uint64_t now = now_ns(), until = now + (busy ? TICK_NS : CHILD_NS);
+		struct timespec t = { (time_t)(until / 1000000000u), (long)(until % 1000000000u) };
+
+		pthread_cond_timedwait(&engine->tick, &engine->lock, &t);
+		pthread_mutex_unlock(&engine->lock);
+		now = now_ns();
+		failures_keep(engine, now);
+		keep_sources(engine, now);
+		if (now - looked > CHILD_NS) {
+			looked = now;
+			keep_children(engine);
+		}
+		pthread_mutex_lock(&engine->lock);
+	}
+	pthread_mutex_unlock(&engine->lock);
+	return NULL;
+}
