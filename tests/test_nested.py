@@ -134,12 +134,17 @@ def test_nested_error_that_was_poisoned_heals_by_itself(tmp_path: Path) -> None:
 # What became of the innermost task under each design; docs/nested.md says why.
 CARRIED = {
     "mainline": ("loop", None),
+    "rfc-v1": ("sigbus", True),
+    "june-2020": ("loop", None),
+    "exit-to-user": ("stopped", None),
+    "gone-in-wakeup": ("sigbus", False),
+    "inject-on-retry": ("sigbus", True),
     "poison": ("sigbus", True),
     "report": ("sigbus", True),
 }
 
 
-@pytest.mark.parametrize("design", CARRIED)
+@pytest.mark.parametrize("design", DESIGNS)
 def test_nested_comparison_of_a_design_finds_its_end(tmp_path: Path, design: str) -> None:
     @trio_test
     async def body() -> None:
