@@ -77,7 +77,9 @@ def test_probe_rescues_end_the_loop_where_there_is_one(found: dict[str, Any]) ->
         return
     rescues = found["rescues"]
     assert {name for name, rescue in rescues.items() if rescue["works"]} >= {"unmap", "forbid", "shrink"}
-    assert (rescues["shrink"]["exit"], rescues["shrink"]["where"]) == ("MMIO", "gpa")
+    # EFAULT: a fault that had begun when the slot went away (docs/kvm.md)
+    shrink = rescues["shrink"]
+    assert (shrink["exit"], shrink["where"]) in (("MMIO", "gpa"), ("EFAULT", "nowhere"))
     poison = rescues["poison"]
     assert poison["where"] == "page" if poison["works"] else "UFFDIO_POISON" in poison["why"]
 
