@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from vmm.commands.compare import compare
 from vmm.commands.doctor import doctor
 from vmm.commands.mount import mount
 from vmm.commands.repro import repro
@@ -74,6 +75,7 @@ def daxfault(
 app.command()(repro)
 app.command()(doctor)
 app.command()(mount)
+app.command()(compare)
 
 
 def main() -> None:

@@ -13,7 +13,6 @@ import dataclasses
 import errno
 import os
 import platform
-import resource
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -24,14 +23,15 @@ import trio
 
 import fsd
 import native
-from native import PAGE_SIZE, RANGE_SIZE
+from native import PAGE_SIZE, RANGE_SIZE, Delivery, Wait
+from vmm.cpu_time import cpu_seconds
 from vmm.designs import DESIGNS
 from vmm.errors import Unsupported, UsageError
 from vmm.host import Host, hosting
 from vmm.standin import Done, StandIn, standin
 from vmm.watchdog import Loop, Watchdog
 
-TOLD = ("mainline", "report")  # the designs whose story is told
+STORIES = ("mainline", "report")  # the designs whose story is told
 VIAS = ("mount", "behind")
 SMALLEST = 8 * PAGE_SIZE
 DEFAULT_SIZE = 16 * PAGE_SIZE
@@ -45,8 +45,9 @@ Progress = Callable[[str], None]
 class Access:
     """One access of the guest after the truncation.
 
-    `cycles` in `seconds`: fault -> error -> "ready" on that page, when it looped;
-    `cpu` is the host's and guest's processor time burnt meanwhile, in seconds.
+    `outcome` is the stand-in's, or "loop", or "stopped": the vCPU is not resumed.  `cycles` in
+    `seconds`: fault -> error -> "ready" on that page, when it looped; `told`: the guest was told each
+    time, otherwise its vCPU was only halted.  `cpu`: processor time of host and guest, in seconds.
     """
 
     what: str
@@ -60,6 +61,7 @@ class Access:
     ns: int
     cycles: int
     seconds: float
+    told: bool
     cpu: float
     expected: str
     ok: bool
@@ -136,7 +138,7 @@ def check_file(file: Path | None) -> None:
 async def run(
     *,
     file: Path | None = None,
-    designs: Sequence[str] = TOLD,
+    designs: Sequence[str] = STORIES,
     vias: Sequence[str] = VIAS,
     seconds: float = 0.5,
     progress: Progress = lambda _: None,
@@ -274,6 +276,16 @@ class _Teller:
         await self._access(
             "kcopy", "guest kernel copy, table entry", dead - 16, 64, "loop" if loops else "efault", done=16
         )
+        stops = design == "mainline"
+        await self._access(
+            "irqoff kcopy",
+            "the same, interrupts off",
+            dead - 16,
+            64,
+            "stopped" if stops else "efault",
+            done=0 if stops else 16,
+            vcpu=1,  # it is out of use then
+        )
         await self._access(
             "sys_write", "real system call", dead + 2 * PAGE_SIZE, 64, "loop" if loops else "efault"
         )
@@ -291,16 +303,44 @@ class _Teller:
         *,
         value: str | None = None,
         done: int | None = None,
+        vcpu: int = 0,
     ) -> None:
         self._progress(what)
         at = offset - self._first
         text = f"{op} {at}" + (f" {length}" if length else "")
         self._stage.host.loops.clear()
-        began = _cpu(self._guest.process.pid)
-        got = await self._guest.access(0, text)
+        began = cpu_seconds(self._guest.process.pid)
+        got = await self._end_of(vcpu, text)
         loops = tuple(self._stage.host.loops)
-        cpu = _cpu(self._guest.process.pid) - began
+        cpu = cpu_seconds(self._guest.process.pid) - began
         self.told.append(self._told(op, what, offset, expected, got, loops, cpu, value, done))
+
+    async def _end_of(self, vcpu: int, text: str) -> Done:
+        """What the access got; "stopped" when the host does not resume its vCPU."""
+        wait = await self._guest.start(vcpu, text)
+        began = trio.current_time()
+        got: list[Done] = []
+
+        async def take() -> None:
+            got.append(await wait())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(take)
+            # the policy thread rings no bell here
+            while not got and not self._stopped(vcpu):  # noqa: ASYNC110
+                await trio.sleep(0.001)
+            nursery.cancel_scope.cancel()
+        if got:
+            return got[0]
+        ns = int((trio.current_time() - began) * 1e9)
+        return Done("stopped", None, None, errno.EFAULT, 0, None, ns, {})
+
+    def _stopped(self, vcpu: int) -> bool:
+        pid = self._guest.process.pid
+        return any(
+            r.pid == pid and r.delivery is Delivery.STOP and r.failure.vcpu == vcpu
+            for r in self._stage.host.records
+        )
 
     def _told(
         self,
@@ -316,7 +356,8 @@ class _Teller:
     ) -> Access:
         loop = loops[0] if loops else None
         fault = (offset if op == "touch" else (offset + PAGE_SIZE - 1) // PAGE_SIZE * PAGE_SIZE) - self._first
-        address = self._base + fault if got.outcome == "sigbus" or op == "kcopy" else None
+        kernel = op.endswith("kcopy") and got.outcome != "stopped"
+        address = self._base + fault if got.outcome == "sigbus" or kernel else None
         outcome = "loop" if loop else got.outcome
         ok = outcome == expected and got.address == address
         ok &= value is None or got.value == value
@@ -336,17 +377,11 @@ class _Teller:
             ns=got.ns,
             cycles=loop.cycles if loop else 0,
             seconds=loop.seconds if loop else 0.0,
+            told=loop is not None and loop.failure.wait is Wait.TOLD,
             cpu=cpu,
             expected=expected,
             ok=ok,
         )
-
-
-def _cpu(pid: int) -> float:
-    """Processor time of this process and of `pid` so far, in seconds (proc_pid_stat(5))."""
-    own = resource.getrusage(resource.RUSAGE_SELF)
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return own.ru_utime + own.ru_stime + (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def check_machine() -> None:

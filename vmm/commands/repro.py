@@ -150,7 +150,7 @@ def _table(story: Story) -> RenderableType:
     table.add_column("", no_wrap=True)
     for access in story.accesses:
         got = access.outcome.upper() if access.outcome != "ok" else "bytes"
-        if access.outcome == "loop":
+        if access.outcome in ("loop", "stopped"):
             got = f"[red]{got}[/]"
         mark = "[green]✓[/]" if access.ok else f"[red]✗ expected {access.expected}[/]"
         table.add_row(access.what, got, _evidence(access), _time(access.ns), mark)
@@ -160,8 +160,9 @@ def _table(story: Story) -> RenderableType:
 def _evidence(access: Access) -> str:
     if access.outcome == "loop":
         busy = 100 * access.cpu / (access.ns / 1e9)
+        each = "not present, ready" if access.told else "vCPU halted, resumed"
         return (
-            f"{access.cycles} x fault, {access.error}, ready in {access.seconds:.2f} s = "
+            f"{access.cycles} x fault, {access.error}, {each} in {access.seconds:.2f} s = "
             f"[b]{access.rate:,.0f}/s[/], no progress, {busy:.0f} % CPU; ended by the watchdog"
         )
     if access.outcome == "sigbus":
@@ -169,6 +170,8 @@ def _evidence(access: Access) -> str:
         return f"si_code {access.si_code}, si_addr {access.address or 0:#x} ({exact}), {access.error}"
     if access.outcome in ("efault", "short"):
         return f"{access.done} bytes done, then EFAULT"
+    if access.outcome == "stopped":
+        return f"KVM_RUN would fail with {access.error}; the vCPU is not resumed"
     return f"{access.done} bytes"
 
 

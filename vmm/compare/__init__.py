@@ -4,3 +4,10 @@
 A cell is a real run: a file on a mount of ours, a host, a fresh stand-in, one access, and
 what became of it.  Nothing here knows what a design is supposed to do.
 """
+
+from __future__ import annotations
+
+from vmm.compare.cell import Cell, Column, Outcome
+from vmm.compare.table import COLUMNS, Comparison, Row, run
+
+__all__ = ["COLUMNS", "Cell", "Column", "Comparison", "Outcome", "Row", "run"]

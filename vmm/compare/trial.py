@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One design's guest on a file of its own: what every cell of the comparison is run with.
+
+Owns the mount, a host and a stand-in for each trial, and finding out how accesses end.
+Must not judge the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import trio
+
+import fsd
+import native
+from native import PAGE_SIZE, RANGE_SIZE, Delivery, File
+from vmm.compare import sequence
+from vmm.designs import Design
+from vmm.errors import Unsupported
+from vmm.host import Host, hosting
+from vmm.standin import Done, StandIn, StandInError, standin
+from vmm.watchdog import Loop, Watchdog
+
+DEADLINE = 10.0  # seconds; what has not ended then, does not loop and is not stopped, hangs
+_TRACED = 4096
+_EARLY = 0.01  # seconds after which the beginning of a long trace is put by
+
+PAGES = 128
+CUT = 32 * PAGE_SIZE + 100  # bytes that survive the truncation
+DEAD = 33 * PAGE_SIZE  # the first page that does not
+
+_LOOP_CYCLES = 50
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class End:
+    """How accesses that were begun together ended.
+
+    `done[i]` is None for one that has not.  `loop`: the watchdog's proof; `stopped`: the host does not
+    resume the vCPU; neither, and something not done: it hangs.
+    """
+
+    done: tuple[Done | None, ...]
+    loop: Loop | None
+    stopped: bool
+
+    @property
+    def hangs(self) -> bool:
+        return None in self.done and self.loop is None and not self.stopped
+
+
+@dataclasses.dataclass(slots=True)
+class Ground:
+    """The mount on which trials are made.  `seconds`: how long a loop is watched."""
+
+    backing: Path
+    mount: Path
+    fs: fsd.Filesystem
+    seconds: float
+    trials: int = 0
+
+    @contextlib.asynccontextmanager
+    async def trial(
+        self,
+        design: Design,
+        *,
+        mode: str = "w",
+        pages: int = PAGES,
+        async_pf: bool = True,
+        watch: float | None = None,
+        trace: bool = True,
+    ) -> AsyncIterator[Trial]:
+        """A host, and a guest that has a new file of `pages` pages mapped at the start of its window.
+
+        `watch`: seconds after which a loop is ended; by default those of the ground.
+        """
+        self.trials += 1
+        name = f"file{self.trials}"
+        content = await trio.to_thread.run_sync(_make, self.backing / name, pages)
+        length = -(-len(content) // RANGE_SIZE) * RANGE_SIZE
+        watchdog = Watchdog(seconds=self.seconds if watch is None else watch, cycles=_LOOP_CYCLES)
+        async with (
+            hosting(self.fs, watchdog=watchdog) as (host, nursery),
+            standin(host, nursery, design, window=length, async_pf=async_pf) as guest,
+        ):
+            await guest.open("file", self.mount / name, "rw" if mode == "w" else "ro")
+            base = await guest.map("file", 0, length, 0, mode)
+            if trace:
+                host.engine.trace(_TRACED)
+                await guest.trace(True)
+            yield Trial(self, design, name, content, host, guest, base, trace)
+
+
+@contextlib.asynccontextmanager
+async def ground(seconds: float) -> AsyncIterator[Ground]:
+    """Mount a fresh directory while the body runs."""
+    with _temporary() as top:
+        backing, mount = Path(top, "backing"), Path(top, "mount")
+        for directory in (backing, mount):
+            os.mkdir(directory)
+        fs = fsd.Filesystem(backing)
+        async with fsd.mounted(fs, mount):
+            yield Ground(backing, mount, fs, seconds)
+
+
+@contextlib.contextmanager
+def _temporary() -> Iterator[str]:
+    try:
+        directory = tempfile.TemporaryDirectory(prefix="daxfault-")
+    except OSError as e:
+        raise Unsupported(f"nowhere to put temporary files: {e.strerror}") from e
+    with directory as top:
+        yield top
+
+
+def _make(path: Path, pages: int) -> bytes:
+    content = os.urandom(pages * PAGE_SIZE)
+    try:
+        path.write_bytes(content)
+    except OSError as e:
+        raise Unsupported(f"{path}: {e.strerror}; TMPDIR names another place for it") from e
+    return content
+
+
+Wait = Callable[[], Awaitable[Done]]
+
+
+class Trial:
+    """A guest under a design, and what can be done to its file."""
+
+    def __init__(
+        self,
+        ground: Ground,
+        design: Design,
+        name: str,
+        content: bytes,
+        host: Host,
+        guest: StandIn,
+        base: int,
+        traced: bool,
+    ) -> None:
+        self.design = design
+        self.content = content
+        self.host = host
+        self.guest = guest
+        self.base = base
+        self._path = ground.mount / name
+        self._traced = traced
+        self._of_host: list[native.Trace] = []
+        self._of_guest: list[dict[str, Any]] = []
+
+    @property
+    def file(self) -> File:
+        """The file's data: its state, and the faults that can be injected into it."""
+        return self.guest.session.file("file")
+
+    async def truncate(self, size: int) -> None:
+        """Through the mount; when it returns no guest has a page past `size`."""
+        await trio.to_thread.run_sync(os.truncate, self._path, size)
+
+    async def begin(self, text: str, task: int = 0, vcpu: int = 0) -> Wait:
+        return await self.guest.start(vcpu, text, task)
+
+    async def access(self, text: str, task: int = 0, vcpu: int = 0) -> End:
+        return await self.end(await self.begin(text, task, vcpu))
+
+    async def end(self, *waits: Wait) -> End:
+        """Wait until each has ended, or it is clear that it will not."""
+        done: list[Done | None] = [None] * len(waits)
+        seen = len(self.host.loops)
+        put_by = not self._traced
+
+        async def wait(i: int, result: Wait) -> None:
+            done[i] = await result()
+
+        async with trio.open_nursery() as nursery:
+            for i, result in enumerate(waits):
+                nursery.start_soon(wait, i, result)
+            began = trio.current_time()
+            # a loop or a stop is the policy thread's to see, and rings no bell here
+            while None in done and not self.stopped and len(self.host.loops) == seen:
+                elapsed = trio.current_time() - began
+                if elapsed > DEADLINE:
+                    break
+                if elapsed > _EARLY and not put_by:
+                    put_by = True
+                    await self._put_by()
+                await trio.sleep(0.001)
+            nursery.cancel_scope.cancel()
+        loop = self.host.loops[seen] if len(self.host.loops) > seen else None
+        return End(tuple(done), loop, self.stopped and None in done)
+
+    @property
+    def stopped(self) -> bool:
+        """The host does not resume a vCPU of this guest."""
+        return any(record.delivery is Delivery.STOP for record in self.host.records)
+
+    async def parked(self, count: int, vcpu: int = 0) -> None:
+        """Wait until `count` tasks of a vCPU sleep on a token.  Raises trio.TooSlowError."""
+        with trio.fail_after(DEADLINE):
+            while True:
+                shown = await self.guest.stat()
+                tasks = shown["vcpus"][vcpu]["tasks"]
+                if sum(task["state"] == "parked" for task in tasks) >= count:
+                    return
+                await trio.sleep(0.002)
+
+    async def _put_by(self) -> None:
+        self._of_host += self.host.engine.traces()
+        with contextlib.suppress(StandInError):
+            known = {tuple(event.items()) for event in self._of_guest}
+            self._of_guest += [e for e in await self.guest.traced() if tuple(e.items()) not in known]
+
+    async def events(self) -> list[dict[str, Any]]:
+        """Everything that host and guest said to each other, as vmm.compare.sequence has it."""
+        if self._traced:
+            await self._put_by()
+        return sequence.merged(self._of_host, self._of_guest)
