@@ -276,14 +276,13 @@ class _Teller:
         await self._access(
             "kcopy", "guest kernel copy, table entry", dead - 16, 64, "loop" if loops else "efault", done=16
         )
-        stops = design == "mainline"
         await self._access(
             "irqoff kcopy",
-            "the same, interrupts off",
-            dead - 16,
+            "guest kernel, interrupts off",
+            dead + 3 * PAGE_SIZE,
             64,
-            "stopped" if stops else "efault",
-            done=0 if stops else 16,
+            "stopped" if design == "mainline" else "efault",
+            done=0,
             vcpu=1,  # it is out of use then
         )
         await self._access(
@@ -364,7 +363,7 @@ class _Teller:
         ok &= done is None or got.done == done
         if loop is not None:
             # the watchdog's loop is this access's, and made no progress
-            ok &= loop.page == (self._base + fault) // PAGE_SIZE * PAGE_SIZE and loop.cycles > 100
+            ok &= loop.page == (self._base + fault) // PAGE_SIZE * PAGE_SIZE and loop.cycles >= 100
         return Access(
             what=what,
             offset=offset,

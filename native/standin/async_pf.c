@@ -203,7 +203,7 @@ void async_pf_token_done(struct vcpu *v, uint32_t token, const struct wakeup *wa
  * patches sent.  RFC v1 took an address of 0 for one. */
 static int bus_code(uint64_t address)
 {
-	if (guest.abi == DF_ABI_JUNE_2020)
+	if (guest.abi == DF_ABI_JUNE_2020 || guest.abi == DF_ABI_GONE)
 		return SI_KERNEL;
 	if (guest.abi == DF_ABI_RFC_V1 && !address && !(guest.posted & DF_POSTED_NO_GVA_FLAG))
 		return SI_KERNEL;

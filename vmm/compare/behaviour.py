@@ -39,6 +39,7 @@ def column(name: str, title: str, right: Outcome, meaning: str) -> Callable[[Run
 async def _truncated(trial: Trial) -> None:
     """The guest has touched what then goes."""
     await trial.access(f"touch {DEAD}")
+    await trial.forget()
     await trial.truncate(CUT)
 
 

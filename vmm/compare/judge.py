@@ -131,7 +131,7 @@ def _judge_address(cell: Cell, done: Done, wanted: Wanted) -> None:
     cell.address_exact = done.address == wanted.address
     cell.detail = f"address {done.address:#x}, si_code {cell.si_code}"
     if cell.address_exact:
-        cell.text += ", exact address"
+        cell.text += ", exact address" if cell.outcome is Outcome.SIGBUS else ""
     else:
         cell.outcome, cell.ok = Outcome.WRONG, False
         cell.text += ", address of another access" if done.address else ", address 0"

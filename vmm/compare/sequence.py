@@ -10,7 +10,7 @@ import errno
 from collections.abc import Iterable
 from typing import Any
 
-from native import Trace, TraceKind
+from native import Trace, TraceKind, Wait
 
 Event = dict[str, Any]
 
@@ -33,7 +33,7 @@ _HOST: dict[TraceKind, tuple[str | None, str | None, str]] = {
     TraceKind.WAKE: (HOST, None, "wake"),
     TraceKind.POISON: (HOST, None, "poison"),
     TraceKind.STOP: (HOST, KERNEL, "stop"),
-    TraceKind.WAKE_ALL: (HOST, KERNEL, "wake all"),
+    TraceKind.WAKE_ALL: (HOST, HOST, "wake all queued"),
     TraceKind.CHANGED: (FILE, HOST, "changed"),
     TraceKind.WITHDRAW: (HOST, KERNEL, "withdraw"),
 }
@@ -65,9 +65,13 @@ def merged(host: Iterable[Trace], guest: Iterable[Event]) -> list[Event]:
     events = []
     for ns, line in lines:
         if isinstance(line, Trace):
-            events.append(_of_host(ns, line, running, told))
+            # who sleeps on a token is woken by "ready"
+            if line.kind != TraceKind.WAKE or not line.token:
+                events.append(_of_host(ns, line, running, told))
         else:
-            vcpu, task = int(line["vcpu"]), int(line.get("task", 0))
+            vcpu, task = int(line["vcpu"]), int(line["task"])
+            if task < 0:
+                task = running.get(vcpu, 0)
             running[vcpu] = task
             if token := line.get("token"):
                 told[token] = (vcpu, task)
@@ -86,6 +90,8 @@ def _task(vcpu: int, task: int) -> str:
 
 def _of_host(ns: int, trace: Trace, running: dict[int, int], told: dict[int, tuple[int, int]]) -> Event:
     who, to, what = _HOST[TraceKind(trace.kind)]
+    if trace.kind == TraceKind.HALT and trace.value == Wait.SYNC:
+        what = "waits in its fault"
     task = _task(*told.get(trace.token, (max(trace.vcpu, 0), running.get(trace.vcpu, 0))))
     note = f"{trace.address:#x}" if trace.address else ""
     if trace.error:
@@ -93,7 +99,7 @@ def _of_host(ns: int, trace: Trace, running: dict[int, int], told: dict[int, tup
     return {
         "ns": ns,
         "who": who or task,
-        "to": to or task,
+        "to": None if who == to else to or task,
         "what": what,
         "token": trace.token,
         "note": note,

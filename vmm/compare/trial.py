@@ -214,8 +214,13 @@ class Trial:
     async def _put_by(self) -> None:
         self._of_host += self.host.engine.traces()
         with contextlib.suppress(StandInError):
-            known = {tuple(event.items()) for event in self._of_guest}
-            self._of_guest += [e for e in await self.guest.traced() if tuple(e.items()) not in known]
+            self._of_guest += await self.guest.traced()
+
+    async def forget(self) -> None:
+        """The events so far are of no interest."""
+        await self._put_by()
+        self._of_host.clear()
+        self._of_guest.clear()
 
     async def events(self) -> list[dict[str, Any]]:
         """Everything that host and guest said to each other, as vmm.compare.sequence has it."""

@@ -3,12 +3,13 @@
 
 async_pf_execute() in virt/kvm/async_pf.c ignores what get_user_pages_remote()
 returned and queues "page ready" in any case.  The guest believes it, repeats the
-access, and the fault is back.
+access, and the fault is back.  Only a fault that was never asynchronous fails: KVM_RUN
+returns -EFAULT (kvm_handle_error_pfn(), arch/x86/kvm/mmu/mmu.c).
 """
 
 from __future__ import annotations
 
-from native import Answer, Failure
+from native import Answer, Failure, GuestFlag, Wait
 from vmm.designs.design import Design, Verdict
 
 
@@ -18,5 +19,7 @@ class Mainline(Design):
     name = "mainline"
     summary = "the error is dropped and the guest told the page is ready (Linux today)"
 
+    flags = GuestFlag.TELL_FAILURES
+
     def decide(self, failure: Failure) -> Verdict:
-        return Verdict(Answer.WAKE)
+        return Verdict(Answer.STOP if failure.wait is Wait.SYNC else Answer.WAKE)
