@@ -65,6 +65,7 @@ DEFECTS: dict[str, dict[str, tuple[Outcome, str]]] = {
         "kernel-after-user": (Outcome.WRONG, "address of another access"),
     },
     "no-gva-flag": {
+        "kernel-entry": (Outcome.WRONG, "address 0"),
         "kernel-after-user": (Outcome.WRONG, "address 0"),
     },
     "wake-all-uninit": {

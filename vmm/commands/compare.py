@@ -59,6 +59,7 @@ class ColumnName(enum.StrEnum):
     LATENCY = "latency"
     CPU = "cpu"
     OTHERS = "others"
+    NESTED = "nested"
 
 
 class Posted(enum.StrEnum):
@@ -126,7 +127,13 @@ def compare(
         raise UsageError(f"{html}: no such directory")
 
     async def run(progress: comparison.table.Progress) -> Comparison:
-        return await comparison.run(designs=designs, columns=columns, seconds=seconds, progress=progress)
+        return await comparison.run(
+            designs=designs,
+            columns=[name for name in columns if name != ColumnName.NESTED],
+            seconds=seconds,
+            in_nested=ColumnName.NESTED in columns,
+            progress=progress,
+        )
 
     try:
         repro.check_machine()
@@ -180,6 +187,7 @@ def _write_page(path: Path, found: Comparison) -> None:
 # ---- tables: designs across, accesses down
 
 _MARK = {True: "✓", None: "~", False: "✗"}
+_NESTED = {"sigbus": "SIGBUS", "loop": "LOOP", "stopped": "VM stopped", "hang": "HANG"}
 _ACROSS = 4  # designs side by side in a terminal
 
 
@@ -215,7 +223,20 @@ def _table(found: Comparison, first: int) -> RenderableType:
         cells = [row.cells.get(column.name) for row in rows]
         shown = [Text(_words(cell), style=_style(cell)) for cell in cells]
         table.add_row(column.title, *shown)
+    if found.nested:
+        table.add_row("guest in a guest", *(_nested(found, row.design.name) for row in rows))
     return table
+
+
+def _nested(found: Comparison, design: str) -> str:
+    """What became of the access of a guest in a guest."""
+    for result in found.nested:
+        if result["design"] == design:
+            right = result["outcome"] == "sigbus"
+            mark = _MARK[None if right and not result["address_exact"] else right]
+            rate = f" {result['rate']:,.0f}/s" if result["rate"] else ""
+            return f"{mark} {_NESTED.get(result['outcome'], result['outcome'])}{rate}"
+    return ""
 
 
 def _words(cell: Cell | None) -> str:
@@ -248,6 +269,9 @@ def markdown(found: Comparison) -> str:
     for column in found.columns:
         cells = [_words(row.cells.get(column.name)) for row in found.rows]
         lines.append(f"| {column.title} | {' | '.join(cells)} |")
+    if found.nested:
+        cells = [_nested(found, name) for name in names]
+        lines.append(f"| guest in a guest | {' | '.join(cells)} |")
     if found.series:
         lines += ["", "Pace of a task while its neighbour waits for 20 ms a page, of its pace alone:", ""]
         lines += [f"- {series['label']}: {series['ratio']:.0%}" for series in found.series]

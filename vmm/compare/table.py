@@ -12,7 +12,7 @@ import platform
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vmm.compare import cost
+from vmm.compare import cost, nested
 from vmm.compare.behaviour import BEHAVIOUR
 from vmm.compare.cell import Cell, Column, Outcome
 from vmm.compare.trial import Ground, ground
@@ -95,9 +95,11 @@ async def run(
     designs: Sequence[Design] = tuple(DESIGNS.values()),
     columns: Sequence[str] = tuple(COLUMNS),
     seconds: float = 0.25,
+    in_nested: bool = False,
     progress: Progress = lambda _: None,
 ) -> Comparison:
     """Compare `designs` in `columns` (names, of COLUMNS).  `seconds`: how long a loop is watched.
+    `in_nested`: ask every design about a guest in a guest, too.
 
     Raises Unsupported, fsd.MountError, or OSError when the machine will not; perhaps in exception
     groups, each with nothing beside it.
@@ -114,6 +116,10 @@ async def run(
                     row.cells[name] = await run_cell(place, design)
         for row in found.rows:
             await _costs(place, row, columns, found, progress)
+    if in_nested:
+        # it mounts, and there is one mount at a time
+        asked = {design.name for design in designs}
+        found.nested = [result for result in await nested.run(progress) if result["design"] in asked]
     return found
 
 
