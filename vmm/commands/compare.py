@@ -17,7 +17,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from vmm.compare import Cell, Comparison
+    from vmm.compare import Cell, Comparison, Row
     from vmm.designs import Design
 
 # Names are written out here, for completion and errors must not wait for the imports that know them;
@@ -152,7 +152,7 @@ def compare(
         from rich.console import Console
 
         console = Console(highlight=False)
-        for part in render(found):
+        for part in render(found, console.width):
             console.print(part)
     raise typer.Exit(0 if found.kept else 1)
 
@@ -179,7 +179,7 @@ def _write_page(path: Path, found: Comparison) -> None:
     from vmm.page import render as page
 
     try:
-        path.write_text(page(found.as_json()))
+        path.write_text(page(found.as_json()), encoding="utf-8")
     except OSError as e:
         raise UsageError(f"{path}: {e.strerror}") from e
 
@@ -188,18 +188,19 @@ def _write_page(path: Path, found: Comparison) -> None:
 
 _MARK = {True: "✓", None: "~", False: "✗"}
 _NESTED = {"sigbus": "SIGBUS", "loop": "LOOP", "stopped": "VM stopped", "hang": "HANG"}
-_ACROSS = 4  # designs side by side in a terminal
+_ACCESS_WIDTH, _DESIGN_WIDTH = 30, 25  # characters of a table's columns
 
 
-def render(found: Comparison) -> list[RenderableType]:
-    """Tables of a few designs each, and a verdict."""
+def render(found: Comparison, width: int) -> list[RenderableType]:
+    """Tables of as many designs as fit into `width` characters, and a verdict."""
     from rich.text import Text
 
     parts: list[RenderableType] = [
         Text(f"Linux {found.kernel}; loops watched for {found.seconds:g} s", style="dim")
     ]
-    for first in range(0, len(found.rows), _ACROSS):
-        parts.append(_table(found, first))
+    across = max(2, (width - _ACCESS_WIDTH) // _DESIGN_WIDTH)
+    for first in range(0, len(found.rows), across):
+        parts.append(_table(found, found.rows[first : first + across]))
     for series in found.series:
         parts.append(Text(f"pace of another task, {series['label']}: {series['ratio']:.0%}"))
     if found.kept:
@@ -209,14 +210,13 @@ def render(found: Comparison) -> list[RenderableType]:
     return parts
 
 
-def _table(found: Comparison, first: int) -> RenderableType:
+def _table(found: Comparison, rows: list[Row]) -> RenderableType:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("access")
-    rows = found.rows[first : first + _ACROSS]
     for row in rows:
         table.add_column(row.design.name)
     for column in found.columns:
