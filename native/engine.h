@@ -59,6 +59,15 @@ int df_file_write_back(struct df_file *file);
 int df_file_sync(struct df_file *file, int datasync);
 int df_file_heal(struct df_file *file);
 void df_file_state(struct df_file *file, struct df_file_state *out);
+/* Make the page source answer the faults in [start, start + len) with an errno, or late,
+ * or both; `count` of them, 0: all.  Pages that are there already are not asked for. */
+enum df_inject {
+	DF_INJECT_STORES = 1,		/* only when a store faults */
+};
+int df_file_inject(struct df_file *file, uint64_t start, uint64_t len, int error,
+		   uint64_t delay_ns, uint32_t count, uint32_t flags);
+/* All of them; what they delay goes on at once. */
+void df_file_inject_clear(struct df_file *file);
 /* A fresh descriptor of the page cache, for a guest to map. */
 int df_file_cache_fd(struct df_file *file, int writable);
 

@@ -88,7 +88,7 @@ static bool filled_now(const struct df_fault *fault, struct df_region *region)
 	struct df_file *file = region->file;
 	uint64_t start, end;
 
-	if (fault->stored || fault->error || fault->offset >= file_end(file) ||
+	if (fault->stored || fault->error || fault->offset >= file_end(file) || inject_any(file) ||
 	    pages_filled(file, fault->offset) || fill_find(file, fault->offset))
 		return false;
 	fill_window(fault, region, &start, &end);

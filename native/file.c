@@ -86,6 +86,7 @@ void df_file_put(struct df_file *file)
 		return;
 	/* Regions, fills and failures count their file: none is left, nor a
 	 * poisoned page, which lies in a region. */
+	df_file_inject_clear(file);
 	free(file->poisons);
 	pages_free(file);
 	if (file->cache >= 0)

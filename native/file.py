@@ -135,6 +135,33 @@ class File:
         """
         return check(lib.df_file_heal(self.handle), f"file {self.id}, healing")
 
+    def inject(
+        self,
+        start: int,
+        length: int,
+        *,
+        error: int = 0,
+        delay: float = 0.0,
+        count: int = 0,
+        stores: bool = False,
+    ) -> None:
+        """Let the page source answer faults in [start, start + length) with errno `error`, or `delay`
+        seconds late, or both: `count` of them, 0 for all; with `stores` only those of stores.
+
+        What is in the page cache already is not asked for.  OSError EINVAL: misaligned, neither
+        error nor delay, or more than an hour of it.
+        """
+        flags = lib.DF_INJECT_STORES if stores else 0
+        ns = round(delay * 1e9)
+        check(
+            lib.df_file_inject(self.handle, start, length, error, ns, count, flags),
+            f"file {self.id}, injecting into {length:#x} bytes at {start:#x}",
+        )
+
+    def inject_clear(self) -> None:
+        """Take back every inject(); a delay under way ends."""
+        lib.df_file_inject_clear(self.handle)
+
     def cache_fd(self, *, writable: bool) -> int:
         """A fresh descriptor of the page cache, for a guest to map; the caller's to close."""
         return check(lib.df_file_cache_fd(self.handle, writable), f"file {self.id}, page cache")

@@ -287,9 +287,13 @@ struct df_fault *fill_run(struct df_fill *fill, bool may_block, bool *wait)
 	int error = ENOMEM, bits;
 
 	*wait = false;
-	if (bytes && may_block)
+	if (bytes)
+		error = inject_met(fill, may_block);
+	if (error)
+		got = 0;
+	else if (may_block)
 		got = source_wait(fill, bytes, &error);
-	else if (bytes)
+	else
 		got = source_peek(file, bytes, fill->start, fill->len, &error);
 	if (!may_block && error == EAGAIN) {
 		*wait = true;

@@ -124,6 +124,8 @@ struct df_file {
 	size_t nchunks;
 	uint64_t resident;
 	struct df_fill *fills;
+	struct df_injection *injections;	/* inject.c; whether there are any can be read unlocked */
+	uint64_t cleared;		/* how often they were */
 	struct df_region *mappings;
 	uint64_t nmappings, nwritable;
 	struct df_poison **poisons;	/* hashed by guest and page */
@@ -339,6 +341,12 @@ void fill_release(struct df_file *file, uint64_t start, uint64_t end);
 /* The guest unmaps the region: its faults there do not wait any longer. */
 void fill_leave(struct df_region *region);
 void fill_expire(struct df_engine *engine, struct df_file *file, uint64_t now);
+
+/* inject.c: what a page source is made to do */
+bool inject_any(const struct df_file *file);
+/* Before a source is read; without file->lock.  0, or the errno it answers with; waits
+ * when it may block, and is EAGAIN when it would have to. */
+int inject_met(struct df_fill *fill, bool may_block);
 
 /* jobs.c: threads for what may block */
 extern _Thread_local bool engine_thread;	/* one that others wait for */

@@ -158,7 +158,7 @@ class Trial:
     @property
     def file(self) -> File:
         """The file's data: its state, and the faults that can be injected into it."""
-        return self.guest.session.file("file")
+        return self.guest.session.file(self._path.name)
 
     async def truncate(self, size: int) -> None:
         """Through the mount; when it returns no guest has a page past `size`."""
