@@ -51,6 +51,7 @@ CELLS = {
 DEFECTS: dict[str, dict[str, tuple[Outcome, str]]] = {
     "success-is-error": {
         "slow-page": (Outcome.SIGBUS, "SIGBUS"),
+        "wake-all": (Outcome.SIGBUS, "SIGBUS"),
     },
     "foll-write": {
         "slow-page": (Outcome.SIGBUS, "SIGBUS"),

@@ -53,10 +53,13 @@ _GUEST: dict[str, tuple[str | None, str | None, str]] = {
     "begin": (None, None, "begin"),
     "end": (None, None, "end"),
 }
+_RUNS = ("begin", "switch", "sigbus", "fixup", "end")  # of the task that runs
 
 
 def merged(host: Iterable[Trace], guest: Iterable[Event]) -> list[Event]:
     """Both traces in one order; of a long one the beginning and the end."""
+    host = list(host)
+    vcpus = {trace.tid: trace.vcpu for trace in host if trace.vcpu >= 0}
     running: dict[int, int] = {}
     told: dict[int, tuple[int, int]] = {}  # by token: who sleeps on it
     lines: list[tuple[int, Trace | Event]] = [(trace.time_ns, trace) for trace in host]
@@ -67,12 +70,13 @@ def merged(host: Iterable[Trace], guest: Iterable[Event]) -> list[Event]:
         if isinstance(line, Trace):
             # who sleeps on a token is woken by "ready"
             if line.kind != TraceKind.WAKE or not line.token:
-                events.append(_of_host(ns, line, running, told))
+                events.append(_of_host(ns, line, vcpus, running, told))
         else:
             vcpu, task = int(line["vcpu"]), int(line["task"])
             if task < 0:
                 task = running.get(vcpu, 0)
-            running[vcpu] = task
+            if line["what"] in _RUNS:
+                running[vcpu] = task
             if token := line.get("token"):
                 told[token] = (vcpu, task)
             if line["what"] in _GUEST:
@@ -88,11 +92,18 @@ def _task(vcpu: int, task: int) -> str:
     return f"task {vcpu}.{task}"
 
 
-def _of_host(ns: int, trace: Trace, running: dict[int, int], told: dict[int, tuple[int, int]]) -> Event:
+def _of_host(
+    ns: int,
+    trace: Trace,
+    vcpus: dict[int, int],
+    running: dict[int, int],
+    told: dict[int, tuple[int, int]],
+) -> Event:
     who, to, what = _HOST[TraceKind(trace.kind)]
     if trace.kind == TraceKind.HALT and trace.value == Wait.SYNC:
         what = "waits in its fault"
-    task = _task(*told.get(trace.token, (max(trace.vcpu, 0), running.get(trace.vcpu, 0))))
+    vcpu = trace.vcpu if trace.vcpu >= 0 else vcpus.get(trace.tid, 0)
+    task = _task(*told.get(trace.token, (vcpu, running.get(vcpu, 0))))
     note = f"{trace.address:#x}" if trace.address else ""
     if trace.error:
         note = f"{note} {errno.errorcode.get(trace.error, trace.error)}".strip()
