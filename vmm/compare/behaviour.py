@@ -21,8 +21,8 @@ Run = Callable[[Ground, Design], Awaitable[Cell]]
 
 QUEUE = 64  # ASYNC_PF_PER_VCPU
 _FAR = 96 * PAGE_SIZE  # a page of the file that no other access comes near
-_SLOW = 0.1  # seconds; long enough that the fault is parked
-_QUEUE_SLOW = 0.5
+_SLOW = 0.1  # seconds
+_UNTIL_CLEARED = 3600.0  # a delay that inject_clear() ends
 _ZEROS = "00" * 16
 
 BEHAVIOUR: dict[str, tuple[Column, Run]] = {}
@@ -151,7 +151,7 @@ async def _queue_full(ground: Ground, design: Design) -> Cell:
     async with ground.trial(design, pages=pages) as t:
         await t.access(f"touch {dead}")
         await t.truncate(dead - PAGE_SIZE)
-        t.file.inject(0, dead - PAGE_SIZE, delay=_QUEUE_SLOW)
+        t.file.inject(0, dead - PAGE_SIZE, delay=_UNTIL_CLEARED)
         slow = [await t.begin(f"touch {i * 15 * PAGE_SIZE}", task=1 + i) for i in range(QUEUE)]
         await t.parked(QUEUE)
         end = await t.end(await t.begin(f"touch {dead + 5}", task=1 + QUEUE))
@@ -224,7 +224,7 @@ async def _no_space(ground: Ground, design: Design) -> Cell:
 )
 async def _killed(ground: Ground, design: Design) -> Cell:
     async with ground.trial(design) as t:
-        t.file.inject(_FAR, PAGE_SIZE, delay=_SLOW)
+        t.file.inject(_FAR, PAGE_SIZE, delay=_UNTIL_CLEARED)
         wait = await t.begin(f"touch {_FAR + 5}", task=1)
         await t.parked(1)
         await t.guest.kill(0, 1)
@@ -261,11 +261,12 @@ async def _slow_page(ground: Ground, design: Design) -> Cell:
 )
 async def _wake_all(ground: Ground, design: Design) -> Cell:
     async with ground.trial(design) as t:
-        t.file.inject(_FAR, PAGE_SIZE, delay=_SLOW)
+        t.file.inject(_FAR, PAGE_SIZE, delay=_UNTIL_CLEARED)
         wait = await t.begin(f"read {_FAR} 16", task=1)
         await t.parked(1)
         await t.guest.set_async(False)
         await t.guest.set_async(True)
+        t.file.inject_clear()
         wanted = Wanted(Outcome.BYTES, t.base + _FAR, value=t.content[_FAR : _FAR + 16].hex())
         return await _told(t, judge(await t.end(wait), wanted))
 
