@@ -223,9 +223,11 @@ bool apf_left(struct df_guest *guest, int vcpu, uint64_t seen)
 	pthread_mutex_lock(&guest->apf_lock);
 	signalled = guest->vcpus[vcpu].signalled;
 	pthread_mutex_unlock(&guest->apf_lock);
+	/* Or it had left before its fault was read, and is in our handler. */
 	return signalled > seen ||
 	       (signalled + LEAVING_NS > seen &&
-		__atomic_load_n(&guest->slots[vcpu].irr, __ATOMIC_ACQUIRE));
+		(__atomic_load_n(&guest->slots[vcpu].irr, __ATOMIC_ACQUIRE) ||
+		 !(apf_state(guest, vcpu) & DF_CPU_IF)));
 }
 
 /* kvm_can_do_async_pf(), __kvm_faultin_pfn(), kvm_setup_async_pf(),

@@ -152,8 +152,11 @@ async def _queue_full(ground: Ground, design: Design) -> Cell:
         await t.access(f"touch {dead}")
         await t.truncate(dead - PAGE_SIZE)
         t.file.inject(0, dead - PAGE_SIZE, delay=_UNTIL_CLEARED)
-        slow = [await t.begin(f"touch {i * 15 * PAGE_SIZE}", task=1 + i) for i in range(QUEUE)]
-        await t.parked(QUEUE)
+        slow = []
+        for i in range(QUEUE):
+            # one after the other: a task that is preempted in its fault may be told of another's
+            slow.append(await t.begin(f"touch {i * 15 * PAGE_SIZE}", task=1 + i))
+            await t.parked(i + 1)
         end = await t.end(await t.begin(f"touch {dead + 5}", task=1 + QUEUE))
         t.file.inject_clear()
         cell = judge(end, Wanted(Outcome.SIGBUS, t.base + dead + 5))
