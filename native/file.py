@@ -146,7 +146,7 @@ class File:
         stores: bool = False,
     ) -> None:
         """Let the page source answer faults in [start, start + length) with errno `error`, or `delay`
-        seconds late, or both: `count` of them, 0 for all; with `stores` only those of stores.
+        seconds late, or both: `count` times, 0 for ever; with `stores` only when a store faults.
 
         What is in the page cache already is not asked for.  OSError EINVAL: misaligned, neither
         error nor delay, or more than an hour of it.

