@@ -94,6 +94,8 @@ class Ground:
             if trace:
                 host.engine.trace(_TRACED)
                 await guest.trace(True)
+            # its vCPU runs, and has taken the wake-all that comes with switching async pf on
+            await guest.access(0, "work 1")
             yield Trial(self, design, name, content, host, guest, base, trace)
 
 
