@@ -53,8 +53,11 @@ static struct access *take(struct task *t)
 
 static void account(struct vcpu *v)
 {
-	if (--v->unfinished == 0)
-		pthread_cond_broadcast(&finished);
+	if (--v->unfinished)
+		return;
+	if (v->state == VCPU_RUNNING)
+		v->state = VCPU_IDLE;	/* who has waited for this may ask at once */
+	pthread_cond_broadcast(&finished);
 }
 
 static void bury(struct task *t)
