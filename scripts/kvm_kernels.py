@@ -98,7 +98,7 @@ def fetched(package: str, tell: Callable[[str], None]) -> Path:
     )
     version = re.search(r"^Version: (\S+)", shown.stdout, re.MULTILINE)
     if not version:
-        raise Missing(f"{package}: APT knows no such package; run `apt-get update`")
+        raise Missing("APT knows no such package; run `apt-get update`")
     folder = cache()
     found = sorted(folder.glob(f"{package}_{version[1].replace(':', '%3a')}_*.deb"))
     if not found:
