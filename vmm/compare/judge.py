@@ -76,6 +76,7 @@ def looping(failure: Failure, cycles: int, seconds: float) -> Cell:
         f"{cycles} cycles in {seconds:.2f} s on page {failure.address // PAGE_SIZE * PAGE_SIZE:#x}: {detail}",
         ok=False,
         rate=rate,
+        numbers={"cycles": cycles},
     )
 
 
