@@ -22,6 +22,7 @@ from vmm.commands.compare import compare
 from vmm.commands.doctor import doctor
 from vmm.commands.mount import mount
 from vmm.commands.repro import repro
+from vmm.commands.trace import trace
 from vmm.errors import DaxfaultError, alone
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell has it
@@ -74,6 +75,7 @@ def daxfault(
 
 app.command()(repro)
 app.command()(doctor)
+app.command()(trace)
 app.command()(mount)
 app.command()(compare)
 
