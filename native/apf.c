@@ -260,7 +260,7 @@ static enum df_wait tell(struct df_guest *guest, int vcpu, struct df_fault *faul
 	fault->token = next_token(guest, vcpu);
 	work = add_work(v, fault->token, page);
 	work->readonly = fault->readonly;
-	if (!df_slot_tell(slot, guest->options.abi, fault->token) ||
+	if (!df_slot_tell(slot, guest->options.abi, fault->token, fault->address) ||
 	    apf_signal(guest, vcpu, fault->tid, DF_APF_EXCEPTION)) {
 		drop_work(v, work);
 		fault->token = 0;

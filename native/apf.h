@@ -146,6 +146,9 @@ enum df_cpu_state {
  * withdraw a PAGE_ERROR in the same way when the page heals first: a guest that
  * finds 0 returns and repeats the access.
  *
+ * A real NOT_PRESENT is injected before the guest runs on.  Ours is a signal, and a
+ * timer's may come first and have another task run: `fault` says whose it is.
+ *
  * An interrupt for a vCPU that has them disabled is left in `irr`; who enables
  * interrupts sets IF first and looks at `irr` then, and the host sets `irr` first
  * and looks at IF then, so that one of the two sees it. */
@@ -165,7 +168,9 @@ struct df_slot {			/* 128 bytes */
 	uint32_t acks;			/* how often the guest wrote 1 to MSR_KVM_ASYNC_PF_ACK */
 	uint64_t cr2;			/* host: token, or the faulting address */
 	uint32_t irr;			/* host: an interrupt is pending */
-	uint32_t pad[5];
+	uint32_t pad0;
+	uint64_t fault;			/* host: the access that NOT_PRESENT is about, 0 not said */
+	uint32_t pad[2];
 };
 
 /* RFC v1 as it was posted: its defects, each on its own */

@@ -45,6 +45,7 @@ AT(df_slot, tid, 72);
 AT(df_slot, msr_en, 80);
 AT(df_slot, cr2, 96);
 AT(df_slot, irr, 104);
+AT(df_slot, fault, 112);
 SIZE(df_slot, 128);
 _Static_assert(sizeof(struct df_slot) * DF_VCPU_MAX == DF_AREA_SIZE, "the area holds every slot");
 

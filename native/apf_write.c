@@ -18,11 +18,12 @@
 
 /* `flags` and `reason` are the first word of every layout, `token` the second of all
  * but RFC_V1's (apf_layout.c). */
-bool df_slot_tell(struct df_slot *slot, uint32_t abi, uint32_t token)
+bool df_slot_tell(struct df_slot *slot, uint32_t abi, uint32_t token, uint64_t fault)
 {
 	if (LOAD(slot->apf.mainline.flags))
 		return false;
 	STORE(slot->cr2, (uint64_t)token);
+	STORE(slot->fault, fault);
 	PUBLISH(slot->apf.mainline.flags, abi == DF_ABI_RFC_V1
 		? (uint32_t)DF_APF_REASON_NOT_PRESENT : (uint32_t)DF_APF_NOT_PRESENT);
 	return true;

@@ -24,7 +24,7 @@ struct df_word {
 };
 
 /* "Not present".  false: the guest has not taken the last exception yet. */
-bool df_slot_tell(struct df_slot *slot, uint32_t abi, uint32_t token);
+bool df_slot_tell(struct df_slot *slot, uint32_t abi, uint32_t token, uint64_t fault);
 /* This "not present" still stands there. */
 bool df_slot_told(const struct df_slot *slot, uint32_t abi, uint32_t token);
 /* There is room for "page ready". */

@@ -141,6 +141,15 @@ bool irq_restore(struct vcpu *v, uint32_t state)
 	set_state(v, state);
 	if (!(state & DF_CPU_IF) || !__atomic_load_n(&v->slot->irr, __ATOMIC_SEQ_CST))
 		return false;
+	if (guest.abi == DF_ABI_RFC_V1) {
+		/* What waits is an exception.  The host delivers it, and only while it
+		 * finds interrupts on: so leave them on. */
+		__atomic_store_n(&v->slot->irr, 0, __ATOMIC_SEQ_CST);
+		count_one(&v->count.deferred);
+		trace(v, -1, TRACE_DEFERRED, 0, 0);
+		async_pf_ring();
+		return false;
+	}
 	set_state(v, DF_CPU_KERNEL);
 	count_one(&v->count.deferred);
 	trace(v, -1, TRACE_DEFERRED, 0, 0);
@@ -217,6 +226,7 @@ static void take_rfc_v1(struct vcpu *v, struct exception *e)
 	uint64_t gva = __atomic_load_n(&apf->faulting_gva, __ATOMIC_RELAXED);
 
 	e->token = (uint32_t)__atomic_load_n(&v->slot->cr2, __ATOMIC_RELAXED);
+	e->fault = __atomic_load_n(&v->slot->fault, __ATOMIC_RELAXED);
 	if (__atomic_exchange_n(&apf->reason, 0, __ATOMIC_ACQ_REL) != reason)
 		return;
 	switch (reason) {
@@ -265,6 +275,7 @@ void async_pf_take_exception(struct vcpu *v, struct exception *e)
 	}
 	flags = __atomic_load_n(at, __ATOMIC_ACQUIRE);
 	e->token = (uint32_t)__atomic_load_n(&v->slot->cr2, __ATOMIC_RELAXED);
+	e->fault = __atomic_load_n(&v->slot->fault, __ATOMIC_RELAXED);
 	read_error(v, &e->wakeup.fault);
 	if (__atomic_exchange_n(at, 0, __ATOMIC_ACQ_REL) != flags)
 		return;

@@ -165,15 +165,28 @@ static bool can_sleep(const struct vcpu *v, const struct task *t, uint32_t state
 	return !(state & DF_CPU_KERNEL) || msr & DF_MSR_SEND_ALWAYS;
 }
 
-/* Counted last: whoever reads the count finds what became of it. */
-static enum sleepers_park park(struct vcpu *v, uint32_t token, uint32_t state, struct wakeup *early)
+/* The task that faulted may have been preempted before we heard of it.  Then nobody
+ * sleeps on the token, and that task takes its fault again. */
+static bool is_of(const struct task *t, const ucontext_t *uc, uint64_t fault)
 {
+	if (!fault)
+		return true;
+	if (t && t->in_access && t->access->op == OP_LAPS)
+		return touches(t, fault);	/* counts nothing as it goes */
+	return concerns(t, uc, fault);
+}
+
+/* Counted last: whoever reads the count finds what became of it. */
+static enum sleepers_park park(struct vcpu *v, const ucontext_t *uc, const struct exception *e,
+			       uint32_t state, struct wakeup *early)
+{
+	uint32_t token = e->token;
 	enum sleepers_park parked = SLEEPERS_REFUSED;
 	struct task *t = v->current;
 	int id = t ? (int)t->id : -1;
 
 	trace(v, id, TRACE_NOT_PRESENT, token, 0);
-	if (can_sleep(v, t, state))
+	if (can_sleep(v, t, state) && is_of(t, uc, e->fault))
 		parked = sleepers_park(&v->sleepers, token, t->id, early);
 	else
 		sleepers_decline(&v->sleepers, token);
@@ -190,11 +203,11 @@ static enum sleepers_park park(struct vcpu *v, uint32_t token, uint32_t state, s
 	return parked;
 }
 
-static void not_present(struct vcpu *v, ucontext_t *uc, uint32_t token, uint32_t state)
+static void not_present(struct vcpu *v, ucontext_t *uc, const struct exception *e, uint32_t state)
 {
 	struct task *t = v->current;
 	struct wakeup wakeup;
-	enum sleepers_park parked = park(v, token, state, &wakeup);
+	enum sleepers_park parked = park(v, uc, e, state, &wakeup);
 
 	if (parked == SLEEPERS_REFUSED)
 		return;
@@ -255,7 +268,7 @@ static void exception_entry(int sig, siginfo_t *unused, void *context)
 		count_one(&v->count.spurious);
 		break;
 	case EXCEPTION_NOT_PRESENT:
-		not_present(v, context, e.token, state);
+		not_present(v, context, &e, state);
 		break;
 	case EXCEPTION_TOKEN_DONE:
 		async_pf_token_done(v, e.token, &e.wakeup);

@@ -166,6 +166,7 @@ struct exception {
 		EXCEPTION_ERROR,	/* at the faulting instruction */
 	} kind;
 	uint32_t token;
+	uint64_t fault;			/* NOT_PRESENT: whose, 0 not said */
 	struct wakeup wakeup;
 };
 
