@@ -26,6 +26,7 @@ struct df_fault *fault_copy(struct df_fault *fault)
 	if (copy) {
 		*copy = *fault;
 		copy->next = NULL;
+		copy->waited = true;
 		fault->token = 0;
 		guest_get(copy->guest);
 		if (copy->mends)
@@ -192,7 +193,11 @@ static enum verdict decide(struct df_fault *fault, struct df_fill **fill)
 			region = NULL;		/* the address shows another file by now */
 		if (!region) {
 			pthread_rwlock_unlock(&guest->lock);
-			if (!fault->mends)
+			/* One that waited may have waited for a mapping that is gone, or has
+			 * moved: who is still there faults once more. */
+			if (fault->waited)
+				uffd_wake(guest->uffd, page, PAGE);
+			else
 				engine_fail(fault, NULL, DF_REASON_NOREGION, EFAULT);
 			return DONE;
 		}

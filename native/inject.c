@@ -57,7 +57,7 @@ void df_file_inject_clear(struct df_file *file)
 	file_lock(file);
 	in = file->injections;
 	__atomic_store_n(&file->injections, NULL, __ATOMIC_RELEASE);
-	file->cleared++;
+	__atomic_add_fetch(&file->cleared, 1, __ATOMIC_RELAXED);
 	file_unlock(file);
 	while (in) {
 		struct df_injection *next = in->next;

@@ -62,6 +62,7 @@ struct df_fault {
 	int error;			/* of a fill of this page alone */
 	bool stored;			/* a store to a page that is present, write-protected */
 	bool single;			/* fill this one page only: a larger fill failed */
+	bool waited;			/* a copy of what the reader has read */
 	bool readonly;			/* the mapping is not for stores */
 	bool asked;			/* the following are known: apf_ask() */
 	uint32_t wait;			/* enum df_wait */

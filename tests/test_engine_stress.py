@@ -21,7 +21,7 @@ import native
 NATIVE = Path(__file__).parent.parent / "native"
 SECONDS = float(os.environ.get("DAXFAULT_STRESS_SECONDS", "0"))
 HOST = ["stress.c", "stress_files.c"]
-GUEST = ["stress_guest.c"]
+GUEST = ["stress_guest.c", "stress_vcpu.c"]
 SKIP = 77
 # ioctl_userfaultfd(2)
 THREAD_ID, EXACT_ADDRESS = 1 << 8, 1 << 11

@@ -49,19 +49,50 @@ static struct guest {
 
 static int answer_request(struct guest *guest, const struct request *request, uint64_t features)
 {
-	int pidfd, uffd;
+	struct df_guest_options options = {
+		.features = features,
+		.pid = guest->pid,
+		.abi = DF_ABI_REPORT,
+		.cpuid = DF_CPUID_ASYNC_PF | DF_CPUID_ASYNC_PF_INT | DF_CPUID_ERROR,
+	};
+	int pidfd, uffd, area;
 
+	options.flags = guest == &guests[0] ? DF_GUEST_TELL_FAILURES : 0;
 	if (request->uffd < 0)
 		return -df_guest_map(guest->handle, request->start, (uint64_t)PAGES * PAGE_BYTES,
 				     files[request->file], 0, request->file != FILE_BEHIND);
 	pidfd = (int)syscall(SYS_pidfd_open, guest->pid, 0);
 	uffd = pidfd < 0 ? -1 : (int)syscall(SYS_pidfd_getfd, pidfd, request->uffd, 0);
+	area = uffd < 0 ? -1 : (int)syscall(SYS_pidfd_getfd, pidfd, request->area, 0);
 	close(pidfd);
-	if (uffd < 0)
+	if (uffd < 0 || area < 0)
 		return errno;
-	return -df_guest_new(engine, uffd, -1,
-			     &(struct df_guest_options){ .features = features, .pid = guest->pid },
-			     &guest->handle);
+	return -df_guest_new(engine, uffd, area, &options, &guest->handle);
+}
+
+/* The answer to the hello carries the doorbell. */
+static bool answer(struct guest *guest, const struct request *request)
+{
+	int error = answer_request(guest, request, request->features);
+	union {
+		char bytes[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr header;
+	} control = { .header = { CMSG_LEN(sizeof(int)), SOL_SOCKET, SCM_RIGHTS } };
+	struct iovec iov = { &error, sizeof(error) };
+	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
+	int bell = -1;
+	ssize_t sent;
+
+	if (!error && request->uffd >= 0) {
+		bell = df_guest_doorbell(guest->handle);
+		memcpy(CMSG_DATA(&control.header), &bell, sizeof(bell));
+		msg.msg_control = &control;
+		msg.msg_controllen = sizeof(control);
+	}
+	sent = sendmsg(guest->sock, &msg, MSG_NOSIGNAL);
+	if (bell >= 0)
+		close(bell);
+	return sent == sizeof(error);
 }
 
 static void *guest_body(void *arg)
@@ -69,12 +100,9 @@ static void *guest_body(void *arg)
 	struct guest *guest = arg;
 	struct request request;
 
-	while (read(guest->sock, &request, sizeof(request)) == sizeof(request)) {
-		int error = answer_request(guest, &request, request.features);
-
-		if (write(guest->sock, &error, sizeof(error)) < 0)
+	while (read(guest->sock, &request, sizeof(request)) == sizeof(request))
+		if (!answer(guest, &request))
 			break;
-	}
 	return NULL;
 }
 
@@ -129,7 +157,8 @@ static void *answers_body(void *arg)
 				if (r)		/* one in 16 is left to its deadline */
 					df_engine_answer(engine, failures[i].id,
 							 r < 3 ? DF_ANSWER_WAKE
-							       : DF_ANSWER_POISON,
+							 : r < 10 ? DF_ANSWER_REPORT
+								  : DF_ANSWER_POISON,
 							 DF_ANSWER_POISON);
 			}
 	}
@@ -206,6 +235,8 @@ static void report(const struct df_counters *c)
 	       (unsigned long long)shared->buses, (unsigned long long)shared->forks,
 	       (unsigned long long)shared->moves, (unsigned long long)shared->unmaps,
 	       (unsigned long long)shared->drops, (unsigned long long)shared->punches);
+	printf("told %llu ready %llu errors %llu\n", (unsigned long long)shared->told,
+	       (unsigned long long)shared->ready, (unsigned long long)shared->errors);
 	printf("faults %llu failed %llu late %llu overflow %llu healed %llu retries %llu again %llu "
 	       "violations %u behind %d\n",
 	       (unsigned long long)c->faults, (unsigned long long)c->failed,
@@ -242,6 +273,7 @@ int main(int argc, char **argv)
 	shared->seed = strtoull(argv[4], NULL, 10);
 	fds = open_fds();
 	check(df_engine_new(&options, &engine), "df_engine_new");
+	check(df_engine_trace(engine, 4096), "df_engine_trace");
 	for (unsigned f = 0; f < FILES; f++)
 		make_file(argv[2], f);
 	for (unsigned g = 0; g < GUESTS; g++)
@@ -263,6 +295,8 @@ int main(int argc, char **argv)
 		close(guests[g].sock);
 		df_guest_free(guests[g].handle);
 	}
+	if (!shared->told || shared->ready < shared->told / 2 || !shared->errors)
+		violation(0, 0, "guests were hardly told anything", shared->told);
 	df_engine_counters(engine, &counters);
 	atomic_store(&answered, true);
 	pthread_join(answers, NULL);

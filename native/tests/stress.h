@@ -51,13 +51,17 @@ struct shared {
 	_Atomic uint32_t orphans;	/* forked children that outlive their parent */
 	_Atomic uint64_t progress[WRITERS];
 	_Atomic uint64_t reads, stores, buses, forks, moves, unmaps, drops, punches;
+	_Atomic uint64_t told, ready, errors;	/* as the guests' kernels have heard */
 };
 
-/* guest -> host: serve these addresses; the answer is one int, an errno */
+/* guest -> host: serve these addresses; the answer is one int, an errno, with the doorbell
+ * when it was the hello */
 struct request {
 	uint64_t start;
 	uint32_t file;
 	int32_t uffd;			/* >= 0: this is the hello */
+	int32_t area;
+	uint32_t pad;
 	uint64_t features;
 };
 

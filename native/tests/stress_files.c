@@ -106,6 +106,15 @@ static void read_page(unsigned file, unsigned page, bool behind)
 	}
 }
 
+/* So that guests are told of faults that wait; and from the start it is a slow disk. */
+static void make_slow(unsigned file, unsigned page)
+{
+	if (page % 7 == 0)
+		df_file_inject_clear(files[file]);
+	check(df_file_inject(files[file], (uint64_t)page * PAGE_BYTES, 2 * PAGE_BYTES, 0, 500000, 8,
+			     0), "inject");
+}
+
 void *file_body(void *arg)
 {
 	unsigned file = (unsigned)(uintptr_t)arg;
@@ -123,6 +132,8 @@ void *file_body(void *arg)
 			check(df_file_write_back(files[file]), "write_back");
 		else if (what < 10)
 			df_file_heal(files[file]);
+		else if (what < 20)
+			make_slow(file, page);
 		else if (what < 40)
 			read_page(file, page, false);
 		else if (file == FILE_BEHIND)

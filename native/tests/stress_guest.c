@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -20,6 +21,7 @@
 #include "../engine.h"
 #include "../uffd.h"
 #include "stress.h"
+#include "stress_vcpu.h"
 
 #define LENGTH ((size_t)PAGES * PAGE_BYTES)
 
@@ -28,20 +30,18 @@ struct window {
 };
 
 static struct shared *shared;
-static int uffd, guest_number;
+static int uffd, guest_number, doorbell = -1;
 static bool tracks;
 static pthread_barrier_t begun;		/* no stack may land where a window has just been */
 static pthread_mutex_t socket_lock = PTHREAD_MUTEX_INITIALIZER;
-static _Thread_local sigjmp_buf landing;
-static _Thread_local volatile sig_atomic_t landable;
 
 static void on_sigbus(int signal, siginfo_t *event, void *context)
 {
 	(void)event;
 	(void)context;
-	if (!landable)
+	if (!access_now.landable)
 		_exit(128 + signal);
-	siglongjmp(landing, 1);
+	siglongjmp(access_now.landing, 1);
 }
 
 static void violation(unsigned file, unsigned page, const char *what, uint64_t value)
@@ -56,12 +56,23 @@ static void violation(unsigned file, unsigned page, const char *what, uint64_t v
 static int ask(struct request request)
 {
 	int error = EIO;
+	union {
+		char bytes[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr header;
+	} control = { 0 };
+	struct iovec iov = { &error, sizeof(error) };
+	struct msghdr msg = {
+		.msg_iov = &iov, .msg_iovlen = 1,
+		.msg_control = &control, .msg_controllen = sizeof(control),
+	};
 
 	pthread_mutex_lock(&socket_lock);
-	if (write(FD_SOCKET, &request, sizeof(request)) == sizeof(request) &&
-	    read(FD_SOCKET, &error, sizeof(error)) != sizeof(error))
+	if (write(FD_SOCKET, &request, sizeof(request)) != sizeof(request) ||
+	    recvmsg(FD_SOCKET, &msg, MSG_CMSG_CLOEXEC) != sizeof(error))
 		error = EIO;
 	pthread_mutex_unlock(&socket_lock);
+	if (!error && msg.msg_controllen)
+		memcpy(&doorbell, CMSG_DATA(&control.header), sizeof(doorbell));
 	return error;
 }
 
@@ -104,18 +115,19 @@ static void look(struct window *w, unsigned file, unsigned page)
 	uint64_t values[3];
 	const char *wrong;
 
-	if (sigsetjmp(landing, 1)) {
-		landable = 0;
+	if (sigsetjmp(access_now.landing, 1)) {
+		access_now.landable = 0;
 		atomic_fetch_add(&shared->buses, 1);
 		if (page_quiet(m, before) && file != FILE_WILD)
 			violation(file, page, "SIGBUS", 0);
 		return;
 	}
-	landable = 1;
+	access_now.page = (uintptr_t)first;
+	access_now.landable = 1;
 	values[0] = first[0];
 	values[1] = first[MIDDLE / 8];
 	values[2] = first[PAGE_BYTES / 8 - 1];
-	landable = 0;
+	access_now.landable = 0;
 	atomic_fetch_add(&shared->reads, 1);
 	for (int i = 0; i < 2; i++) {
 		wrong = page_check(shared, file, page, before, values[i]);
@@ -133,17 +145,18 @@ static void store(struct window *w, unsigned file, unsigned page)
 	struct page_look before = page_look(m);
 	volatile uint64_t *first = (volatile uint64_t *)(w->at + (size_t)page * PAGE_BYTES);
 
-	if (sigsetjmp(landing, 1)) {
-		landable = 0;
+	if (sigsetjmp(access_now.landing, 1)) {
+		access_now.landable = 0;
 		atomic_fetch_add(&shared->buses, 1);
 		if (page_quiet(m, before) && file != FILE_WILD)
 			violation(file, page, "SIGBUS of a store", 0);
 		return;
 	}
-	landable = 1;
+	access_now.page = (uintptr_t)first;
+	access_now.landable = 1;
 	first[0] = page_value(file, page, version);
 	first[MIDDLE / 8] = page_value(file, page, version);
-	landable = 0;
+	access_now.landable = 0;
 	atomic_fetch_add(&shared->stores, 1);
 	page_stored(m, before, version);
 }
@@ -201,12 +214,15 @@ static void *body(void *arg)
 		show(&windows[f], f);
 	}
 	pthread_barrier_wait(&begun);
+	vcpu_enable(writer % THREADS);
 	while (!atomic_load(&shared->stop)) {
 		unsigned f = next_random(&seed) % FILES, what = next_random(&seed) % 1000;
 		struct window *w = &windows[f];
 
 		atomic_fetch_add(&shared->progress[writer], 1);
-		if (what < 5) {
+		if (what == 999) {
+			vcpu_toggle(writer % THREADS);
+		} else if (what < 5) {
 			fork_once(windows, writer, &seed);
 		} else if (what < 15) {
 			char *old = w->at;
@@ -239,6 +255,7 @@ static void *body(void *arg)
 			touch(windows, writer, &seed);
 		}
 	}
+	vcpu_leave(writer % THREADS);
 	return NULL;
 }
 
@@ -258,8 +275,9 @@ int main(int argc, char **argv)
 	uffd = guest_number == 1 ? (int)syscall(SYS_userfaultfd, O_CLOEXEC) : df_uffd_open(0);
 	if (shared == MAP_FAILED || uffd < 0 || df_uffd_api(uffd, features))
 		return 2;
-	if (ask((struct request){ .uffd = uffd, .features = features }))
+	if (ask((struct request){ .uffd = uffd, .area = vcpu_area(), .features = features }))
 		return 2;
+	vcpu_host(doorbell, shared);
 	pthread_barrier_init(&begun, NULL, THREADS);
 	for (int i = 0; i < THREADS; i++)
 		pthread_create(&threads[i], NULL, body,
