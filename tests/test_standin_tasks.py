@@ -191,6 +191,25 @@ def test_token_that_another_task_sleeps_on_is_declined(start: Start) -> None:
     assert host.event("done")["task"] == 0
 
 
+def test_not_present_of_a_task_that_was_preempted_parks_no_other(start: Start) -> None:
+    """The signal may come when a timer has had another task run: the host says whose access it is about."""
+    host = start()
+    host.say_line("vcpu 0 touch 5")
+    host.faulting(0)
+    host.slot().fault = host.window + 7 * PAGE  # an access of some other task
+    host.not_present(0x1000)
+    host.faulting(0)  # not asleep: it repeats its own access
+    host.slot().fault = host.window + 5
+    host.not_present(0x2000)
+    host.until(lambda: host.states()[0] == "parked", "parked on its own token")
+    host.ready(0x1000, error=EFAULT, gva=host.window + 5)  # the other's error: nobody takes it
+    host.install(0)
+    host.ready(0x2000)
+    done = host.event("done")
+    assert (done["outcome"], done["parks"], done["events"]) == ("ok", 1, 0)
+    assert host.stat()["declined"] == 1
+
+
 # ---- many
 
 
