@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_line import PATIENCE, assert_nothing_left, place_of_its_own, told
 from needs import require_fuse, require_root
 
 from vmm.commands.compare import ColumnName, DesignName, Posted
 from vmm.compare import COLUMNS
 from vmm.designs import DESIGNS, POSTED
 
-PATIENCE = 60  # seconds, for a machine that is busy with other things
 COMPARE = [sys.executable, "-m", "vmm", "compare", "--seconds", "0.05"]
 
 
@@ -23,28 +23,11 @@ COMPARE = [sys.executable, "-m", "vmm", "compare", "--seconds", "0.05"]
 def top(tmp_path: Path) -> Path:
     """A directory for temporary files; empty and unmounted again when the test has passed."""
     require_fuse()
-    place = tmp_path / "tmp"
-    place.mkdir()
-    return place
+    return place_of_its_own(tmp_path)
 
 
 def compare(top: Path, *options: str, before: tuple[str, ...] = ()) -> "subprocess.CompletedProcess[str]":
-    done = subprocess.run(
-        [*before, *COMPARE, *options],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=PATIENCE,
-        cwd="/",
-        env={**os.environ, "TMPDIR": str(top), "COLUMNS": "200"},
-    )
-    assert_nothing_left(top)
-    return done
-
-
-def assert_nothing_left(top: Path) -> None:
-    assert f" {top}" not in Path("/proc/self/mountinfo").read_text()
-    assert list(top.iterdir()) == []
+    return told(top, *before, *COMPARE, *options)
 
 
 ONE_CELL = ("--design", "report", "--column", "user-read")

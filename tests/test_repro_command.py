@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import PATIENCE, assert_nothing_left, place_of_its_own, told
 from needs import require, require_fuse, require_root
 
-PATIENCE = 60  # seconds, for a machine that is busy with other things
 REPRO = [sys.executable, "-m", "vmm", "repro", "--seconds", "0.1"]
 
 
@@ -21,28 +21,11 @@ REPRO = [sys.executable, "-m", "vmm", "repro", "--seconds", "0.1"]
 def top(tmp_path: Path) -> Path:
     """A directory for temporary files; empty and unmounted again when the test has passed."""
     require_fuse()
-    place = tmp_path / "tmp"
-    place.mkdir()
-    return place
+    return place_of_its_own(tmp_path)
 
 
 def repro(top: Path, *options: str, before: tuple[str, ...] = ()) -> "subprocess.CompletedProcess[str]":
-    done = subprocess.run(
-        [*before, *REPRO, *options],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=PATIENCE,
-        cwd="/",
-        env={**os.environ, "TMPDIR": str(top), "COLUMNS": "200"},
-    )
-    assert_nothing_left(top)
-    return done
-
-
-def assert_nothing_left(top: Path) -> None:
-    assert f" {top}" not in Path("/proc/self/mountinfo").read_text()
-    assert list(top.iterdir()) == []
+    return told(top, *before, *REPRO, *options)
 
 
 def stories(done: "subprocess.CompletedProcess[str]") -> dict[tuple[str, str], dict[str, Any]]:

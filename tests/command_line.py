@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Running `daxfault` as a person does, in a place for temporary files that must be empty afterwards."""
+
+import os
+import subprocess
+from pathlib import Path
+
+PATIENCE = 60  # seconds, for a machine that is busy with other things
+
+
+def place_of_its_own(tmp_path: Path) -> Path:
+    place = tmp_path / "tmp"
+    place.mkdir()
+    return place
+
+
+def told(top: Path, *command: str) -> "subprocess.CompletedProcess[str]":
+    """Run a command to its end, with `top` for its temporary files; it leaves none."""
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+        cwd="/",
+        env={**os.environ, "TMPDIR": str(top), "COLUMNS": "200"},
+    )
+    assert_nothing_left(top)
+    return done
+
+
+def assert_nothing_left(top: Path) -> None:
+    assert f" {top}" not in Path("/proc/self/mountinfo").read_text()
+    assert list(top.iterdir()) == []
