@@ -10,6 +10,7 @@
  */
 #include <errno.h>
 #include <poll.h>
+#include <sys/epoll.h>
 #include <unistd.h>
 
 #include "internal.h"
@@ -114,10 +115,16 @@ static void leave(void *guest)
 	guest_put(guest);
 }
 
+static void listen_to_bell(struct df_guest *guest)
+{
+	/* A bell that the guest broke would ring for ever. */
+	if (!apf_bell(guest))
+		epoll_ctl(guest->asides, EPOLL_CTL_DEL, guest->doorbell, NULL);
+}
+
 static void read_all(struct df_guest *guest)
 {
 	uint64_t spin = guest->engine->options.spin_ns, until = 0, value;
-	bool bell = guest->slots;
 	int n = 0;
 
 	while (!atomic_load(&guest->dead)) {
@@ -125,17 +132,17 @@ static void read_all(struct df_guest *guest)
 		 * event waits, so try again, but not at once. */
 		struct pollfd fds[] = {
 			{ .fd = n < 0 ? -1 : guest->uffd, .events = POLLIN },
-			{ .fd = guest->kick, .events = POLLIN },
-			{ .fd = bell ? guest->doorbell : -1, .events = POLLIN },
+			{ .fd = guest->asides, .events = POLLIN },
 		};
 
-		if (poll(fds, 3, n < 0 ? RETRY_MS : -1) < 0)
+		if (poll(fds, 2, n < 0 ? RETRY_MS : -1) < 0)
 			continue;
-		if (fds[1].revents && read(guest->kick, &value, sizeof(value)) < 0) {
-			/* another kick took it */
+		if (fds[1].revents) {
+			if (read(guest->kick, &value, sizeof(value)) < 0) {
+				/* it was the doorbell, or another kick took it */
+			}
+			listen_to_bell(guest);
 		}
-		if (fds[2].revents)
-			bell = apf_bell(guest);
 		if (fds[0].revents & (POLLERR | POLLHUP)) {
 			n = guest_unblock(guest) ? -EBADF : -EAGAIN;
 			continue;	/* the guest has made it blocking */
@@ -145,8 +152,8 @@ static void read_all(struct df_guest *guest)
 			faults_run(guest_take_again(guest), false);
 			if (spin && n > 0)
 				until = now_ns() + spin;
-			else if (spin && bell)
-				bell = apf_bell(guest);
+			else if (spin && guest->slots)
+				listen_to_bell(guest);
 			/* a batch that was not full has emptied the queue */
 		} while (!atomic_load(&guest->dead) &&
 			 (n == BATCH || (n >= 0 && spin && now_ns() < until)));

@@ -8,6 +8,7 @@
 #include <linux/magic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -27,15 +28,21 @@ void guest_get(struct df_guest *guest)
 	atomic_fetch_add(&guest->refs, 1);
 }
 
+static void close_asides(struct df_guest *guest)
+{
+	int fds[] = { guest->asides, guest->kick, guest->doorbell, guest->doorbell_guest };
+
+	for (size_t i = 0; i < sizeof(fds) / sizeof(*fds); i++)
+		if (fds[i] >= 0)
+			close(fds[i]);
+}
+
 void guest_put(struct df_guest *guest)
 {
 	if (atomic_fetch_sub(&guest->refs, 1) != 1)
 		return;
 	close(guest->uffd);
-	close(guest->kick);
-	close(guest->doorbell);
-	if (guest->doorbell_guest >= 0)
-		close(guest->doorbell_guest);
+	close_asides(guest);
 	apf_free(guest);
 	if (guest->slots)
 		munmap(guest->slots, DF_AREA_SIZE);
@@ -120,28 +127,37 @@ void guest_resolved(struct df_guest *guest, uint64_t start, uint64_t end)
 	pthread_mutex_unlock(&guest->small);
 }
 
+/* What the reader waits for beside faults, as one descriptor: a third to poll would cost
+ * every fault 1.5 us. */
+static int open_asides(struct df_guest *guest)
+{
+	struct epoll_event readable = { .events = EPOLLIN };
+	int bell[2] = { -1, -1 };
+	bool failed;
+
+	guest->kick = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	guest->asides = epoll_create1(EPOLL_CLOEXEC);
+	/* Not an eventfd: its flags would be the guest's to change, too. */
+	failed = socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, bell);
+	guest->doorbell = bell[0];
+	guest->doorbell_guest = bell[1];
+	return failed || epoll_ctl(guest->asides, EPOLL_CTL_ADD, guest->kick, &readable) ||
+	       epoll_ctl(guest->asides, EPOLL_CTL_ADD, guest->doorbell, &readable) ? -errno : 0;
+}
+
 int guest_alloc(struct df_engine *engine, int uffd, int pid, struct df_guest **out)
 {
 	struct df_guest *guest = calloc(1, sizeof(*guest));
-	int bell[2];
+	int error;
 
 	if (!guest)
 		return -ENOMEM;
-	guest->kick = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (guest->kick < 0) {
-		free(guest);
-		return -errno;
-	}
-	/* Not an eventfd: its flags would be the guest's to change, too. */
-	if (socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, bell)) {
-		int error = -errno;
-
-		close(guest->kick);
+	error = open_asides(guest);
+	if (error) {
+		close_asides(guest);
 		free(guest);
 		return error;
 	}
-	guest->doorbell = bell[0];
-	guest->doorbell_guest = bell[1];
 	guest->engine = engine;
 	guest->id = atomic_fetch_add(&next_guest_id, 1);
 	atomic_init(&guest->refs, 1);

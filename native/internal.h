@@ -209,6 +209,7 @@ struct df_guest {
 	int uffd;
 	int pid;			/* 0 for a forked child: only its tids are known */
 	int kick;			/* eventfd: look at `again`, or end */
+	int asides;			/* epoll: `kick` and `doorbell`; a fault is polled for with it */
 	struct df_guest_options options;
 	struct df_slot *slots;		/* shared with the guest: trust nothing in it */
 	int doorbell;			/* our end: a byte for every MSR the guest wrote */
