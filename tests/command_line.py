@@ -14,6 +14,10 @@ def place_of_its_own(tmp_path: Path) -> Path:
     return place
 
 
+def environment(top: Path) -> dict[str, str]:
+    return {**os.environ, "TMPDIR": str(top), "COLUMNS": "200"}
+
+
 def told(top: Path, *command: str) -> "subprocess.CompletedProcess[str]":
     """Run a command to its end, with `top` for its temporary files; it leaves none."""
     done = subprocess.run(
@@ -23,7 +27,7 @@ def told(top: Path, *command: str) -> "subprocess.CompletedProcess[str]":
         check=False,
         timeout=PATIENCE,
         cwd="/",
-        env={**os.environ, "TMPDIR": str(top), "COLUMNS": "200"},
+        env=environment(top),
     )
     assert_nothing_left(top)
     return done

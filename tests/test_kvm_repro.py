@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+from command_line import PATIENCE, assert_nothing_left, environment, place_of_its_own, told
 from kvm_stage import require_kvm
 from needs import require_fuse, require_root
 
-PATIENCE = 60  # seconds, for a machine that is busy with other things
 REPRO = [sys.executable, "-m", "vmm", "repro", "--guest", "kvm"]
 
 HOST = """
@@ -47,41 +47,20 @@ except* KeyboardInterrupt:
 def top(tmp_path: Path) -> Path:
     require_kvm()
     require_fuse()
-    place = tmp_path / "tmp"
-    place.mkdir()
-    return place
-
-
-def environment(top: Path) -> dict[str, str]:
-    return {**os.environ, "TMPDIR": str(top), "COLUMNS": "200"}
+    return place_of_its_own(tmp_path)
 
 
 def repro(top: Path, *options: str, before: tuple[str, ...] = ()) -> "subprocess.CompletedProcess[str]":
-    done = subprocess.run(
-        [*before, *REPRO, "--seconds", "0.1", *options],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=PATIENCE,
-        cwd="/",
-        env=environment(top),
-    )
-    assert_nothing_left(top)
-    return done
-
-
-def assert_nothing_left(top: Path) -> None:
-    assert f" {top}" not in Path("/proc/self/mountinfo").read_text()
-    assert list(top.iterdir()) == []
+    return told(top, *before, *REPRO, "--seconds", "0.1", *options)
 
 
 def test_repro_on_kvm_loops_both_ways_and_ends_in_the_exact_error(top: Path) -> None:
     done = repro(top, "--json")
     assert done.returncode == 0, done.stderr + done.stdout
-    told = json.loads(done.stdout)
-    assert (told["version"], told["guest"], told["ok"]) == (1, "kvm", True)
-    assert [story["via"] for story in told["stories"]] == ["mount", "behind"]
-    for story in told["stories"]:
+    outcome = json.loads(done.stdout)
+    assert (outcome["version"], outcome["guest"], outcome["ok"]) == (1, "kvm", True)
+    assert [story["via"] for story in outcome["stories"]] == ["mount", "behind"]
+    for story in outcome["stories"]:
         loops = [access["watched"] for access in story["accesses"] if access["watched"]]
         assert len(loops) == 2
         halted, counted = loops
