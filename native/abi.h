@@ -37,6 +37,12 @@ enum df_msg_type {
 	DF_HELLO = 1,			/* + fds: userfaultfd, shared area (memfd) */
 	DF_OPEN = 2,			/* + fd: the guest's own open file on the mount */
 	DF_RELEASE = 3,
+	DF_ATTACH = 16,			/* a program, by its preloaded library or its tracer */
+	DF_SERVE = 17,			/* + fd: its userfaultfd, before UFFDIO_API */
+	DF_MMAP = 18,			/* + fd: its own open file on the mount */
+	DF_MAPPED = 19,
+	DF_MSYNC = 20,
+	DF_SIGBUS = 21,			/* has no reply */
 	DF_SETUPMAPPING = 48,		/* numbers and fields of FUSE (linux/fuse.h, 5.10) */
 	DF_REMOVEMAPPING = 49,
 	DF_REPLY = 1000,
@@ -106,6 +112,74 @@ struct df_removemapping {		/* only `count` entries are sent */
 	uint32_t count;
 	uint32_t pad;
 	struct df_removemapping_one one[64];	/* DF_REMOVE_MAX */
+};
+
+/* ---- programs
+ *
+ * A program has no window: its mappings lie where it wants them, and what they show is
+ * asked of the kernel (/proc/PID/maps), never of the program.  The host registers them.
+ * Its connection is one process's; the messages of an mmap come as DF_MMAP, then
+ * DF_MAPPED, with nothing in between.  When the connection ends and the process goes
+ * on (it has closed all its descriptors), what is mapped is served on.
+ */
+enum {
+	DF_SIGBUS_FRAMES = 32,
+};
+
+struct df_attach {			/* reply: the same; + fd: an open /dev/userfaultfd, if there is one */
+	struct df_header h;
+	uint32_t version;
+	int32_t pid;
+};
+
+enum df_serve_flag {
+	DF_SERVE_CHILDREN = 1,		/* a forked child's mappings are served too (EVENT_FORK);
+					 * otherwise it must attach and tell DF_MAPPED of all it has */
+};
+
+struct df_serve {			/* reply: the same, flags filled in */
+	struct df_header h;
+	uint32_t flags;			/* enum df_serve_flag */
+	uint32_t pad;
+};
+
+/* mmap(2) as the program asked for it, its `fd` sent along.  The reply carries the page
+ * cache to map instead, at the same offset, or the errno that mmap() fails with.  With
+ * `private` it is to be mapped MAP_PRIVATE: the file was opened read-only, and the kernel
+ * registers no shared mapping that could never be stored to (mm/userfaultfd.c). */
+struct df_mmap {			/* reply: the same, `private` filled in */
+	struct df_header h;
+	uint64_t offset;
+	uint64_t len;
+	uint32_t prot;			/* PROT_* */
+	uint32_t flags;			/* MAP_* */
+	uint32_t private;
+	uint32_t pad;
+};
+
+/* Serve what [start, start + len) shows of page caches.  len 0: the mmap() failed. */
+struct df_mapped {
+	struct df_header h;
+	uint64_t start;
+	uint64_t len;
+};
+
+/* MS_SYNC of a range: the reply says what became of the writing back. */
+struct df_msync {
+	struct df_header h;
+	uint64_t start;
+	uint64_t len;
+};
+
+/* A SIGBUS that the program had no handler for. */
+struct df_sigbus {
+	struct df_header h;
+	uint64_t address;
+	int32_t tid;
+	int32_t code;			/* si_code */
+	uint32_t nframes;		/* of its stack, innermost first; 0: not asked for */
+	uint32_t pad;
+	uint64_t frames[32];		/* DF_SIGBUS_FRAMES */
 };
 
 /* ------------------------------------------------------------------ C <-> Python */
