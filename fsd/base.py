@@ -72,6 +72,7 @@ class Base(pyfuse3.Operations):
         entry_timeout: float = 1.0,
         max_descriptors: int | None = None,
         xattr: bool = True,
+        direct_io: bool = False,
     ) -> None:
         """Serve the directory `backing`.
 
@@ -80,7 +81,9 @@ class Base(pyfuse3.Operations):
         bounds the O_PATH descriptors (default: half the hard RLIMIT_NOFILE,
         65536 at most).  `xattr` serves extended attributes; without them the
         kernel saves one GETXATTR a write (see attributes.py), but must not be
-        trusted with a backing that has POSIX ACLs.
+        trusted with a backing that has POSIX ACLs.  With `direct_io` the kernel
+        caches no data: read(2) sees what guests have stored whenever the file was
+        opened, and mmap(2) with MAP_SHARED is for guests only (ENODEV for others).
 
         Raises MountError when `backing` cannot be opened as a directory.
         """
@@ -89,6 +92,7 @@ class Base(pyfuse3.Operations):
         self.attr_timeout = attr_timeout
         self.entry_timeout = entry_timeout
         self.xattr = xattr
+        self.direct_io = direct_io
         # Modes and ACLs are enforced by the kernel (default_permissions).  With ACLs in the backing and
         # none to see, the kernel would take an ACL's mask for the rights of the owning group.
         self.enable_acl = xattr

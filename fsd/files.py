@@ -118,7 +118,7 @@ class Files(Names, Directories, Opened):
     def _handle_of(self, inode: Inode, *, keep_cache: bool) -> FileInfo:
         """A new handle, to which the caller's use of `inode` now belongs."""
         assert inode.file is not None
-        direct_io = inode.file.mapped_writable
+        direct_io = self.direct_io or inode.file.mapped_writable
         fh = self.new_fh()
         self.handles[fh] = Handle(inode, direct_io)
         return FileInfo(fh=fh, direct_io=direct_io, keep_cache=keep_cache and not direct_io)

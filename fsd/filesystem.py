@@ -39,6 +39,7 @@ class Filesystem(Attributes):
         entry_timeout: float = 1.0,
         max_descriptors: int | None = None,
         xattr: bool = True,
+        direct_io: bool = False,
     ) -> None:
         super().__init__(
             backing,
@@ -46,6 +47,7 @@ class Filesystem(Attributes):
             entry_timeout=entry_timeout,
             max_descriptors=max_descriptors,
             xattr=xattr,
+            direct_io=direct_io,
         )
         self._stale = {}
         self._invalidating = set()

@@ -56,7 +56,11 @@ __all__ = [
     "TraceKind",
     "Uffd",
     "Wait",
+    "cache_limit",
+    "cache_used",
     "ffi",
+    "keep",
+    "keeper",
     "lib",
     "poison_code",
     "standin",
@@ -87,6 +91,36 @@ def poison_code() -> int:
 
 def standin() -> Path:
     """The guest stand-in's executable."""
+    return _program("daxfault-standin")
+
+
+def keeper() -> Path:
+    """The executable that holds a host's page caches when the host is gone."""
+    return _program("daxfault-keeper")
+
+
+def keep(socket: int) -> None:
+    """Tell the keeper behind `socket`, which stays the caller's, of everything that programs are served
+    from, from now on; -1 tells nobody."""
+    lib.df_keeper(socket)
+
+
+def cache_limit(size: int) -> None:
+    """Let the page caches of this process together have `size` bytes, 0: as many as they want.
+
+    Pages that nobody has stored to go first; others must be written back before they can.
+    """
+    lib.df_cache_limit(size)
+
+
+def cache_used() -> int:
+    """Bytes in the page caches of this process."""
+    state = ffi.new("struct df_cache_state *")
+    lib.df_cache_state(state)
+    return int(state.resident)
+
+
+def _program(name: str) -> Path:
     from importlib.resources import files
 
-    return Path(str(files("native") / "bin" / "daxfault-standin"))
+    return Path(str(files("native") / "bin" / name))

@@ -42,7 +42,7 @@ enum df_msg_type {
 	DF_MMAP = 18,			/* + fd: its own open file on the mount */
 	DF_MAPPED = 19,
 	DF_MSYNC = 20,
-	DF_SIGBUS = 21,			/* has no reply */
+	DF_SIGBUS = 21,
 	DF_SETUPMAPPING = 48,		/* numbers and fields of FUSE (linux/fuse.h, 5.10) */
 	DF_REMOVEMAPPING = 49,
 	DF_REPLY = 1000,
@@ -171,7 +171,8 @@ struct df_msync {
 	uint64_t len;
 };
 
-/* A SIGBUS that the program had no handler for. */
+/* A SIGBUS that the program has no handler for.  The reply comes when the host has looked at
+ * the address space; in a process that was not served yet this may come in place of DF_SERVE. */
 struct df_sigbus {
 	struct df_header h;
 	uint64_t address;

@@ -3,12 +3,13 @@
  * compat.h - kernel interfaces newer than the oldest headers we build with
  * (linux-libc-dev 6.1).  Owns every such constant; holds no code.
  *
- * Values are those of include/uapi/linux/userfaultfd.h, which never change;
- * the version behind each is the kernel that first understands it.
+ * Values are those of include/uapi/linux/userfaultfd.h and fs.h, which never
+ * change; the version behind each is the kernel that first understands it.
  */
 #ifndef DAXFAULT_COMPAT_H
 #define DAXFAULT_COMPAT_H
 
+#include <linux/fs.h>
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
 
@@ -46,6 +47,31 @@ struct uffdio_poison {
 	__s64 updated;
 };
 #define UFFDIO_POISON _IOWR(UFFDIO, _UFFDIO_POISON, struct uffdio_poison)
+#endif
+
+#ifndef PROCMAP_QUERY
+enum {
+	PROCMAP_QUERY_VMA_SHARED = 0x08,
+	PROCMAP_QUERY_COVERING_OR_NEXT_VMA = 0x10,
+};
+struct procmap_query {
+	__u64 size;
+	__u64 query_flags;
+	__u64 query_addr;
+	__u64 vma_start;
+	__u64 vma_end;
+	__u64 vma_flags;
+	__u64 vma_page_size;
+	__u64 vma_offset;
+	__u64 inode;
+	__u32 dev_major;
+	__u32 dev_minor;
+	__u32 vma_name_size;
+	__u32 build_id_size;
+	__u64 vma_name_addr;
+	__u64 build_id_addr;
+};
+#define PROCMAP_QUERY _IOWR('f', 17, struct procmap_query)	/* 6.11, /proc/PID/maps */
 #endif
 
 #endif

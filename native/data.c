@@ -191,6 +191,7 @@ static int write_back_run(struct df_file *file, uint64_t start, uint64_t end)
 
 	if (protect(file, start, end))
 		pages_clear_exposed(file, start, end);
+	atomic_store(&file->used, 0);	/* there are clean pages again, and old ones */
 	while (start < stop && !error) {
 		uint64_t len = stop - start < RANGE ? stop - start : RANGE;
 

@@ -33,12 +33,15 @@ int df_engine_new(const struct df_engine_options *options, struct df_engine **ou
 	pthread_cond_init(&engine->tick, &monotonic);
 	pthread_condattr_destroy(&monotonic);
 	engine->failures_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	error = engine->failures_fd < 0 ? -errno : 0;
+	engine->left_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	error = engine->failures_fd < 0 || engine->left_fd < 0 ? -errno : 0;
 	if (!error)
 		error = start_thread(&engine->warden, warden_run, engine, "df-warden");
 	if (error) {
 		if (engine->failures_fd >= 0)
 			close(engine->failures_fd);
+		if (engine->left_fd >= 0)
+			close(engine->left_fd);
 		free(engine);
 		return error;
 	}
@@ -65,10 +68,12 @@ void df_engine_free(struct df_engine *engine)
 	}
 	pthread_mutex_unlock(&engine->lock);
 	failures_free(engine);
+	program_free(engine);
 
 	if (!jobs_stop(engine))
 		return;		/* a page source that never answers still holds a thread */
 	close(engine->failures_fd);
+	close(engine->left_fd);
 	trace_destroy(&engine->tracer);
 	free(engine);
 }

@@ -68,8 +68,24 @@ int df_file_inject(struct df_file *file, uint64_t start, uint64_t len, int error
 		   uint64_t delay_ns, uint32_t count, uint32_t flags);
 /* All of them; what they delay goes on at once. */
 void df_file_inject_clear(struct df_file *file);
-/* A fresh descriptor of the page cache, for a guest to map. */
-int df_file_cache_fd(struct df_file *file, int writable);
+enum df_cache {
+	DF_CACHE_WRITABLE = 1,
+	DF_CACHE_SIZED = 2,		/* for programs: its i_size is the file's, in whole pages, so
+					 * that the kernel settles a touch past EOF by itself */
+};
+/* A fresh descriptor of the page cache, for a guest to map.  -EBUSY: a guest maps the other
+ * kind, sized or not. */
+int df_file_cache_fd(struct df_file *file, int flags);
+/* Nobody maps the file: write back, then give its page cache up.  -EBUSY: somebody does. */
+int df_file_retire(struct df_file *file);
+
+struct df_cache_state {
+	uint64_t resident;		/* bytes of all page caches */
+	uint64_t limit;			/* 0: none */
+};
+/* Pages that nobody has stored to go when the page caches of this process need more. */
+void df_cache_limit(uint64_t bytes);
+void df_cache_state(struct df_cache_state *out);
 
 /* ------------------------------------------------------------------- engine */
 
@@ -111,11 +127,22 @@ int df_engine_failures(struct df_engine *engine, struct df_failure *out, int mos
  * answer.  -> enum df_delivery, or -ENOENT: no such failure, or answered already.  After
  * DF_ANSWER_STOP the vCPU stays in its fault until the file changes or the guest ends. */
 int df_engine_answer(struct df_engine *engine, uint64_t id, int answer, int otherwise);
+/* A program no longer maps a file: for who has to write it back, and let it go. */
+struct df_unmapped {
+	uint64_t guest;
+	uint64_t file;
+};
+int df_engine_unmapped_fd(struct df_engine *engine);
+int df_engine_unmapped(struct df_engine *engine, struct df_unmapped *out, int most);
 void df_engine_counters(struct df_engine *engine, struct df_counters *out);
 /* Keep the last `capacity` things that happened, at most DF_TRACE_MAX; 0: none. */
 int df_engine_trace(struct df_engine *engine, uint64_t capacity);
 /* Take the oldest out; -> how many. */
 int df_engine_trace_read(struct df_engine *engine, struct df_trace *out, int most);
+
+/* A keeper's socket, the caller's to close; -1: there is none any more.  Of the whole
+ * process: page caches have no engine. */
+void df_keeper(int socket);
 
 /* -------------------------------------------------------------------- guest */
 
@@ -132,6 +159,7 @@ struct df_guest_options {
 enum df_guest_flag {
 	DF_GUEST_TELL_FAILURES = 1,	/* "not present" first, also of what fails at once: as KVM */
 	DF_GUEST_ERROR_GFNS = 2,	/* remember failed pages per vCPU: their retry is synchronous */
+	DF_GUEST_PROGRAM = 4,		/* what it maps is asked of the kernel */
 };
 
 /* `uffd` and `area` (the shared area, or -1) are taken over, also on failure. */
@@ -143,6 +171,12 @@ uint64_t df_guest_id(struct df_guest *guest);
 int df_guest_map(struct df_guest *guest, uint64_t start, uint64_t len, struct df_file *file,
 		 uint64_t offset, int writable);
 int df_guest_unmap(struct df_guest *guest, uint64_t start, uint64_t len);
+/* For a program: register, and serve from now on, what [start, start + len) of the address
+ * space of process `pid` shows of page caches.  -> how many mappings, or a negative errno. */
+int df_guest_adopt(struct df_guest *guest, int pid, uint64_t start, uint64_t len);
+/* Files of which the guest maps something, at most `most`; -> how many there are. */
+int df_guest_files(struct df_guest *guest, uint64_t start, uint64_t len, uint64_t *ids, int most);
+int df_guest_alive(struct df_guest *guest);
 /* Ends the service.  What is left registered is poisoned first: a guest that
  * lives on gets SIGBUS, never zeros. */
 void df_guest_free(struct df_guest *guest);

@@ -74,6 +74,7 @@ class GuestFlag(enum.IntFlag):
 
     TELL_FAILURES = 1
     ERROR_GFNS = 2
+    PROGRAM = 4
 
 
 class Posted(enum.IntFlag):
@@ -190,6 +191,33 @@ class Guest:
             f"guest {self.id}, unmapping {length:#x} bytes at {start:#x}",
         )
 
+    def adopt(self, pid: int, start: int, length: int) -> int:
+        """Register and serve what [start, start + length) of process `pid`, a program, shows of page
+        caches; -> how many mappings.
+
+        The kernel is asked what that is (/proc/PID/maps).  OSError: EINVAL misaligned, EACCES or
+        ESRCH when the process cannot be looked at or is gone, else as UFFDIO_REGISTER.
+        """
+        return check(
+            lib.df_guest_adopt(self._live(), pid, start, length),
+            f"process {pid}, registering {length:#x} bytes at {start:#x}",
+        )
+
+    def files(self, start: int = 0, length: int = 1 << 63) -> set[int]:
+        """Ids of the files of which the guest maps something in [start, start + length)."""
+        most = 64
+        while True:
+            ids = ffi.new("uint64_t[]", most)
+            n = lib.df_guest_files(self._live(), start, length, ids, most)
+            if n <= most:
+                return set(ids[0:n])
+            most = 2 * n
+
+    @property
+    def alive(self) -> bool:
+        """Its address space is still there: exec(2) ends one, too."""
+        return bool(lib.df_guest_alive(self._live()))
+
     def _live(self) -> Any:
         if self._guest is None:
             raise ValueError(f"guest {self.id} has ended")
@@ -245,6 +273,16 @@ class Engine:
             fields["state"] = CpuState(fields["state"])
             found.append(Failure(**fields))
         return found
+
+    def unmapped_fd(self) -> int:
+        """Readable when unmapped() has something."""
+        return int(lib.df_engine_unmapped_fd(self._live()))
+
+    def unmapped(self) -> list[tuple[int, int]]:
+        """(guest, file) ids: a program that may have lost its last mapping of a file; never blocks."""
+        records = ffi.new("struct df_unmapped[]", _BATCH)
+        n = lib.df_engine_unmapped(self._live(), records, _BATCH)
+        return [(records[i].guest, records[i].file) for i in range(n)]
 
     def answer(self, failure: Failure, answer: Answer, otherwise: Answer = Answer.POISON) -> Delivery | None:
         """Answer a failure; -> how it reached the guest, None when it was answered already.

@@ -30,6 +30,9 @@ static void adopt_child(struct df_guest *parent, int uffd)
 	if (!error) {
 		child->child = true;
 		child->tracks = parent->tracks;
+		child->options.flags = parent->options.flags & DF_GUEST_PROGRAM;
+		if (child->options.flags)
+			keep_uffd(child);
 		error = region_copy(child, parent);
 	}
 	if (!error)

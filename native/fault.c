@@ -140,6 +140,16 @@ static enum verdict decide_locked(struct df_fault *fault, struct df_region *regi
 	}
 	if (fault->stored)
 		return install_store(fault, region, page);
+	if (fault->offset >= file_end(file) && file->sized) {
+		/* The kernel settles that itself.  It asked because the fault is from before
+		 * the truncation, or somebody has meddled with the i_size. */
+		file_fit(file);
+		if (fault->mends)
+			poison_tried(file, fault->guest, page, true);
+		else
+			uffd_wake(fault->guest->uffd, page, PAGE);
+		return DONE;
+	}
 	if (fault->offset >= file_end(file)) {
 		error = gup_error(file, fault->offset);
 		if (!error)
@@ -183,6 +193,7 @@ static enum verdict decide(struct df_fault *fault, struct df_fill **fill)
 		struct df_region *region;
 		struct df_file *file;
 
+		verdict = DONE;
 		pthread_rwlock_rdlock(&guest->lock);
 		if (atomic_load(&guest->dead)) {
 			pthread_rwlock_unlock(&guest->lock);
@@ -197,9 +208,11 @@ static enum verdict decide(struct df_fault *fault, struct df_fill **fill)
 			 * moved: who is still there faults once more. */
 			if (fault->waited)
 				uffd_wake(guest->uffd, page, PAGE);
+			else if (program_discover(guest, page, fault->tid))
+				verdict = REPEAT;
 			else
 				engine_fail(fault, NULL, DF_REASON_NOREGION, EFAULT);
-			return DONE;
+			continue;
 		}
 		file = region->file;
 		file_get(file);

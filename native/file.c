@@ -19,9 +19,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/magic.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <sys/mman.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
@@ -89,8 +87,7 @@ void df_file_put(struct df_file *file)
 	df_file_inject_clear(file);
 	free(file->poisons);
 	pages_free(file);
-	if (file->cache >= 0)
-		close(file->cache);
+	file_deactivate(file);
 	close(file->fd);
 	pthread_mutex_destroy(&file->lock);
 	free(file);
@@ -174,50 +171,6 @@ void file_unlock(struct df_file *file)
 		wait_for_mends(file);
 }
 
-/* A memfd to be the page cache.  Its i_size is out of reach, so that neither a
- * truncation nor a touch past EOF is settled by the kernel alone, and sealed, so
- * that no guest can change it. */
-int file_activate(struct df_file *file)
-{
-	char name[64];
-	int fd;
-
-	if (file->cache >= 0)
-		return 0;
-	snprintf(name, sizeof(name), "daxfault:%llu", (unsigned long long)file->id);
-	fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	if (fd < 0)
-		return -errno;
-	/* mode 0600: a descriptor handed out read-only cannot be reopened for
-	 * writing through /proc by another user */
-	if (fchmod(fd, 0600) || ftruncate(fd, (off_t)CACHE_SIZE) ||
-	    fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)) {
-		int error = -errno;
-
-		close(fd);
-		return error;
-	}
-	file->cache = fd;
-	return 0;
-}
-
-int df_file_cache_fd(struct df_file *file, int writable)
-{
-	char path[64];
-	int fd;
-
-	file_lock(file);
-	fd = file_activate(file);
-	if (!fd) {
-		snprintf(path, sizeof(path), "/proc/self/fd/%d", file->cache);
-		fd = open(path, (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC);
-		if (fd < 0)
-			fd = -errno;
-	}
-	file_unlock(file);
-	return fd;
-}
-
 /* Remember what the backing file looks like after a change of our own. */
 void file_stamp(struct df_file *file)
 {
@@ -239,7 +192,9 @@ void file_changed(struct df_file *file, uint64_t size, bool content)
 			 * guest conjured up in the memfd goes too */
 			pages_drop(file, PAGE_UP(size), CACHE_SIZE);
 			pages_zero(file, size, PAGE_UP(size));
+			file_fit(file);	/* and the private copies past EOF */
 		} else if (size > old) {
+			file_fit(file);
 			/* what a guest stored behind the old EOF was never part
 			 * of the file */
 			pages_zero(file, old, PAGE_UP(old) < size ? PAGE_UP(old) : size);

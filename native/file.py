@@ -162,9 +162,21 @@ class File:
         """Take back every inject(); a delay under way ends."""
         lib.df_file_inject_clear(self.handle)
 
-    def cache_fd(self, *, writable: bool) -> int:
-        """A fresh descriptor of the page cache, for a guest to map; the caller's to close."""
-        return check(lib.df_file_cache_fd(self.handle, writable), f"file {self.id}, page cache")
+    def cache_fd(self, *, writable: bool, sized: bool = False) -> int:
+        """A fresh descriptor of the page cache, for a guest to map; the caller's to close.
+
+        `sized`: its i_size is the file's, so that the kernel settles a touch past the end by itself;
+        otherwise the host decides it, fault by fault.  OSError EBUSY: a guest maps the other kind.
+        """
+        flags = (lib.DF_CACHE_WRITABLE if writable else 0) | (lib.DF_CACHE_SIZED if sized else 0)
+        return check(lib.df_file_cache_fd(self.handle, flags), f"file {self.id}, page cache")
+
+    def retire(self) -> None:
+        """Write back, then give up the page cache of a file that nobody maps.
+
+        OSError EBUSY: somebody does; else that of write_back(), and the page cache stays.
+        """
+        check(lib.df_file_retire(self.handle), f"file {self.id}, giving up its page cache")
 
     def close(self) -> None:
         """Let go.  The C object lives on while guests map it.  Safe to call twice."""

@@ -269,13 +269,18 @@ static uint64_t source_wait(const struct df_fill *fill, char *to, int *error)
 static int settle(struct df_file *file, char *bytes, uint64_t start, uint64_t got)
 {
 	uint64_t end = start + got, tail = PAGE_UP(end);
+	int error = 0;
 
 	if (end >= file->size) {
 		memset(bytes + got, 0, tail - end);
 		end = tail;
 	}
 	end = PAGE_DOWN(end);
-	return start < end ? pages_fill(file, bytes, start, end) : 0;
+	if (start < end)
+		error = pages_fill(file, bytes, start, end);
+	if (start < end && !error)
+		evict(file, start, end);
+	return error;
 }
 
 struct df_fault *fill_run(struct df_fill *fill, bool may_block, bool *wait)

@@ -41,6 +41,8 @@ void guest_put(struct df_guest *guest)
 {
 	if (atomic_fetch_sub(&guest->refs, 1) != 1)
 		return;
+	if (guest->options.flags & DF_GUEST_PROGRAM)
+		keep_nothing_of_guest(guest);
 	close(guest->uffd);
 	close_asides(guest);
 	apf_free(guest);
@@ -232,6 +234,8 @@ int df_guest_new(struct df_engine *engine, int uffd, int area,
 		close(uffd);
 	} else {
 		guest->options = *options;
+		if (options->flags & DF_GUEST_PROGRAM)
+			keep_uffd(guest);
 		guest->tracks = options->features & UFFD_FEATURE_WP_UNPOPULATED;
 		if (area >= 0)
 			error = map_area(guest, area);
@@ -265,7 +269,7 @@ uint64_t df_guest_id(struct df_guest *guest)
 /* A munmap() returns in the guest when its event has been read: what the guest asks
  * for next must find that it was acted upon.  A reader that stays where it is sits
  * in a read(2) that was made to block; its guest has only itself to blame. */
-static void settle_events(struct df_guest *guest)
+void guest_settle(struct df_guest *guest)
 {
 	uint64_t turn = atomic_load(&guest->turn), until = now_ns() + SETTLE_NS;
 	struct timespec pause = { .tv_nsec = 20000 };
@@ -293,13 +297,13 @@ int df_guest_map(struct df_guest *guest, uint64_t start, uint64_t len, struct df
 	int error;
 
 	file_lock(file);
-	error = file_activate(file);
+	error = file_activate(file, false);
 	if (!error && writable && !file->writable)
 		error = -EACCES;
 	file_unlock(file);
 	if (error)
 		return error;
-	settle_events(guest);
+	guest_settle(guest);
 	pthread_rwlock_wrlock(&guest->lock);
 	error = atomic_load(&guest->dead) ? -ESRCH
 					  : region_add(guest, start, len, file, offset, writable);
@@ -311,7 +315,7 @@ int df_guest_unmap(struct df_guest *guest, uint64_t start, uint64_t len)
 {
 	if ((start | len) % PAGE || start + len < start)
 		return -EINVAL;
-	settle_events(guest);
+	guest_settle(guest);
 	pthread_rwlock_wrlock(&guest->lock);
 	region_remove(guest, start, start + len);
 	pthread_rwlock_unlock(&guest->lock);

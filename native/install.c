@@ -158,7 +158,7 @@ enum verdict install(struct df_fault *fault, struct df_region *region, uint64_t 
 		end = fault->offset + PAGE;
 		error = map_pages(region, fault->offset, end, protect, &done, &present);
 	}
-	if (error == -EINVAL && protect) {
+	if (error == -EINVAL && protect && pages_present(file, fault->offset)) {
 		/* Not registered for WP faults: every page may be stored to. */
 		region->tracked = protect = false;
 		pages_set_exposed(file, start, end);
@@ -191,6 +191,7 @@ enum verdict install(struct df_fault *fault, struct df_region *region, uint64_t 
 		return AGAIN;
 	case -ESRCH:
 		return DONE;		/* nobody left to answer */
+	case -EINVAL:
 	case -EFAULT:
 		/* No page where the guest has mapped something: in the memfd, when
 		 * a guest that may write to it has punched it out, and what the file

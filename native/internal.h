@@ -35,8 +35,8 @@
 #define RANGE ((uint64_t)DF_RANGE_SIZE)
 #define PAGE_DOWN(x) ((x) & ~(PAGE - 1))
 #define PAGE_UP(x) PAGE_DOWN((x) + PAGE - 1)
-/* The page cache's own i_size.  It never says where a file ends: the host
- * decides that, fault by fault. */
+/* The page cache's own i_size, unless it is `sized`.  It never says where a file ends:
+ * the host decides that, fault by fault. */
 #define CACHE_SIZE ((uint64_t)1 << 62)
 #define DF_TRIES_MAX 3
 
@@ -82,6 +82,7 @@ struct df_poison {
 
 /* ------------------------------------------------------------------- files */
 
+#define NOTHING_CLEAN UINT64_MAX	/* df_file.used: nothing there for evict() */
 #define CHUNK_SHIFT 30
 #define CHUNK_SIZE ((uint64_t)1 << CHUNK_SHIFT)
 #define CHUNK_PAGES (CHUNK_SIZE / PAGE)
@@ -117,6 +118,10 @@ struct df_file {
 	int (*fetch)(void *context, uint64_t offset, uint64_t len);	/* or NULL: engine.h */
 	void *fetch_context;
 	int cache;			/* memfd; -1 until a guest maps the file */
+	bool sized;			/* its i_size is the file's: the kernel settles EOF */
+	struct df_file *next_active, **before_active;	/* all that have a memfd */
+	dev_t cache_device;
+	uint64_t cache_inode;
 	uint64_t size;
 	struct timespec mtime;		/* after our own last change */
 	int untold;			/* enum df_change bits since df_file_recheck() */
@@ -124,6 +129,8 @@ struct df_file {
 	struct df_chunk **chunks;	/* sorted by index */
 	size_t nchunks;
 	uint64_t resident;
+	uint64_t hand;			/* evict.c: how far it has come */
+	atomic_uint_fast64_t used;	/* evict.c: when it was last filled, of all fills */
 	struct df_fill *fills;
 	struct df_injection *injections;	/* inject.c; whether there are any can be read unlocked */
 	uint64_t cleared;		/* how often they were */
@@ -138,11 +145,29 @@ struct df_file {
 	bool mended;			/* attempts have begun that a caller may rely on */
 };
 
+/* cache.c: the memfd; under file->lock */
+int file_activate(struct df_file *file, bool sized);	/* -EBUSY: it is the other kind */
+void file_deactivate(struct df_file *file);
+void file_fit(struct df_file *file);		/* the i_size of a sized page cache */
+/* Another file with a page cache, whose lock was free and is now held: the one whose pages
+ * have been there longest.  Counted; NULL: none. */
+struct df_file *file_other_locked(const struct df_file *than);
+struct df_file *file_of_cache(dev_t device, uint64_t inode);	/* counted, or NULL; no lock */
+
+/* evict.c */
+/* [start, end) of the file was just filled: keep within the limit, at the cost of others. */
+void evict(struct df_file *file, uint64_t start, uint64_t end);
+
+/* keep.c: what the keeper has of a program's */
+void keep_cache(const struct df_file *file);
+void keep_uffd(const struct df_guest *guest);
+void keep_nothing_of_file(const struct df_file *file);
+void keep_nothing_of_guest(const struct df_guest *guest);
+
 /* file.c: life, size and content changes */
 void file_get(struct df_file *file);
 void file_lock(struct df_file *file);
 void file_unlock(struct df_file *file);		/* and what the change set free */
-int file_activate(struct df_file *file);
 int file_notice(struct df_file *file);		/* fstat: -> enum df_change bits; locked */
 void file_changed(struct df_file *file, uint64_t size, bool content);
 void file_stamp(struct df_file *file);
@@ -174,9 +199,13 @@ uint64_t pages_run(struct df_file *file, uint64_t offset, uint64_t end, bool *fi
 void pages_set_exposed(struct df_file *file, uint64_t start, uint64_t end);
 /* the first run of exposed pages at or after *start, inside one chunk */
 bool pages_next_exposed(struct df_file *file, uint64_t *start, uint64_t *end, uint64_t most);
+bool pages_any_exposed(struct df_file *file);
 void pages_clear_exposed(struct df_file *file, uint64_t start, uint64_t end);
 void pages_drop(struct df_file *file, uint64_t start, uint64_t end);
 void pages_drop_unexposed(struct df_file *file);
+/* At most `most` pages of [*at, end) that nobody stored to; -> how many. *at is where to go on. */
+uint64_t pages_drop_clean(struct df_file *file, uint64_t *at, uint64_t end, uint64_t most);
+uint64_t pages_resident(void);		/* of all files; no lock */
 void pages_zero(struct df_file *file, uint64_t start, uint64_t end);
 void pages_free(struct df_file *file);
 
@@ -238,6 +267,7 @@ void *events_read(void *guest);			/* a reader's life; puts the guest */
 /* guest.c */
 int guest_alloc(struct df_engine *engine, int uffd, int pid, struct df_guest **out);
 int guest_unblock(struct df_guest *guest);
+void guest_settle(struct df_guest *guest);	/* what was read of its events is acted upon */
 int guest_poison(struct df_guest *guest);
 bool guest_shows(struct df_guest *guest, uint64_t address);
 struct df_fault *guest_take_again(struct df_guest *guest);
@@ -247,6 +277,13 @@ int guest_start(struct df_guest *guest);
 void guest_retry(struct df_guest *guest, struct df_fault *fault);	/* takes a heap fault */
 uint32_t guest_attempt(struct df_guest *guest, uint64_t page);
 void guest_resolved(struct df_guest *guest, uint64_t start, uint64_t end);
+
+/* program.c */
+/* Whether the kernel shows a page cache where we know of no region: then there is one now. */
+bool program_discover(struct df_guest *guest, uint64_t page, int tid);
+/* The guest may have lost its last mapping of the file. */
+void program_unmapped(struct df_guest *guest, struct df_file *file);
+void program_free(struct df_engine *engine);
 
 /* region.c */
 struct df_region *region_find(struct df_guest *guest, uint64_t address);
@@ -292,6 +329,8 @@ struct df_engine {
 	unsigned npending;
 	uint64_t next_id;
 	int failures_fd;
+	struct df_left *left;		/* program.c */
+	int left_fd;
 	pthread_t warden;
 	struct df_tracer tracer;
 	struct df_counters counters;	/* by __atomic adds */

@@ -135,6 +135,13 @@ bool pages_next_exposed(struct df_file *file, uint64_t *start, uint64_t *end, ui
 	return false;
 }
 
+bool pages_any_exposed(struct df_file *file)
+{
+	uint64_t start = 0, end;
+
+	return pages_next_exposed(file, &start, &end, PAGE);
+}
+
 /* Runs and marks go from chunk to chunk: a sparse file may be 8 EiB long, and the
  * lock is held. */
 uint64_t pages_run(struct df_file *file, uint64_t offset, uint64_t end, bool *filled)
@@ -189,16 +196,34 @@ static uint64_t mark(struct df_file *file, uint64_t start, uint64_t end, bool ex
 	return changed;
 }
 
+/* Pages of all files: what evict.c holds against its limit. */
+static atomic_uint_fast64_t resident;
+
+uint64_t pages_resident(void)
+{
+	return atomic_load_explicit(&resident, memory_order_relaxed);
+}
+
+static void forget(struct df_file *file, uint64_t pages)
+{
+	file->resident -= pages;
+	atomic_fetch_sub_explicit(&resident, pages, memory_order_relaxed);
+}
+
 int pages_fill(struct df_file *file, const char *from, uint64_t start, uint64_t end)
 {
+	uint64_t pages;
 	int error;
 
 	if (!pages_chunk(file, start, true) || !pages_chunk(file, end - 1, true))
 		return -ENOMEM;
 	error = pages_write(file, from, start, end - start);
-	if (!error)
-		file->resident += mark(file, start, end, false, true);
-	return error;
+	if (error)
+		return error;
+	pages = mark(file, start, end, false, true);
+	file->resident += pages;
+	atomic_fetch_add_explicit(&resident, pages, memory_order_relaxed);
+	return 0;
 }
 
 void pages_set_exposed(struct df_file *file, uint64_t start, uint64_t end)
@@ -218,33 +243,50 @@ void pages_drop(struct df_file *file, uint64_t start, uint64_t end)
 {
 	if (start >= end)
 		return;
-	file->resident -= mark(file, start, end, false, false);
+	forget(file, mark(file, start, end, false, false));
 	mark(file, start, end, true, false);
 	fallocate(file->cache, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)start,
 		  (off_t)(end - start));
 }
 
-void pages_drop_unexposed(struct df_file *file)
+uint64_t pages_drop_clean(struct df_file *file, uint64_t *at, uint64_t end, uint64_t most)
 {
-	for (size_t c = 0; c < file->nchunks; c++) {
+	uint64_t dropped = 0;
+
+	for (size_t c = find(file, *at); c < file->nchunks && *at < end && dropped < most; c++) {
 		struct df_chunk *chunk = file->chunks[c];
 		uint64_t base = chunk->index << CHUNK_SHIFT;
+		uint64_t i = *at > base ? page_in_chunk(*at) : 0, stop = CHUNK_PAGES;
 
-		for (uint64_t i = 0; i < CHUNK_PAGES;) {
+		if (end - base < CHUNK_SIZE)
+			stop = (end - base) / PAGE;
+		while (i < stop && dropped < most) {
 			uint64_t from = i;
 
 			if (i % 64 == 0 && !chunk->filled[i / 64]) {
 				i += 64;
 				continue;
 			}
-			while (i < CHUNK_PAGES && bit(chunk->filled, i) && !bit(chunk->exposed, i))
+			while (i < stop && i - from < most - dropped && bit(chunk->filled, i) &&
+			       !bit(chunk->exposed, i))
 				i++;
 			if (i > from)
 				pages_drop(file, base + from * PAGE, base + i * PAGE);
-			else
-				i++;
+			dropped += i - from;
+			i += i == from;
 		}
+		*at = base + i * PAGE;
 	}
+	if (dropped < most)
+		*at = end;
+	return dropped;
+}
+
+void pages_drop_unexposed(struct df_file *file)
+{
+	uint64_t at = 0;
+
+	pages_drop_clean(file, &at, CACHE_SIZE, UINT64_MAX);
 }
 
 /* Zero bytes of one page; if it is not filled the source will have them zeroed. */
@@ -264,4 +306,5 @@ void pages_free(struct df_file *file)
 	free(file->chunks);
 	file->chunks = NULL;
 	file->nchunks = 0;
+	forget(file, file->resident);
 }

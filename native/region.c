@@ -133,6 +133,7 @@ void region_remove(struct df_guest *guest, uint64_t start, uint64_t end)
 				   region->offset + (end - region->start), region->writable);
 		unlink_file(region, start, end);
 		free(region);
+		program_unmapped(guest, file);
 		df_file_put(file);
 	}
 }

@@ -161,7 +161,7 @@ def test_death_of_one_guest_amid_faults_leaves_the_others_right_bytes(tmp_path: 
                 if how == "killed":
                     doomed.process.kill()
                 else:
-                    doomed.session._sock.close()
+                    doomed.session._peer.close()
             if how == "hangs up":  # it lives on without a host: every access ends, in whatever way
                 for wait in begun:
                     await wait()

@@ -22,6 +22,7 @@ from vmm.commands.compare import compare
 from vmm.commands.doctor import doctor
 from vmm.commands.mount import mount
 from vmm.commands.repro import repro
+from vmm.commands.run import run
 from vmm.commands.trace import trace
 from vmm.errors import DaxfaultError, alone
 
@@ -77,6 +78,7 @@ app.command()(repro)
 app.command()(doctor)
 app.command()(trace)
 app.command()(mount)
+app.command(context_settings={"allow_interspersed_args": False})(run)
 app.command()(compare)
 
 

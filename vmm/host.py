@@ -10,21 +10,24 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import select
 import socket
 import struct
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Container
+from typing import Any, Protocol
 
 import trio
 
 import native
-from native import Answer, Engine, Failure
+from native import Answer, Engine, Failure, Guest
 from vmm import wire
 from vmm.designs import Design, Verdict
 from vmm.errors import alone
+from vmm.mender import Mender
 from vmm.records import Record, Records
 from vmm.session import HELLO_SECONDS, FileServer, Session
 from vmm.watchdog import Loop, Watchdog
@@ -33,6 +36,27 @@ log = logging.getLogger(__name__)
 
 # accept(2): the peer has left already, or there is no room for it just now
 _ACCEPT_LATER = (errno.ECONNABORTED, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class Served(Protocol):
+    """A guest's session, whatever the guest is; vmm.session.Session is one, and says what each does."""
+
+    pid: int
+    design: Design
+    guest: Guest | None
+    mender: Mender
+
+    async def greet(self, seconds: float) -> Guest: ...
+
+    async def serve(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def orphans_gone(self) -> None: ...
+
+    async def release(self) -> None: ...
+
+    def name_of(self, file: int) -> str: ...
 
 
 class Host:
@@ -45,7 +69,7 @@ class Host:
         self.hello_seconds = HELLO_SECONDS
         self._files = files
         self._watchdog = watchdog
-        self._sessions: dict[int, Session] = {}
+        self._sessions: dict[int, Served] = {}
         self._ended = threading.Event()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._decide_all, name="df-policy", daemon=True)
@@ -65,13 +89,18 @@ class Host:
         Its end, however it comes, ends only itself: closing the connection, its death
         (pidfd_open(2)), or a message that breaks the protocol.
         """
-        session = Session(sock, pid, self.engine, self._files, design)
+        await self.serve(Session(sock, pid, self.engine, self._files, design), task_status)
+
+    async def serve(
+        self, session: Served, task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Serve a guest of any kind until it goes."""
         try:
             guest = await session.greet(self.hello_seconds)
             self._sessions[guest.id] = session
             task_status.started(session)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._until_death, pid, nursery.cancel_scope)
+                nursery.start_soon(self._until_death, session.pid, nursery.cancel_scope)
                 nursery.start_soon(session.mender.run)
                 await session.serve()
                 nursery.cancel_scope.cancel()
@@ -82,7 +111,10 @@ class Host:
             # what nobody foresaw is a bug of ours, and still only this guest's loss
             trace = None if expected else e
             log.warning(
-                "guest %d: %s; its connection is closed, other guests go on", pid, why, exc_info=trace
+                "guest %d: %s; its connection is closed, other guests go on",
+                session.pid,
+                why,
+                exc_info=trace,
             )
         finally:
             with trio.CancelScope(shield=True):
@@ -102,6 +134,19 @@ class Host:
 
         Only this user's processes and root's are let in (SO_PEERCRED, unix(7)).
         """
+        make = functools.partial(Session, engine=self.engine, files=self._files, design=design)
+        await self.accept(path, make, task_status=task_status)
+
+    async def accept(
+        self,
+        path: str,
+        make: Callable[[socket.socket, int], Served],
+        *,
+        user: int | None = None,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serve what `make(socket, pid)` makes of each process that connects to a unix socket at `path`,
+        for ever.  `user` is let in beside this one and root."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as listener:
             try:
                 listener.bind(path)
@@ -110,6 +155,8 @@ class Host:
             try:
                 # nobody gets in before listen(), and umask(2) would be every thread's
                 os.chmod(path, 0o600)
+                if user is not None:
+                    os.chown(path, user, -1)
                 listener.listen()
                 server = trio.socket.from_stdlib_socket(listener)
                 async with trio.open_nursery() as nursery:
@@ -123,19 +170,25 @@ class Host:
                             log.warning("%s: %s; guests have to wait", path, e.strerror)
                             await trio.sleep(0.1)  # nothing tells when there is room again
                             continue
-                        await self._adopt(conn, design, nursery)
+                        await self._adopt(conn, make, {0, os.geteuid(), user}, nursery)
             finally:
                 with contextlib.suppress(OSError):
                     os.unlink(path)
 
-    async def _adopt(self, conn: trio.socket.SocketType, design: Design, nursery: trio.Nursery) -> None:
+    async def _adopt(
+        self,
+        conn: trio.socket.SocketType,
+        make: Callable[[socket.socket, int], Served],
+        users: Container[int | None],
+        nursery: trio.Nursery,
+    ) -> None:
         pid, uid, _ = struct.unpack("3i", conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         sock = socket.socket(fileno=conn.detach())
-        if uid not in (0, os.geteuid()):
+        if uid not in users:
             log.warning("guest %d: refused, it runs as user %d", pid, uid)
             sock.close()
             return
-        nursery.start_soon(self.guest, sock, pid, design)
+        nursery.start_soon(self.serve, make(sock, pid))
 
     async def _until_death(self, pid: int, scope: trio.CancelScope) -> None:
         try:
@@ -149,6 +202,10 @@ class Host:
             trio.lowlevel.notify_closing(pidfd)
             os.close(pidfd)
         scope.cancel()
+
+    def session(self, guest: int) -> Served | None:
+        """The session of the guest with this id."""
+        return self._sessions.get(guest)
 
     # ---- failed faults
 

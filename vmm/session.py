@@ -15,7 +15,6 @@ import functools
 import logging
 import os
 import socket
-import struct
 from typing import Protocol
 
 import trio
@@ -24,6 +23,7 @@ from native import Abi, Engine, File, Guest
 from vmm import wire
 from vmm.designs import Design
 from vmm.mender import Mender
+from vmm.peer import Peer, close_all
 
 log = logging.getLogger(__name__)
 
@@ -71,14 +71,6 @@ class Mapping:
     opened: Opened
 
 
-async def close_all(fds: list[int]) -> None:
-    """Close descriptors that came from a guest, in a thread: close(2) of a file on our own mount
-    sends FUSE_FLUSH and waits for this very process to answer (fs/fuse/file.c, fuse_flush)."""
-    with trio.CancelScope(shield=True):
-        for fd in fds:
-            await trio.to_thread.run_sync(os.close, fd)
-
-
 def check_uffd(fd: int) -> int:
     """Refuse what is not a userfaultfd that can say who faulted where; -> its features."""
     with contextlib.suppress(OSError):
@@ -101,7 +93,7 @@ class Session:
     def __init__(
         self, sock: socket.socket, pid: int, engine: Engine, files: FileServer, design: Design
     ) -> None:
-        self._sock = trio.socket.from_stdlib_socket(sock)
+        self._peer = Peer(sock)
         self.pid = pid
         self._engine = engine
         self._files = files
@@ -149,7 +141,7 @@ class Session:
         self._hello = message
         doorbell = guest.doorbell()
         try:
-            await self._send(wire.hello_reply(message, granted), doorbell)
+            await self._peer.send(wire.hello_reply(message, granted), doorbell)
         finally:
             os.close(doorbell)
         return guest
@@ -165,7 +157,7 @@ class Session:
 
     async def close(self) -> None:
         """End the service: pages poisoned, stores written back.  release() lets go of the files."""
-        self._sock.close()
+        self._peer.close()
         if self.guest is not None:
             await trio.to_thread.run_sync(self.guest.close)
         mapped = [mapping.opened for mapping in self._mappings]
@@ -215,33 +207,13 @@ class Session:
     # ---- the wire
 
     async def _receive(self) -> tuple[wire.Message, list[int]] | None:
-        room = socket.CMSG_SPACE(wire.FDS_MAX * 4)
-        try:
-            data, ancillary, flags, _ = await self._sock.recvmsg(
-                wire.MESSAGE_MAX + 1, room, socket.MSG_CMSG_CLOEXEC
-            )
-        except ConnectionResetError:
-            return None
-        fds: list[int] = []
-        for level, kind, payload in ancillary:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                fds += struct.unpack(f"{len(payload) // 4}i", payload[: len(payload) // 4 * 4])
-        try:
-            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-                raise wire.ProtocolError("a message, or its descriptors, too long for any there is")
-            if not data and not fds:
-                return None
-            message = wire.parse(data, len(fds))
-            if isinstance(message, wire.Hello) != (self._hello is None):
-                raise wire.ProtocolError("a hello comes first, and once")
-        except wire.ProtocolError:
-            await close_all(fds)
-            raise
-        return message, fds
+        return await self._peer.receive(self._expected)
 
-    async def _send(self, data: bytes, fd: int = -1) -> None:
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", fd))] if fd >= 0 else []
-        await self._sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
+    def _expected(self, data: bytes, fds: int) -> wire.Message:
+        message = wire.parse(data, fds)
+        if isinstance(message, wire.Hello) != (self._hello is None):
+            raise wire.ProtocolError("a hello comes first, and once")
+        return message
 
     # ---- requests
 
@@ -257,7 +229,7 @@ class Session:
                 await self._release(message)
         except OSError as e:
             log.info("guest %d: %s refused: %s", self.pid, type(message).__name__, e)
-            await self._send(wire.reply(message, e.errno or errno.EIO))
+            await self._peer.send(wire.reply(message, e.errno or errno.EIO))
 
     async def _open(self, message: wire.Open, fd: int) -> None:
         if len(self._opened) >= OPEN_MAX:
@@ -272,7 +244,7 @@ class Session:
         pinned = await self._files.pin(fd)
         fh, self._next_fh = self._next_fh, self._next_fh + 1
         self._opened[fh] = Opened(pinned, name, access == os.O_RDWR)
-        await self._send(wire.open_reply(message, fh, pinned.file.size))
+        await self._peer.send(wire.open_reply(message, fh, pinned.file.size))
 
     async def _setup(self, message: wire.SetupMapping) -> None:
         assert self._hello is not None
@@ -296,7 +268,7 @@ class Session:
         if message.write:
             self._files.mapping_changed(opened.pinned.inode)
         try:
-            await self._send(wire.reply(message), cache)
+            await self._peer.send(wire.reply(message), cache)
         finally:
             os.close(cache)
 
@@ -311,7 +283,7 @@ class Session:
             self.guest.unmap(self._hello.window + moffset, length)
             touched += self._cut(moffset, moffset + length)
         await self._write_back(touched)
-        await self._send(wire.reply(message))
+        await self._peer.send(wire.reply(message))
 
     def _cut(self, start: int, end: int) -> list[Opened]:
         """Forget [start, end) of the window; -> the files it showed."""
@@ -346,7 +318,7 @@ class Session:
                     spare = opened
             if spare is not None:
                 spare.pinned.release()
-        await self._send(wire.reply(message))
+        await self._peer.send(wire.reply(message))
 
     async def _write_back(self, touched: list[Opened]) -> None:
         for pinned in {id(o.pinned): o.pinned for o in touched if o.writable}.values():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
 
 from native import RANGE_SIZE, ffi, lib
 
@@ -94,12 +95,13 @@ def _aligned(name: str, **values: int) -> None:
             raise ProtocolError(f"{name}: {field} {value:#x} is not a multiple of {RANGE_SIZE:#x} below 2^62")
 
 
-def parse(data: bytes, fds: int) -> Message:
-    """One packet and the number of descriptors it carried -> a message, all its fields sane."""
+def checked(data: bytes, fds: int, kinds: Mapping[int, tuple[str, int]]) -> tuple[ffi.CData, str]:
+    """The header of a packet and the name of its struct, when it is one of `kinds` (type -> struct,
+    descriptors that come with it) and as long as it should be."""
     if len(data) < _HEADER:
         raise ProtocolError(f"a message of {len(data)} bytes is shorter than its header ({_HEADER})")
     header = ffi.from_buffer("struct df_header *", data)
-    kind = _KINDS.get(header.type)
+    kind = kinds.get(header.type)
     if kind is None:
         raise ProtocolError(f"unknown message type {header.type}")
     name, wanted = kind
@@ -109,6 +111,12 @@ def parse(data: bytes, fds: int) -> Message:
         raise ProtocolError(f"{name}: {len(data)} bytes, not {ffi.sizeof(name)}")
     if fds != wanted:
         raise ProtocolError(f"{name}: carries {fds} descriptors, not {wanted}")
+    return header, name
+
+
+def parse(data: bytes, fds: int) -> Message:
+    """One packet and the number of descriptors it carried -> a message, all its fields sane."""
+    header, name = checked(data, fds, _KINDS)
     if header.type == lib.DF_REMOVEMAPPING:
         return _removemapping(data)
     m = ffi.from_buffer(name + " *", data)
@@ -166,16 +174,21 @@ def _removemapping(data: bytes) -> RemoveMapping:
     return RemoveMapping(seq=m.h.seq, ranges=tuple(ranges))
 
 
-def _bytes(name: str, message: Message, error: int = 0, **fields: int) -> bytes:
+def packed(name: str, kind: int, seq: int, error: int = 0, **fields: int) -> bytes:
+    """The reply to a message of type `kind`: struct `name`, with `fields` filled in."""
     m = ffi.new(name + " *")
     header = m if name == "struct df_header" else m.h
-    header.type = _TYPES[type(message)] + lib.DF_REPLY
+    header.type = kind + lib.DF_REPLY
     header.len = ffi.sizeof(name)
-    header.seq = message.seq
+    header.seq = seq
     header.error = error
     for field, value in fields.items():
         setattr(m, field, value)
     return bytes(ffi.buffer(m))
+
+
+def _bytes(name: str, message: Message, error: int = 0, **fields: int) -> bytes:
+    return packed(name, _TYPES[type(message)], message.seq, error, **fields)
 
 
 def hello_reply(hello: Hello, cpuid: int) -> bytes:

@@ -1,0 +1,210 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * program.c - guests that are ordinary programs: they map what and where they want, and
+ * the kernel is asked what that is.  Owns finding it, and telling when a file is no longer
+ * mapped.  Must not install pages, nor decide what a mapping may show: whoever holds a
+ * page cache's descriptor was given it.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "internal.h"
+#include "maps.h"
+
+struct df_left {
+	struct df_left *next;
+	struct df_unmapped record;
+};
+
+/* What of the area lies in [start, end). */
+static void clip(struct maps_area *area, uint64_t start, uint64_t end)
+{
+	if (area->start < start) {
+		area->offset += start - area->start;
+		area->start = start;
+	}
+	if (area->end > end)
+		area->end = end;
+}
+
+/* A mapping that could not be registered shows nobody's bytes yet, and must show none. */
+static int serve(struct df_guest *guest, const struct maps_area *area, struct df_file *file)
+{
+	int modes = DF_UFFD_MISSING | DF_UFFD_MINOR;
+	uint64_t ioctls;
+	int error;
+
+	/* A private mapping stores into copies of its own: nothing to write back. */
+	if (area->shared && guest->tracks)
+		modes |= DF_UFFD_WP;
+	pthread_rwlock_wrlock(&guest->lock);
+	/* The kernel says what is there now: what we knew of before is gone. */
+	region_remove(guest, area->start, area->end);
+	error = atomic_load(&guest->dead)
+		? -ESRCH
+		: region_add(guest, area->start, area->end - area->start, file, area->offset,
+			     area->shared);
+	pthread_rwlock_unlock(&guest->lock);
+	if (error)
+		return error;
+	error = uffd_register(guest->uffd, area->start, area->end - area->start, modes, &ioctls);
+	if (error)
+		df_guest_unmap(guest, area->start, area->end - area->start);
+	return error;
+}
+
+int df_guest_adopt(struct df_guest *guest, int pid, uint64_t start, uint64_t len)
+{
+	int maps = maps_open(pid), found = 0, error = 0;
+	uint64_t end = start + len;
+	struct maps_area area;
+
+	if (maps < 0)
+		return maps;
+	if ((start | len) % PAGE || end < start)
+		error = -EINVAL;
+	guest_settle(guest);
+	while (!error && start < end && !(error = maps_find(maps, start, &area)) &&
+	       area.start < end) {
+		struct df_file *file = file_of_cache(area.device, area.inode);
+		uint64_t from = start;
+
+		start = area.end;
+		if (!file)
+			continue;
+		clip(&area, from, end);
+		error = serve(guest, &area, file);
+		df_file_put(file);
+		found++;
+	}
+	close(maps);
+	return error && error != -ENOENT ? error : found;
+}
+
+bool program_discover(struct df_guest *guest, uint64_t page, int tid)
+{
+	struct df_file *file = NULL;
+	struct maps_area area;
+	int maps, error;
+
+	/* mremap() in place raises no event (mm/mremap.c, expand_vma_in_place()), nor does
+	 * MREMAP_DONTUNMAP for what it leaves behind. */
+	if (!(guest->options.flags & DF_GUEST_PROGRAM) || !tid)
+		return false;
+	maps = maps_open(tid);
+	if (maps < 0)
+		return false;
+	error = maps_find(maps, page, &area);
+	close(maps);
+	if (!error && area.start <= page)
+		file = file_of_cache(area.device, area.inode);
+	if (!file)
+		return false;
+
+	pthread_rwlock_wrlock(&guest->lock);
+	for (size_t i = 0; i < guest->nregions; i++) {
+		const struct df_region *region = guest->regions[i];
+		uint64_t region_end = region->start + region->len;
+
+		if (region_end <= page && region_end > area.start)
+			clip(&area, region_end, area.end);
+		else if (region->start > page && region->start < area.end)
+			clip(&area, area.start, region->start);
+	}
+	error = atomic_load(&guest->dead) || region_find(guest, page)
+		? -ESRCH
+		: region_add(guest, area.start, area.end - area.start, file, area.offset,
+			     area.shared);
+	pthread_rwlock_unlock(&guest->lock);
+	df_file_put(file);
+	return !error;
+}
+
+int df_guest_files(struct df_guest *guest, uint64_t start, uint64_t len, uint64_t *ids, int most)
+{
+	uint64_t end = start + len;
+	int n = 0;
+
+	pthread_rwlock_rdlock(&guest->lock);
+	for (size_t i = 0; i < guest->nregions; i++) {
+		const struct df_region *region = guest->regions[i];
+		int known = 0;
+
+		if (region->start >= end || region->start + region->len <= start)
+			continue;
+		for (int j = 0; j < n && j < most; j++)
+			known |= ids[j] == region->file->id;
+		if (known)
+			continue;
+		if (n < most)
+			ids[n] = region->file->id;
+		n++;
+	}
+	pthread_rwlock_unlock(&guest->lock);
+	return n;
+}
+
+int df_guest_alive(struct df_guest *guest)
+{
+	return uffd_alive(guest->uffd);
+}
+
+void program_unmapped(struct df_guest *guest, struct df_file *file)
+{
+	struct df_engine *engine = guest->engine;
+	struct df_left *left;
+	uint64_t one = 1;
+
+	if (!(guest->options.flags & DF_GUEST_PROGRAM) || atomic_load(&guest->dead))
+		return;
+	for (size_t i = 0; i < guest->nregions; i++)
+		if (guest->regions[i]->file == file)
+			return;
+	left = malloc(sizeof(*left));
+	if (!left)
+		return;		/* it is let go when the guest is */
+	left->record = (struct df_unmapped){ guest->id, file->id };
+	pthread_mutex_lock(&engine->lock);
+	left->next = engine->left;
+	engine->left = left;
+	pthread_mutex_unlock(&engine->lock);
+	if (write(engine->left_fd, &one, sizeof(one)) < 0) {
+		/* the counter is full: its reader is awake */
+	}
+}
+
+int df_engine_unmapped_fd(struct df_engine *engine)
+{
+	return engine->left_fd;
+}
+
+int df_engine_unmapped(struct df_engine *engine, struct df_unmapped *out, int most)
+{
+	uint64_t value;
+	int n = 0;
+
+	if (read(engine->left_fd, &value, sizeof(value)) < 0) {
+		/* nothing new since the last call; there may be some left over */
+	}
+	pthread_mutex_lock(&engine->lock);
+	while (engine->left && n < most) {
+		struct df_left *left = engine->left;
+
+		out[n++] = left->record;
+		engine->left = left->next;
+		free(left);
+	}
+	pthread_mutex_unlock(&engine->lock);
+	return n;
+}
+
+void program_free(struct df_engine *engine)
+{
+	while (engine->left) {
+		struct df_left *next = engine->left->next;
+
+		free(engine->left);
+		engine->left = next;
+	}
+}

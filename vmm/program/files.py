@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that programs map, each held once however many map it.
+
+Owns when a file's page cache is given up: when the last of them has let go, after what
+they stored was written back.  Must not know what a program is.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Iterator
+
+import trio
+
+from native import File
+from vmm.session import FileServer, Pinned
+
+log = logging.getLogger(__name__)
+
+
+class Held:
+    """A file that programs map, or are about to.  `users` counts holds."""
+
+    def __init__(self, pinned: Pinned, name: str) -> None:
+        self.pinned = pinned
+        self.name = name
+        self.users = 0
+        # taken to hand out the page cache, and to give it up
+        self.lock = trio.Lock()
+
+    @property
+    def file(self) -> File:
+        return self.pinned.file
+
+
+class Files:
+    """The files of all programs of a host."""
+
+    def __init__(self, server: FileServer) -> None:
+        self._server = server
+        self._held: dict[int, Held] = {}
+
+    def __iter__(self) -> Iterator[Held]:
+        return iter(tuple(self._held.values()))
+
+    async def hold(self, fd: int, name: str) -> Held:
+        """Hold the file behind a program's own descriptor, which it knows as `name`.  OSError as
+        FileServer.pin()."""
+        pinned = await self._server.pin(fd)
+        held = self._held.get(pinned.file.id)
+        if held is None:
+            held = self._held[pinned.file.id] = Held(pinned, name)
+        else:
+            pinned.release()
+        held.users += 1
+        return held
+
+    async def let_go(self, held: Held) -> None:
+        """Give a hold back.  Not to be cancelled: a store would be lost."""
+        held.users -= 1
+        with trio.CancelScope(shield=True):
+            while held.users == 0 and held.file.mapped_by_children:  # noqa: ASYNC110 - see below
+                # They have no connection and nobody tells of their end, for which the engine looks
+                # as often.  Whoever else comes for the file meanwhile takes it over.
+                await trio.sleep(0.5)
+            async with held.lock:
+                if held.users or self._held.get(held.file.id) is not held:
+                    return
+                await self._retire(held)
+                if held.users == 0:
+                    del self._held[held.file.id]
+                    held.pinned.release()
+
+    async def _retire(self, held: Held) -> None:
+        try:
+            await trio.to_thread.run_sync(held.file.retire)
+        except OSError as e:
+            if e.errno != errno.EBUSY:  # mapped by a guest of another kind
+                log.error("%s: what programs stored was not written back: %s", held.name, e.strerror)
+        self._server.mapping_changed(held.pinned.inode)
+
+    def changed(self, held: Held) -> None:
+        """A program may store to the file from now on."""
+        self._server.mapping_changed(held.pinned.inode)
+
+    def find(self, file: int) -> Held | None:
+        """The file with this native id."""
+        return self._held.get(file)
+
+    async def write_back(self) -> None:
+        """Write back what was stored to each file.  What fails is tried again the next time, and is told to
+        who asks for it (msync, fsync)."""
+        for held in self:
+            if not held.file.mapped_writable:
+                continue
+            held.users += 1
+            try:
+                await trio.to_thread.run_sync(held.file.write_back)
+            except OSError as e:
+                log.warning("%s: not written back yet: %s", held.name, e.strerror)
+            finally:
+                await self.let_go(held)

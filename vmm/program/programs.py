@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All programs of a host: letting them in, writing back what they store, and what became of
+those that died of a mapping.
+
+Owns the tasks that no single program can have.  Must not know how a program was started.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import socket
+import time
+from typing import Any
+
+import trio
+
+import native
+from vmm.host import Host
+from vmm.program import where, wire
+from vmm.program.files import Files
+from vmm.program.session import ProgramSession
+from vmm.session import FileServer
+
+log = logging.getLogger(__name__)
+
+WRITE_BACK_SECONDS = 5.0  # as the kernel's own flusher (vm.dirty_writeback_centisecs)
+FULL_SECONDS = 0.25  # while the page caches are over their limit
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Death:
+    """A SIGBUS that a program had no handler for.
+
+    `file` and `offset` say what it touched, None when that was no file of ours.  `stack` is
+    of addresses in the program, innermost first, empty when not asked for.
+    """
+
+    time_ns: int
+    pid: int
+    tid: int
+    address: int
+    code: int
+    file: str | None
+    offset: int | None
+    stack: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Times in ns of CLOCK_MONOTONIC, addresses in hexadecimal."""
+        return dataclasses.asdict(self) | {"address": hex(self.address)}
+
+
+class Programs:
+    """Serves programs through `host`."""
+
+    def __init__(self, host: Host, server: FileServer, *, cache_limit: int = 0) -> None:
+        """`cache_limit`: bytes that all page caches may have, 0: no limit."""
+        native.cache_limit(cache_limit)
+        self.cache_limit = cache_limit
+        self.host = host
+        self.files = Files(server)
+        self.deaths: list[Death] = []
+        self.served = 0  # programs, ever
+
+    def make(self, sock: socket.socket, pid: int) -> ProgramSession:
+        self.served += 1
+        return ProgramSession(sock, pid, self.host.engine, self.files, self)
+
+    @property
+    def busy(self) -> bool:
+        """Some program maps a file, or what it has stored is being written back."""
+        return any(True for _ in self.files)
+
+    def sigbus(self, pid: int, message: wire.Sigbus) -> None:
+        """A program is about to die; it waits for us to look at it."""
+        areas = where.areas(pid)
+        area = where.at(areas, message.address)
+        held = None if area is None or area.file is None else self.files.find(area.file)
+        offset = None if held is None or area is None else message.address - area.start + area.offset
+        stack = tuple(where.described(areas, frame) for frame in message.frames)
+        name = None if held is None else held.name
+        self.deaths.append(
+            Death(time.monotonic_ns(), pid, message.tid, message.address, message.code, name, offset, stack)
+        )
+
+    async def listen(
+        self,
+        path: str,
+        *,
+        user: int | None = None,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Let programs in that connect to `path`, for ever."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_unmapped)
+            nursery.start_soon(self._write_back)
+            await self.host.accept(path, self.make, user=user, task_status=task_status)
+
+    async def _watch_unmapped(self) -> None:
+        async with trio.open_nursery() as nursery:
+            while True:
+                await trio.lowlevel.wait_readable(self.host.engine.unmapped_fd())
+                for guest, file in self.host.engine.unmapped():
+                    session = self.host.session(guest)
+                    if isinstance(session, ProgramSession):
+                        nursery.start_soon(session.unmapped, file)
+
+    async def _write_back(self) -> None:
+        last = trio.current_time()
+        while True:
+            await trio.sleep(FULL_SECONDS)
+            full = self.cache_limit and native.cache_used() > self.cache_limit
+            if full or trio.current_time() - last >= WRITE_BACK_SECONDS:
+                await self.files.write_back()
+                last = trio.current_time()

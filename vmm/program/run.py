@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`daxfault run`: a mount, a host, and one program with all that it starts.
+
+Owns the order in which they come and go, the program's environment and its signals.
+Must not print.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import pwd
+import signal
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
+
+import trio
+
+import fsd
+import native
+from vmm.host import Host, hosting
+from vmm.program.programs import Death, Programs
+from vmm.records import Record
+
+_FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stage:
+    """A mount with a host whose programs connect to `socket`."""
+
+    fs: fsd.Filesystem
+    mount: Path
+    host: Host
+    programs: Programs
+    socket: Path
+
+    def environment(self, *, stacks: bool = False) -> dict[str, str]:
+        """What a program needs in its environment to be served."""
+        return {
+            "LD_PRELOAD": ":".join(filter(None, [os.fspath(native.preload()), os.environ.get("LD_PRELOAD")])),
+            "DAXFAULT_SOCKET": os.fspath(self.socket),
+            "DAXFAULT_DEVICE": str(self.fs.device),
+            "DAXFAULT_MOUNT": os.fspath(self.mount),
+            "DAXFAULT_TRACER": os.fspath(native.tracer()),
+        } | ({"DAXFAULT_STACKS": "1"} if stacks else {})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ended:
+    """How the program ended, and which faults failed."""
+
+    status: int  # as Popen.returncode: negative for a signal
+    records: tuple[Record, ...]
+    failed: int  # faults in all; `records` are the newest
+    deaths: tuple[Death, ...]
+    served: int  # processes that mapped a file of ours
+    counters: native.Counters
+
+    @property
+    def exit_code(self) -> int:
+        return 128 - self.status if self.status < 0 else self.status
+
+
+@contextlib.asynccontextmanager
+async def stage(
+    source: Path, mount: Path | None, *, user: pwd.struct_passwd | None = None
+) -> AsyncIterator[Stage]:
+    """Serve `source` at `mount`, a temporary directory when None, to programs, while the body runs.
+
+    `user` may use both, too.  Raises fsd.MountError, and OSError when a temporary directory
+    cannot be made.
+    """
+    with tempfile.TemporaryDirectory(prefix="daxfault-", ignore_cleanup_errors=True) as made:
+        top = Path(made)
+        if user is not None:
+            os.chown(top, user.pw_uid, -1)
+        if mount is None:
+            mount = top / "mnt"
+            mount.mkdir()
+        fs = fsd.Filesystem(source, direct_io=True)
+        others = user is not None and user.pw_uid != os.geteuid()
+        async with (
+            _kept(),
+            fsd.mounted(fs, mount, allow_other=others),
+            hosting(fs) as (host, nursery),
+        ):
+            programs = Programs(host, fs)
+            path = top / "host"
+            uid = user.pw_uid if user is not None else None
+
+            async def listen(task_status: trio.TaskStatus[None]) -> None:
+                await programs.listen(os.fspath(path), user=uid, task_status=task_status)
+
+            await nursery.start(listen)
+            yield Stage(fs, mount, host, programs, path)
+            nursery.cancel_scope.cancel()
+
+
+@contextlib.asynccontextmanager
+async def _kept() -> AsyncIterator[None]:
+    """A keeper while the body runs: should this process die, programs get SIGBUS, not zeros."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        with theirs:
+            keeper = await trio.lowlevel.open_process(
+                [native.keeper()], stdin=theirs.fileno(), start_new_session=True
+            )
+        native.keep(ours.fileno())
+        try:
+            yield
+        finally:
+            native.keep(-1)
+            ours.close()
+            with trio.CancelScope(shield=True):
+                await keeper.wait()
+
+
+async def run(
+    command: Sequence[str],
+    source: Path,
+    mount: Path | None,
+    *,
+    user: pwd.struct_passwd | None = None,
+    stacks: bool = False,
+    environment: Mapping[str, str] = os.environ,
+    prepared: Callable[[Stage], None] = lambda _: None,
+    lingering: Callable[[], None] = lambda: None,
+) -> Ended:
+    """Run `command` with `source` served at `mount`; -> how it ended.
+
+    With no `mount` it runs in the mount, a temporary one.  `prepared` is called before it
+    starts; `lingering` when it has ended and others still map files, for whose end is waited.
+    Raises as stage().
+    """
+    async with stage(source, mount, user=user) as s:
+        prepared(s)
+        process = await _start(
+            command,
+            s.mount if mount is None else None,
+            dict(environment) | s.environment(stacks=stacks),
+            user,
+        )
+        with trio.open_signal_receiver(signal.SIGINT, *_FORWARDED) as signals:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_forward, signals, process)
+                status = await process.wait()
+                if s.programs.busy:
+                    lingering()
+                while s.programs.busy:  # noqa: ASYNC110 - nobody tells when an address space has ended
+                    await trio.sleep(0.02)
+                nursery.cancel_scope.cancel()
+        await s.programs.files.write_back()
+        records = s.host.records
+        return Ended(
+            status=status,
+            records=tuple(records),
+            failed=records.total,
+            deaths=tuple(s.programs.deaths),
+            served=s.programs.served,
+            counters=s.host.engine.counters(),
+        )
+
+
+async def _start(
+    command: Sequence[str],
+    directory: Path | None,
+    environment: dict[str, str],
+    user: pwd.struct_passwd | None,
+) -> trio.Process:
+    """Start the program by way of env(1): a directory of our mount, or a program there, is found by asking
+    this very process, which waits with the interpreter's lock held for the first exec(2)."""
+    go = ["env", *(["-C", os.fspath(directory)] if directory else []), "--", *command]
+    if user is None:
+        return await trio.lowlevel.open_process(go, env=environment)
+    groups = os.getgrouplist(user.pw_name, user.pw_gid)
+    return await trio.lowlevel.open_process(
+        go, env=environment, user=user.pw_uid, group=user.pw_gid, extra_groups=groups
+    )
+
+
+async def _forward(signals: AsyncIterator[int], process: trio.Process) -> None:
+    """Ctrl-C reaches the program from its terminal; what was sent to us alone is passed on."""
+    async for number in signals:
+        if number != signal.SIGINT and process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(number)
