@@ -59,13 +59,26 @@ int df_file_write_back(struct df_file *file);
 int df_file_sync(struct df_file *file, int datasync);
 int df_file_heal(struct df_file *file);
 void df_file_state(struct df_file *file, struct df_file_state *out);
-/* Make the page source answer the faults in [start, start + len) with an errno, or late,
- * or both; `count` of them, 0: all.  Pages that are there already are not asked for. */
 enum df_inject {
 	DF_INJECT_STORES = 1,		/* only when a store faults */
+	DF_INJECT_TRUNCATE = 2,		/* the file is truncated just before its page is read */
+	DF_INJECT_EVICT = 4,		/* forget what is in the page cache and was not stored to */
 };
-int df_file_inject(struct df_file *file, uint64_t start, uint64_t len, int error,
-		   uint64_t delay_ns, uint32_t count, uint32_t flags);
+struct df_inject_options {
+	uint64_t start, len;		/* of the file, whole pages */
+	uint64_t delay_ns;
+	uint64_t truncate;		/* the size, with DF_INJECT_TRUNCATE */
+	uint64_t seed;			/* of `chance` */
+	int32_t error;			/* positive errno, or 0 */
+	uint32_t after;			/* so many faults are let through first */
+	uint32_t count;			/* so many are met; 0: all */
+	uint32_t chance;		/* of 2^32 that a fault is met; 0: each is */
+	uint32_t flags;			/* enum df_inject */
+	uint32_t pad;
+};
+/* Make the page source answer the faults of a range with an errno, or late, or with less
+ * file than there was, or all of these.  Pages that are there already are not asked for. */
+int df_file_inject(struct df_file *file, const struct df_inject_options *options);
 /* All of them; what they delay goes on at once. */
 void df_file_inject_clear(struct df_file *file);
 enum df_cache {

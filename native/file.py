@@ -142,19 +142,32 @@ class File:
         *,
         error: int = 0,
         delay: float = 0.0,
+        truncate: int | None = None,
+        after: int = 0,
         count: int = 0,
+        probability: float = 1.0,
+        seed: int = 0,
         stores: bool = False,
+        evict: bool = False,
     ) -> None:
         """Let the page source answer faults in [start, start + length) with errno `error`, or `delay`
-        seconds late, or both: `count` times, 0 for ever; with `stores` only when a store faults.
+        seconds late, or truncate the file to `truncate` bytes before it is read, or all of these.
 
-        What is in the page cache already is not asked for.  OSError EINVAL: misaligned, neither
-        error nor delay, or more than an hour of it.
+        The first `after` faults are let through, then `count` are met, 0: all; each with
+        `probability`, by dice that `seed` starts; with `stores` only stores.  What is in the page cache
+        already is not asked for, unless `evict`: then what nobody has stored to is forgotten.
+        OSError EINVAL: misaligned, nothing to be done, or a delay of more than an hour.
         """
-        flags = lib.DF_INJECT_STORES if stores else 0
-        ns = round(delay * 1e9)
+        wanted: Any = ffi.new("struct df_inject_options *")
+        wanted.start, wanted.len, wanted.error, wanted.delay_ns = start, length, error, round(delay * 1e9)
+        wanted.after, wanted.count, wanted.seed = after, count, seed
+        wanted.chance = 0 if probability >= 1.0 else max(1, round(probability * 2**32))
+        wanted.flags = lib.DF_INJECT_STORES * stores | lib.DF_INJECT_EVICT * evict
+        if truncate is not None:
+            wanted.flags |= lib.DF_INJECT_TRUNCATE
+            wanted.truncate = truncate
         check(
-            lib.df_file_inject(self.handle, start, length, error, ns, count, flags),
+            lib.df_file_inject(self.handle, wanted),
             f"file {self.id}, injecting into {length:#x} bytes at {start:#x}",
         )
 

@@ -17,35 +17,41 @@
 
 struct df_injection {
 	struct df_injection *next;
-	uint64_t start, end;
-	uint64_t delay_ns;
-	int error;
+	struct df_inject_options is;
+	uint64_t end;
+	uint64_t dice;
 	uint32_t left;		/* faults; 0: all */
-	uint32_t flags;
 };
 
-int df_file_inject(struct df_file *file, uint64_t start, uint64_t len, int error,
-		   uint64_t delay_ns, uint32_t count, uint32_t flags)
+static bool makes_sense(const struct df_inject_options *is)
+{
+	return !(is->start % PAGE) && !(is->len % PAGE) && is->len && is->start + is->len > is->start &&
+	       is->error >= 0 && is->delay_ns <= DELAY_MAX_NS &&
+	       (is->error || is->delay_ns || is->flags & DF_INJECT_TRUNCATE) &&
+	       !(is->flags & ~(DF_INJECT_STORES | DF_INJECT_TRUNCATE | DF_INJECT_EVICT));
+}
+
+int df_file_inject(struct df_file *file, const struct df_inject_options *options)
 {
 	struct df_injection *in;
+	uint64_t at = options->start;
 
-	if (start % PAGE || len % PAGE || !len || start + len < start || error < 0 ||
-	    delay_ns > DELAY_MAX_NS || (!error && !delay_ns) || flags & ~DF_INJECT_STORES)
+	if (!makes_sense(options))
 		return -EINVAL;
 	in = malloc(sizeof(*in));
 	if (!in)
 		return -ENOMEM;
 	*in = (struct df_injection){
-		.start = start,
-		.end = start + len,
-		.delay_ns = delay_ns,
-		.error = error,
-		.left = count,
-		.flags = flags,
+		.is = *options,
+		.end = options->start + options->len,
+		.dice = options->seed * 2 + 1,		/* xorshift stays at 0 */
+		.left = options->count,
 	};
 	file_lock(file);
 	in->next = file->injections;
 	__atomic_store_n(&file->injections, in, __ATOMIC_RELEASE);
+	if (options->flags & DF_INJECT_EVICT)
+		pages_drop_clean(file, &at, in->end < CACHE_SIZE ? in->end : CACHE_SIZE, UINT64_MAX);
 	file_unlock(file);
 	return 0;
 }
@@ -75,7 +81,7 @@ bool inject_any(const struct df_file *file)
 static bool stored(const struct df_fill *fill, const struct df_injection *in)
 {
 	for (const struct df_fault *w = fill->waiters; w; w = w->next)
-		if (w->write && w->offset >= in->start && w->offset < in->end)
+		if (w->write && w->offset >= in->is.start && w->offset < in->end)
 			return true;
 	return false;
 }
@@ -84,10 +90,25 @@ static struct df_injection **find(const struct df_fill *fill)
 {
 	struct df_injection **p = &fill->file->injections;
 
-	while (*p && ((*p)->start >= fill->start + fill->len || (*p)->end <= fill->start ||
-		      ((*p)->flags & DF_INJECT_STORES && !stored(fill, *p))))
+	while (*p && ((*p)->is.start >= fill->start + fill->len || (*p)->end <= fill->start ||
+		      ((*p)->is.flags & DF_INJECT_STORES && !stored(fill, *p))))
 		p = &(*p)->next;
 	return p;
+}
+
+/* Is it this fault's turn? */
+static bool falls(struct df_injection *in)
+{
+	if (in->is.after) {
+		in->is.after--;
+		return false;
+	}
+	if (!in->is.chance)
+		return true;
+	in->dice ^= in->dice << 13;		/* xorshift64 */
+	in->dice ^= in->dice >> 7;
+	in->dice ^= in->dice << 17;
+	return (uint32_t)(in->dice >> 32) < in->is.chance;
 }
 
 static void count_down(struct df_injection **p)
@@ -118,9 +139,10 @@ static void delay(struct df_file *file, uint64_t ns, uint64_t cleared)
 int inject_met(struct df_fill *fill, bool may_block)
 {
 	struct df_file *file = fill->file;
+	struct df_inject_options met = { .error = 0 };
 	struct df_injection **p, *in;
-	uint64_t wait = 0, cleared;
-	int error = 0;
+	uint64_t cleared;
+	bool once;
 
 	if (!inject_any(file))
 		return 0;
@@ -128,17 +150,20 @@ int inject_met(struct df_fill *fill, bool may_block)
 	p = find(fill);
 	in = *p;
 	cleared = file->cleared;
-	if (in && in->error && fill->len > PAGE) {
-		error = in->error;
-	} else if (in && in->delay_ns && !may_block) {
-		error = EAGAIN;
-	} else if (in) {
-		error = in->error;
-		wait = in->delay_ns;
+	/* each access is to be counted, and an error is a page's own */
+	once = in && (in->is.error || in->is.after || in->is.chance || in->is.flags & DF_INJECT_TRUNCATE);
+	if (once && fill->len > PAGE) {
+		met.error = in->is.error ? in->is.error : EIO;
+	} else if (in && (in->is.delay_ns || in->is.flags & DF_INJECT_TRUNCATE) && !may_block) {
+		met.error = EAGAIN;
+	} else if (in && falls(in)) {
+		met = in->is;
 		count_down(p);
 	}
 	file_unlock(file);
-	if (wait)
-		delay(file, wait, cleared);
-	return error;
+	if (met.delay_ns)
+		delay(file, met.delay_ns, cleared);
+	if (met.flags & DF_INJECT_TRUNCATE && !met.error)
+		met.error = -df_file_truncate(file, met.truncate);
+	return met.error;
 }

@@ -111,8 +111,12 @@ static void make_slow(unsigned file, unsigned page)
 {
 	if (page % 7 == 0)
 		df_file_inject_clear(files[file]);
-	check(df_file_inject(files[file], (uint64_t)page * PAGE_BYTES, 2 * PAGE_BYTES, 0, 500000, 8,
-			     0), "inject");
+	check(df_file_inject(files[file], &(struct df_inject_options){
+		.start = (uint64_t)page * PAGE_BYTES,
+		.len = 2 * PAGE_BYTES,
+		.delay_ns = 500000,
+		.count = 8,
+	}), "inject");
 }
 
 void *file_body(void *arg)
