@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 
 from vmm.commands.compare import compare
 from vmm.commands.doctor import doctor
+from vmm.commands.inject import inject
 from vmm.commands.mount import mount
 from vmm.commands.repro import repro
 from vmm.commands.run import run
@@ -79,6 +80,7 @@ app.command()(doctor)
 app.command()(trace)
 app.command()(mount)
 app.command(context_settings={"allow_interspersed_args": False})(run)
+app.command()(inject)
 app.command()(compare)
 
 

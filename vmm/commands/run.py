@@ -15,6 +15,7 @@ import typer
 if TYPE_CHECKING:
     import pwd
 
+    from vmm.program.faults import Rule
     from vmm.program.run import Ended
 
 
@@ -36,6 +37,15 @@ def run(
     ] = None,
     user: Annotated[
         str | None, typer.Option(metavar="NAME", help="Run PROGRAM as this user; for root.")
+    ] = None,
+    fault: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fault", "-f", metavar="RULE", help="A fault on purpose: see `daxfault inject --help`."
+        ),
+    ] = None,
+    cache: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory for pages that nobody stored to: 64M, 2G.")
     ] = None,
     stacks: Annotated[
         bool, typer.Option("--stacks", help="Report the stack of a program that dies of a mapping.")
@@ -60,7 +70,8 @@ def run(
     _check_fuse(allow_other=user is not None)
     if not source.is_dir():
         raise UsageError(f"{source}: no such directory")
-    ended = _run(command, source, mount, _user(user), stacks)
+    limit = _size(cache) if cache is not None else 0
+    ended = _run(command, source, mount, _user(user), stacks, _rules(fault or []), limit)
     if report is not None:
         _write(report, ended)
     if not quiet:
@@ -81,8 +92,34 @@ def _user(name: str | None) -> pwd.struct_passwd | None:
         raise UsageError(f"--user {name}: there is no such user") from None
 
 
+def _rules(texts: list[str]) -> list[Rule]:
+    from vmm.errors import UsageError
+    from vmm.program import faults
+
+    try:
+        return [faults.parse(text) for text in texts]
+    except faults.BadRule as e:
+        raise UsageError(f"--fault {e}") from e
+
+
+def _size(text: str) -> int:
+    from vmm.errors import UsageError
+    from vmm.program import faults
+
+    try:
+        return faults.size(text)
+    except ValueError:
+        raise UsageError(f"--cache {text}: a size in bytes is wanted, with K, M, G or T") from None
+
+
 def _run(
-    command: list[str], source: Path, mount: Path | None, user: pwd.struct_passwd | None, stacks: bool
+    command: list[str],
+    source: Path,
+    mount: Path | None,
+    user: pwd.struct_passwd | None,
+    stacks: bool,
+    rules: list[Rule],
+    cache_limit: int,
 ) -> Ended:
     import functools
     import sys
@@ -96,7 +133,17 @@ def _run(
     def lingering() -> None:
         print("daxfault: other programs still map files; waiting for their end", file=sys.stderr)
 
-    go = functools.partial(running.run, command, source, mount, user=user, stacks=stacks, lingering=lingering)
+    go = functools.partial(
+        running.run,
+        command,
+        source,
+        mount,
+        user=user,
+        stacks=stacks,
+        rules=rules,
+        cache_limit=cache_limit,
+        lingering=lingering,
+    )
     try:
         return trio.run(go)
     except fsd.MountError as e:

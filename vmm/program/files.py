@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import trio
 
@@ -37,8 +37,10 @@ class Held:
 class Files:
     """The files of all programs of a host."""
 
-    def __init__(self, server: FileServer) -> None:
+    def __init__(self, server: FileServer, opened: Callable[[Held], None]) -> None:
+        """`opened` is called with each file that is new here."""
         self._server = server
+        self._opened = opened
         self._held: dict[int, Held] = {}
 
     def __iter__(self) -> Iterator[Held]:
@@ -51,6 +53,7 @@ class Files:
         held = self._held.get(pinned.file.id)
         if held is None:
             held = self._held[pinned.file.id] = Held(pinned, name)
+            self._opened(held)
         else:
             pinned.release()
         held.users += 1
@@ -69,6 +72,7 @@ class Files:
                     return
                 await self._retire(held)
                 if held.users == 0:
+                    held.file.inject_clear()
                     del self._held[held.file.id]
                     held.pinned.release()
 

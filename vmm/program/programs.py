@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import socket
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import trio
 
 import native
+from native import File
 from vmm.host import Host
 from vmm.program import where, wire
-from vmm.program.files import Files
+from vmm.program.faults import Rules
+from vmm.program.files import Files, Held
 from vmm.program.session import ProgramSession
 from vmm.session import FileServer
 
@@ -53,18 +58,30 @@ class Death:
 class Programs:
     """Serves programs through `host`."""
 
-    def __init__(self, host: Host, server: FileServer, *, cache_limit: int = 0) -> None:
-        """`cache_limit`: bytes that all page caches may have, 0: no limit."""
+    def __init__(self, host: Host, server: FileServer, mount: Path, *, cache_limit: int = 0) -> None:
+        """`mount` is where `server` serves; `cache_limit`: bytes that page caches may have, 0: no limit."""
         native.cache_limit(cache_limit)
         self.cache_limit = cache_limit
         self.host = host
-        self.files = Files(server)
+        self.files = Files(server, self._opened)
+        self.rules = Rules(self._mapped)
+        self._mount = mount
         self.deaths: list[Death] = []
         self.served = 0  # programs, ever
 
     def make(self, sock: socket.socket, pid: int) -> ProgramSession:
         self.served += 1
         return ProgramSession(sock, pid, self.host.engine, self.files, self)
+
+    def _opened(self, held: Held) -> None:
+        self.rules.opened(self.path_of(held), held.file)
+
+    def _mapped(self) -> Iterator[tuple[str, File]]:
+        return ((self.path_of(held), held.file) for held in self.files)
+
+    def path_of(self, held: Held) -> str:
+        """Its path relative to the mount, as the program that mapped it first knew it."""
+        return os.path.relpath(held.name, self._mount)
 
     @property
     def busy(self) -> bool:
@@ -94,6 +111,7 @@ class Programs:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch_unmapped)
             nursery.start_soon(self._write_back)
+            nursery.start_soon(self.rules.watch)
             await self.host.accept(path, self.make, user=user, task_status=task_status)
 
     async def _watch_unmapped(self) -> None:

@@ -22,6 +22,8 @@ import trio
 import fsd
 import native
 from vmm.host import Host, hosting
+from vmm.program.control import Control
+from vmm.program.faults import Rule
 from vmm.program.programs import Death, Programs
 from vmm.records import Record
 
@@ -67,11 +69,17 @@ class Ended:
 
 @contextlib.asynccontextmanager
 async def stage(
-    source: Path, mount: Path | None, *, user: pwd.struct_passwd | None = None
+    source: Path,
+    mount: Path | None,
+    *,
+    user: pwd.struct_passwd | None = None,
+    rules: Sequence[Rule] = (),
+    cache_limit: int = 0,
 ) -> AsyncIterator[Stage]:
     """Serve `source` at `mount`, a temporary directory when None, to programs, while the body runs.
 
-    `user` may use both, too.  Raises fsd.MountError, and OSError when a temporary directory
+    `user` may use both, too.  `rules` are faults on purpose, `cache_limit` the bytes that page caches may
+    have, 0: no limit.  Raises fsd.MountError, and OSError when a temporary directory
     cannot be made.
     """
     with tempfile.TemporaryDirectory(prefix="daxfault-", ignore_cleanup_errors=True) as made:
@@ -81,6 +89,7 @@ async def stage(
         if mount is None:
             mount = top / "mnt"
             mount.mkdir()
+        mount = Path(os.path.realpath(mount))  # noqa: ASYNC240 - before anything is mounted
         fs = fsd.Filesystem(source, direct_io=True)
         others = user is not None and user.pw_uid != os.geteuid()
         async with (
@@ -88,7 +97,9 @@ async def stage(
             fsd.mounted(fs, mount, allow_other=others),
             hosting(fs) as (host, nursery),
         ):
-            programs = Programs(host, fs)
+            programs = Programs(host, fs, mount, cache_limit=cache_limit)
+            for rule in rules:
+                programs.rules.add(rule)
             path = top / "host"
             uid = user.pw_uid if user is not None else None
 
@@ -96,7 +107,10 @@ async def stage(
                 await programs.listen(os.fspath(path), user=uid, task_status=task_status)
 
             await nursery.start(listen)
-            yield Stage(fs, mount, host, programs, path)
+            found = Stage(fs, mount, host, programs, path)
+            assert fs.device is not None
+            await nursery.start(Control(programs, found.environment()).listen, fs.device)
+            yield found
             nursery.cancel_scope.cancel()
 
 
@@ -126,6 +140,8 @@ async def run(
     *,
     user: pwd.struct_passwd | None = None,
     stacks: bool = False,
+    rules: Sequence[Rule] = (),
+    cache_limit: int = 0,
     environment: Mapping[str, str] = os.environ,
     prepared: Callable[[Stage], None] = lambda _: None,
     lingering: Callable[[], None] = lambda: None,
@@ -136,7 +152,7 @@ async def run(
     starts; `lingering` when it has ended and others still map files, for whose end is waited.
     Raises as stage().
     """
-    async with stage(source, mount, user=user) as s:
+    async with stage(source, mount, user=user, rules=rules, cache_limit=cache_limit) as s:
         prepared(s)
         process = await _start(
             command,
