@@ -44,7 +44,7 @@ static void close_raw(int fd)
 }
 
 /* `fd` >= 0 goes along. */
-static int send_request(struct client *c, struct df_header *h, size_t len, int fd, int flags)
+static int send_request(struct client *c, struct df_header *h, size_t len, int fd)
 {
 	union {
 		struct cmsghdr align;
@@ -66,7 +66,7 @@ static int send_request(struct client *c, struct df_header *h, size_t len, int f
 		mh.msg_controllen = sizeof(control);
 	}
 	do {
-		n = raw(SYS_sendmsg, c->fd, (long)&mh, flags | MSG_NOSIGNAL, 0);
+		n = raw(SYS_sendmsg, c->fd, (long)&mh, MSG_NOSIGNAL, 0);
 	} while (n == -EINTR);
 	if (n == -EAGAIN)
 		return -ETIMEDOUT;
@@ -145,7 +145,7 @@ static int call(struct client *c, struct df_header *h, size_t len, int fd, const
 	long n;
 
 	*got = -1;
-	r = send_request(c, h, len, fd, 0);
+	r = send_request(c, h, len, fd);
 	if (r)
 		return r;
 	n = receive(c, in, fds, &nfds, h->type == DF_MSYNC);
@@ -203,7 +203,7 @@ int client_attach(struct client *c, const char *path, pid_t pid, int *device)
 		return r;
 	}
 	r = call(c, &m.h, sizeof(m), -1, &e, &in, device);
-	if (r == 0 && (in.attach.version != DF_WIRE_VERSION || in.attach.pid != pid)) {
+	if (r == 0 && in.attach.version != DF_WIRE_VERSION) {
 		if (*device >= 0)
 			close_raw(*device);
 		*device = -1;
@@ -277,14 +277,17 @@ int client_msync(struct client *c, uint64_t start, uint64_t len)
 
 int client_sigbus(struct client *c, uint64_t address, pid_t tid, int code, const uint64_t *frames, size_t n)
 {
+	static const struct expected e = { .len = sizeof(struct df_sigbus), .bare = true };
 	struct df_sigbus m = { .h.type = DF_SIGBUS, .address = address, .tid = tid, .code = code };
+	union reply in;
+	int none;
 
 	if (n > DF_SIGBUS_FRAMES)
 		n = DF_SIGBUS_FRAMES;
 	if (n)
 		memcpy(m.frames, frames, n * sizeof(*frames));
 	m.nframes = (uint32_t)n;
-	return send_request(c, &m.h, sizeof(m), -1, MSG_DONTWAIT);
+	return call(c, &m.h, sizeof(m), -1, &e, &in, &none);
 }
 
 void client_close(struct client *c)

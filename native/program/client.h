@@ -74,8 +74,9 @@ int client_mapped(struct client *c, uint64_t start, uint64_t len);
 /* MS_SYNC of a range, after the kernel's own msync(); waits as long as it takes. */
 int client_msync(struct client *c, uint64_t start, uint64_t len);
 
-/* Tell of a SIGBUS that nobody will catch; there is no reply.  frames: innermost first,
- * at most DF_SIGBUS_FRAMES are sent; with n 0 it may be NULL.  Never blocks. */
+/* Tell of a SIGBUS that nobody will catch, before the process dies of it: the host looks
+ * at its address space.  May come instead of client_serve().  frames: innermost first, at
+ * most DF_SIGBUS_FRAMES are sent; with n 0 it may be NULL. */
 int client_sigbus(struct client *c, uint64_t address, pid_t tid, int code, const uint64_t *frames,
 		  size_t n);
 
