@@ -63,6 +63,7 @@ __all__ = [
     "keeper",
     "lib",
     "poison_code",
+    "preload",
     "standin",
     "uffd_probe",
 ]
@@ -97,6 +98,11 @@ def standin() -> Path:
 def keeper() -> Path:
     """The executable that holds a host's page caches when the host is gone."""
     return _program("daxfault-keeper")
+
+
+def preload() -> Path:
+    """The library that LD_PRELOAD puts into a program, for its mappings to be served."""
+    return _program("libdaxfault.so")
 
 
 def keep(socket: int) -> None:

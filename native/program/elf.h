@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * elf.h - how an executable file must be started to be followed.
+ *
+ * Owns the reading of ELF headers and of "#!" lines.  May be called after vfork(); must
+ * not map, and starts nothing.
+ */
+#ifndef DAXFAULT_PROGRAM_ELF_H
+#define DAXFAULT_PROGRAM_ELF_H
+
+enum program_kind {
+	/* Not to be known, or the kernel's business alone: unreadable, not executable, of another
+	 * machine, no ELF, or with privileges of its own (set-user-ID, set-group-ID, capabilities). */
+	PROGRAM_OTHER,
+	PROGRAM_DYNAMIC,	/* the libc is another object: LD_PRELOAD is heard */
+	PROGRAM_RAW,		/* makes its system calls itself: linked statically, or by Go */
+};
+
+/* Of the file itself, or of the interpreter that its "#!" line leads to.  As openat(2) takes
+ * `dirfd` and `path`, an empty path being `dirfd` itself. */
+enum program_kind program_kind(int dirfd, const char *path);
+
+#endif

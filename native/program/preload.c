@@ -1,0 +1,148 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * preload.c - the beginning of the preloaded library in a process.
+ *
+ * Owns what the environment said, copied because a program may clear it, and the
+ * functions behind those that we interpose.  Other libraries' constructors may run, and
+ * map files, before ours: whoever asks first sets everything up.
+ */
+#include "preload.h"
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <limits.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/un.h>
+
+_Static_assert(sizeof(off_t) == 8 && sizeof(long) == 8, "mmap() and mmap64() are one");
+
+static struct settings set;
+static struct next behind;
+
+static char socket_copy[sizeof("DAXFAULT_SOCKET=") + sizeof(((struct sockaddr_un *)NULL)->sun_path)];
+static char device_copy[64];
+static char mount_copy[sizeof("DAXFAULT_MOUNT=") + PATH_MAX];
+static char stacks_copy[] = "DAXFAULT_STACKS=1";
+static char tracer_copy[sizeof("DAXFAULT_TRACER=") + PATH_MAX];
+static char library_copy[PATH_MAX];
+
+/* Keep "name=value" in `room`.  -> the value, or NULL when it is not set, empty or too long. */
+static const char *keep(const char *name, char *room, size_t size)
+{
+	const char *value = getenv(name);
+	int n;
+
+	if (!value || !*value)
+		return NULL;
+	n = snprintf(room, size, "%s=%s", name, value);
+	return n < 0 || (size_t)n >= size ? NULL : room + strlen(name) + 1;
+}
+
+static bool device_number(const char *text, dev_t *out)
+{
+	char *end;
+
+	*out = strtoull(text, &end, 10);
+	return *text >= '0' && *text <= '9' && !*end;
+}
+
+static void read_environment(void)
+{
+	const char *device = keep("DAXFAULT_DEVICE", device_copy, sizeof(device_copy));
+	const char *stacks = getenv("DAXFAULT_STACKS");
+	Dl_info here;
+	int n = 0;
+
+	set.socket = keep("DAXFAULT_SOCKET", socket_copy, sizeof(socket_copy));
+	if (!set.socket || !device || !device_number(device, &set.device))
+		return;
+	/* LD_PRELOAD may name it relative to where the program was started */
+	if (!dladdr(&set, &here) || !here.dli_fname || !realpath(here.dli_fname, library_copy))
+		return;
+	set.library = library_copy;
+	set.environment[n++] = socket_copy;
+	set.environment[n++] = device_copy;
+	if (keep("DAXFAULT_MOUNT", mount_copy, sizeof(mount_copy)))
+		set.environment[n++] = mount_copy;
+	set.tracer = keep("DAXFAULT_TRACER", tracer_copy, sizeof(tracer_copy));
+	if (set.tracer)
+		set.environment[n++] = tracer_copy;
+	set.stacks = stacks && !strcmp(stacks, "1");
+	if (set.stacks)
+		set.environment[n++] = stacks_copy;
+	set.on = true;
+}
+
+static void find_next(void)
+{
+	*(void **)&behind.fork = dlsym(RTLD_NEXT, "_Fork");
+	*(void **)&behind.execvpe = dlsym(RTLD_NEXT, "execvpe");
+	*(void **)&behind.posix_spawn = dlsym(RTLD_NEXT, "posix_spawn");
+	*(void **)&behind.system = dlsym(RTLD_NEXT, "system");
+	*(void **)&behind.popen = dlsym(RTLD_NEXT, "popen");
+	*(void **)&behind.posix_spawnp = dlsym(RTLD_NEXT, "posix_spawnp");
+}
+
+/* The first backtrace() loads the unwinder, which cannot be done in a signal handler. */
+static void warm_stacks(void)
+{
+	void *frame;
+
+	*(void **)&set.backtrace = dlsym(RTLD_DEFAULT, "backtrace");
+	if (set.backtrace)
+		set.backtrace(&frame, 1);
+}
+
+static void begin(void)
+{
+	int error = errno;
+
+	find_next();
+	read_environment();
+	if (set.on) {
+		fork_install();
+		sigbus_install();
+		if (set.stacks)
+			warm_stacks();
+	}
+	errno = error;
+}
+
+/* 0 not begun, 1 beginning, 2 begun.  Until it has begun there is one thread, or the
+ * program's constructors start threads that cannot have found a mount to map yet. */
+static atomic_int stage;
+
+static void begin_once(void)
+{
+	int none = 0;
+
+	if (atomic_load_explicit(&stage, memory_order_acquire) == 2)
+		return;
+	if (!atomic_compare_exchange_strong(&stage, &none, 1))
+		return;
+	begin();
+	atomic_store_explicit(&stage, 2, memory_order_release);
+}
+
+const struct settings *settings(void)
+{
+	static const struct settings off;
+
+	begin_once();
+	return atomic_load_explicit(&stage, memory_order_acquire) == 2 ? &set : &off;
+}
+
+const struct next *next(void)
+{
+	begin_once();
+	return &behind;
+}
+
+__attribute__((constructor)) static void construct(void)
+{
+	begin_once();
+}
