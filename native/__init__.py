@@ -126,11 +126,6 @@ def cache_used() -> int:
     return int(state.resident)
 
 
-def preload() -> Path:
-    """The library that makes a dynamically linked program a guest (LD_PRELOAD)."""
-    return _program("libdaxfault.so")
-
-
 def tracer() -> Path:
     """The executable that makes any program a guest (ptrace(2))."""
     return _program("daxfault-tracer")

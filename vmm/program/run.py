@@ -27,6 +27,7 @@ from vmm.program.faults import Rule
 from vmm.program.programs import Death, Programs
 from vmm.records import Record
 
+_PATIENCE = 1.0  # seconds, before anybody is told what is waited for
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -164,10 +165,13 @@ async def run(
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_forward, signals, process)
                 status = await process.wait()
-                if s.programs.busy:
-                    lingering()
-                while s.programs.busy:  # noqa: ASYNC110 - nobody tells when an address space has ended
-                    await trio.sleep(0.02)
+                ended = trio.current_time()
+                told = False
+                while s.programs.busy:
+                    await trio.sleep(0.01)
+                    if not told and trio.current_time() - ended > _PATIENCE:
+                        told = True
+                        lingering()
                 nursery.cancel_scope.cancel()
         await s.programs.files.write_back()
         records = s.host.records
