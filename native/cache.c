@@ -135,10 +135,10 @@ int file_activate(struct df_file *file, bool sized)
 
 int df_file_retire(struct df_file *file)
 {
-	int error = df_file_write_back(file);
+	int some = df_file_write_back(file), error = 0;
 
-	if (error)
-		return error;
+	if (some < 0)
+		return some;
 	file_lock(file);
 	if (file->nmappings || file->fills || pages_any_exposed(file)) {
 		error = -EBUSY;
@@ -147,7 +147,7 @@ int df_file_retire(struct df_file *file)
 		file_deactivate(file);
 	}
 	file_unlock(file);
-	return error;
+	return error ? error : some;
 }
 
 int df_file_cache_fd(struct df_file *file, int flags)
