@@ -210,6 +210,10 @@ static void *map(const struct request *q)
 	struct placed p;
 	bool dead;
 
+	if (q->flags & MAP_SYNC) {	/* as any file system without DAX (fs/ext4/file.c) */
+		errno = EOPNOTSUPP;
+		return MAP_FAILED;
+	}
 	error = wire_begin(&c);
 	if (!error) {
 		error = map_cache(c.client, q, &p, &dead);
