@@ -125,7 +125,7 @@ class File:
 
     def write_back(self) -> bool:
         """Write what guests have stored to the backing file; -> whether there was something."""
-        return 0 < check(lib.df_file_write_back(self.handle), f"file {self.id}, writing back")
+        return check(lib.df_file_write_back(self.handle), f"file {self.id}, writing back") > 0
 
     def sync(self, *, datasync: bool = False) -> None:
         """write_back(), then fsync(2) or fdatasync(2)."""
@@ -193,7 +193,7 @@ class File:
 
         OSError EBUSY: somebody does; else that of write_back(), and the page cache stays.
         """
-        return 0 < check(lib.df_file_retire(self.handle), f"file {self.id}, giving up its page cache")
+        return check(lib.df_file_retire(self.handle), f"file {self.id}, giving up its page cache") > 0
 
     def close(self) -> None:
         """Let go.  The C object lives on while guests map it.  Safe to call twice."""
