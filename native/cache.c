@@ -55,6 +55,10 @@ void file_deactivate(struct df_file *file)
 	if (file->next_active)
 		file->next_active->before_active = file->before_active;
 	pthread_mutex_unlock(&active_lock);
+	/* A program that lives on without its host gets SIGBUS: what it stored now would be lost. */
+	if (file->sized && ftruncate(file->cache, 0)) {
+		/* there is nothing left to try */
+	}
 	if (file->sized)
 		keep_nothing_of_file(file);
 	close(file->cache);
