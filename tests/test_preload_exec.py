@@ -58,7 +58,7 @@ def spawn(function, what, environment):
     os._exit(0)
 NAME, ONE, EMPTY, END = b"the name", b"one", b"", ctypes.c_char_p()
 def opened(path):
-    fd = os.open(path, os.O_PATH)
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)
     os.set_inheritable(fd, True)  # or no script could be read again
     return fd
 os.environ["PATH"] = os.fsdecode(directory)
@@ -78,22 +78,20 @@ CALLS = {
     "posix_spawnp": lambda: spawn(libc.posix_spawnp, name, envp),
 }
 """
-CALLS = [
-    "execve",
-    "execv",
-    "execvp",
-    "execvpe",
-    "execl",
-    "execlp",
-    "execle",
-    "fexecve",
-    "execveat",
-    "execveat, of a directory",
-    "execveat, of a descriptor",
-    "posix_spawn",
-    "posix_spawnp",
-]
-ONE_CALL = ARGUMENTS + "child(CALLS[sys.argv[2]])\n"
+# Each of them in a child; a line begins with its name.
+EACH = (
+    ARGUMENTS
+    + """
+for name_of_call, call in CALLS.items():
+    print(name_of_call, end=": ")
+    child(call)
+"""
+)
+
+
+def each(host: ProgramHost, path: Path, **environment: str) -> dict[str, str]:
+    """What executing `path` by each of the calls prints."""
+    return dict(line.split(": ", 1) for line in printed(host, EACH, path, **environment))
 
 
 def script(path: Path, text: str) -> Path:
@@ -117,46 +115,38 @@ def tracer(tmp_path: Path) -> Path:
     return script(tmp_path / "tracer", TRACER)
 
 
-@pytest.mark.parametrize("call", CALLS)
-def test_exec_with_an_environment_of_its_own_keeps_ours(
-    program_host: ProgramHost, tmp_path: Path, call: str
-) -> None:
+def test_exec_with_an_environment_of_its_own_keeps_ours(program_host: ProgramHost, tmp_path: Path) -> None:
     show = script(tmp_path / "show", SHOW)
-    (line,) = printed(program_host, ONE_CALL, show, call)
-    arguments, environment = json.loads(line)
     ours = program_host.environment()
     del ours["PATH"]
-    assert arguments == ["one", ""]
-    assert {name: environment.get(name) for name in ours} == ours
-    if call not in ("execvp", "execl", "execlp"):  # which have no other than the process's
-        assert environment["OWN"] == "1"
+    shown = each(program_host, show)
+    assert len(shown) == 13
+    for call, line in shown.items():
+        arguments, environment = json.loads(line)
+        assert arguments == ["one", ""], call
+        assert {name: environment.get(name) for name in ours} == ours, call
+        if call not in ("execvp", "execl", "execlp"):  # which have no other than the process's
+            assert environment["OWN"] == "1", call
 
 
-@pytest.mark.parametrize("call", CALLS)
-def test_exec_of_a_static_program_is_traced(
-    program_host: ProgramHost, tmp_path: Path, raw: Path, tracer: Path, call: str
-) -> None:
-    (line,) = printed(program_host, ONE_CALL, raw, call, DAXFAULT_TRACER=str(tracer))
-    assert json.loads(line) == ["--argv0", "the name", str(raw), "one", ""]
+def test_exec_of_a_static_program_is_traced(program_host: ProgramHost, raw: Path, tracer: Path) -> None:
+    for call, line in each(program_host, raw, DAXFAULT_TRACER=str(tracer)).items():
+        assert json.loads(line) == ["--argv0", "the name", str(raw), "one", ""], call
 
 
-@pytest.mark.parametrize("call", CALLS)
-def test_exec_of_nothing_fails_as_ever(
-    program_host: ProgramHost, tmp_path: Path, tracer: Path, call: str
-) -> None:
+def test_exec_of_nothing_fails_as_ever(program_host: ProgramHost, tmp_path: Path, tracer: Path) -> None:
     """Neither tracer nor library makes up another error."""
-    missing, plain = tmp_path / "missing", tmp_path / "plain"
+    plain, shell, missing = tmp_path / "plain", tmp_path / "shell", tmp_path / "missing"
     plain.write_bytes(b"\x7fELF" + bytes(100))
-    results = {}
-    for served in (True, False):
-        environment = {"DAXFAULT_TRACER": str(tracer)} | ({} if served else {"DAXFAULT_SOCKET": ""})
-        results[served] = [
-            printed(program_host, ONE_CALL, path, call, **environment) for path in (plain, tmp_path)
-        ]
-        if call not in ("fexecve", "execveat, of a descriptor"):
-            results[served].append(printed(program_host, ONE_CALL, missing, call, **environment))
-    assert results[True] == results[False]
-    assert results[True][0] == ["EACCES"]
+    shell.write_text("echo by a shell")
+    shell.chmod(0o755)
+    missing.symlink_to("nowhere")  # which can be opened as a path, unlike nothing at all
+    for path in (plain, shell, missing, tmp_path):
+        served = each(program_host, path, DAXFAULT_TRACER=str(tracer))
+        assert served == each(program_host, path, DAXFAULT_SOCKET=""), path
+        assert len(served) == 13
+        assert served["execve"] == {shell: "ENOEXEC", missing: "ENOENT"}.get(path, "EACCES")
+        assert served["execvp"] == {shell: "by a shell", missing: "ENOENT"}.get(path, "EACCES")
 
 
 def test_exec_of_a_script_follows_its_interpreter(
