@@ -74,6 +74,10 @@ void wire_sigbus(uint64_t address, pid_t tid, int code, const uint64_t *frames, 
 /* Has this process, or one that it was forked from, ever mapped a page cache? */
 bool wire_mapped(void);
 void wire_set_mapped(void);
+/* Are forked children of this process unknown to the kernel's events? */
+bool wire_unfollowed(void);
+/* Give up the connection's descriptor.  -> whether there was one. */
+bool wire_drop(void);
 
 /* The calling process is the one that may keep a connection. */
 void wire_own(void);
@@ -81,8 +85,7 @@ void wire_own(void);
 /* Around a fork(): hold, if it is this process's to hold, then let go in the parent; the child begins anew. */
 bool wire_hold(void);
 void wire_release(void);
-/* -> whether the child's mappings are its own to have served. */
-bool wire_forked(void);
+void wire_forked(void);
 
 uint64_t signals_block(void);
 void signals_restore(uint64_t mask);

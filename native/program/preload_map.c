@@ -5,7 +5,8 @@
  * Owns how a page cache gets to where the program wants its file.  Nobody may touch a page
  * of it before the host has registered the mapping: the page would be made of zeros, for
  * everybody who has the file mapped.  So it is mapped PROT_NONE at first, which also keeps
- * MAP_POPULATE, MAP_LOCKED and mlockall(MCL_FUTURE) from it; and what is to replace other
+ * MAP_POPULATE, MAP_LOCKED and mlockall(MCL_FUTURE) from it (the former two are done later;
+ * with the latter, pages are locked as they come, and not read ahead); and what is to replace other
  * mappings (MAP_FIXED), which other threads may be reading, is made elsewhere and then
  * moved over them in one step, or, if that fails, not at all.
  *
@@ -191,6 +192,8 @@ static int map_cache(struct client *client, const struct request *q, struct plac
 		syscall(SYS_munmap, p->at, p->len);
 		return error;
 	}
+	if (wire_unfollowed())
+		call(SYS_madvise, p->at, p->len, MADV_DONTFORK);
 	demoted_set(p->at, p->at + p->len, private && is_shared(q));
 	wire_set_mapped();
 	return 0;

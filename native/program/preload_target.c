@@ -27,7 +27,7 @@
 #define PRELOAD "LD_PRELOAD="
 
 enum {
-	ON_STACK = 32768,
+	ON_STACK = 4096,		/* threads may have as little as PTHREAD_STACK_MIN */
 	TRACER_WORDS = 4,		/* TRACER --argv0 NAME PATH */
 	ENVIRONMENT_WORDS = 7,		/* of ours, and NULL */
 };
