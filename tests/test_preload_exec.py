@@ -26,6 +26,9 @@ environment = {{k: v for k, v in os.environ.items() if k not in ("LC_CTYPE", "PW
 print(json.dumps([sys.argv[1:], environment]), flush=True)
 """
 RAW = "int main(void) { return 42; }"
+GO_NOTE = """
+__asm__(".section .note.go.buildid,\\"a\\",@note\\n.long 4, 4, 4\\n.ascii \\"Go\\\\0\\\\0abcd\\"\\n.text");
+"""
 ARGUMENTS = """
 libc.posix_spawn.argtypes = libc.posix_spawnp.argtypes = (
     [ctypes.c_void_p, ctypes.c_char_p] + [ctypes.c_void_p] * 4)
@@ -176,6 +179,62 @@ def status(path):
 print([status(path) for path in sys.argv[1:]])
 """
 )
+
+
+# What makes a program's system calls: the libc, which LD_PRELOAD gets between, or the program.
+KINDS = {
+    "static": (["-static"], "", True),
+    "static, at any address": (["-static-pie"], "", True),
+    "dynamic": ([], "", False),
+    "dynamic, at one address": (["-no-pie"], "", False),
+    "dynamic, of Go": ([], GO_NOTE, True),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_program_is_traced_where_a_library_cannot_reach_it(
+    program_host: ProgramHost, tmp_path: Path, tracer: Path, kind: str
+) -> None:
+    flags, more, traced = KINDS[kind]
+    source, binary = tmp_path / "source.c", tmp_path / "binary"
+    source.write_text(more + RAW)
+    done = subprocess.run(["cc", *flags, source, "-o", binary], capture_output=True)
+    require(done.returncode == 0, f"cc {' '.join(flags)}")
+    lines = printed(program_host, STATUS, binary, DAXFAULT_TRACER=str(tracer))
+    assert lines[-1] == ("[0]" if traced else "[42]")
+    assert len(lines) == 1 + traced
+
+
+def test_dynamic_loader_called_by_its_name_is_not_traced(program_host: ProgramHost, tracer: Path) -> None:
+    """It has no interpreter either, and hears LD_PRELOAD."""
+    headers = subprocess.run(
+        ["readelf", "-l", "/bin/true"], capture_output=True, text=True, check=True
+    ).stdout
+    loader = headers.split("interpreter: ")[1].split("]")[0]
+    text = (
+        ARGUMENTS
+        + """
+child(lambda: libc.execve(path, strings(["ld.so", "/bin/echo", "hello"]), envp))
+"""
+    )
+    assert printed(program_host, text, loader, DAXFAULT_TRACER=str(tracer)) == ["hello"]
+
+
+def test_child_of_vfork_that_executes_is_followed(
+    program_host: ProgramHost, tmp_path: Path, raw: Path, tracer: Path
+) -> None:
+    """Python's own subprocess, which shares its parent's memory until then."""
+    show = script(tmp_path / "show", SHOW)
+    text = """
+import subprocess
+assert subprocess._USE_VFORK
+for path in sys.argv[1:]:
+    subprocess.run([path, "one", ""], env={"OWN": "1"}, close_fds=False)
+"""
+    shown, traced = printed(program_host, text, show, raw, DAXFAULT_TRACER=str(tracer))
+    arguments, environment = json.loads(shown)
+    assert (arguments, environment["LD_PRELOAD"]) == (["one", ""], str(native.preload()))
+    assert json.loads(traced) == ["--argv0", str(raw), str(raw), "one", ""]
 
 
 def test_privileged_program_is_not_traced(

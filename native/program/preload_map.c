@@ -85,11 +85,15 @@ static bool refused_by_kernel(const struct request *q)
 static bool is_on_mount(int fd)
 {
 	struct statx st;
+	struct stat old;
 
+	if (fd < 0)
+		return false;
 	/* DONT_SYNC: neither changes, and its file system need not be asked */
-	return fd >= 0 &&
-	       !syscall(SYS_statx, fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &st) &&
-	       makedev(st.stx_dev_major, st.stx_dev_minor) == settings()->device && S_ISREG(st.stx_mode);
+	if (!syscall(SYS_statx, fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &st))
+		return makedev(st.stx_dev_major, st.stx_dev_minor) == settings()->device && S_ISREG(st.stx_mode);
+	/* some sandboxes have never heard of it */
+	return !syscall(SYS_fstat, fd, &old) && old.st_dev == settings()->device && S_ISREG(old.st_mode);
 }
 
 struct placed {
@@ -113,7 +117,7 @@ static void *map_elsewhere(uint64_t target, uint64_t len, int flags, int cache, 
 		if (at[n] == MAP_FAILED || !overlap((uint64_t)at[n], target, len))
 			break;
 	}
-	error = errno;
+	error = n < ELSEWHERE_TRIES ? errno : ENOMEM;
 	for (i = 0; i < n; i++)
 		syscall(SYS_munmap, at[i], len);
 	errno = error;

@@ -69,9 +69,9 @@ EXPORT int posix_spawnp(pid_t *pid, const char *file, const posix_spawn_file_act
  * back what the program has taken out of it; it is no less safe than their use of it is. */
 static void mend_environ(void)
 {
-	const char *const *ours;
-	const char *preload = getenv("LD_PRELOAD");
 	const char *library = settings()->library;
+	const char *const *ours;
+	const char *preload;
 
 	if (!settings()->on)
 		return;
@@ -84,6 +84,7 @@ static void mend_environ(void)
 		if (!getenv(copy))
 			putenv((char *)*ours);
 	}
+	preload = getenv("LD_PRELOAD");
 	if (!preload || !*preload) {
 		setenv("LD_PRELOAD", library, 1);
 	} else if (!preload_lists(preload, library)) {

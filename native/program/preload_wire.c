@@ -118,7 +118,7 @@ static int serve_new(struct client *c)
 		syscall(SYS_close, device);
 	if (uffd < 0) {
 		client_close(c);
-		return -uffd;
+		return uffd == -EPERM ? EPERM : wire_errno(uffd);
 	}
 	r = client_serve(c, uffd, &flags);
 	syscall(SYS_close, uffd);
