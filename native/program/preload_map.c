@@ -25,6 +25,7 @@
 #include "preload.h"
 
 #define PAGE_MASK ((uint64_t)DF_PAGE_SIZE - 1)
+#define USER_END (UINT64_C(1) << 47)	/* unless a program asks for more by a hint */
 
 enum {
 	PROT_ALL = PROT_READ | PROT_WRITE | PROT_EXEC,
@@ -278,6 +279,10 @@ static int sync_caches(uint64_t start, uint64_t len)
 	struct conversation c;
 	int r = -ENODEV;
 
+	if (start >= USER_END)
+		return 0;
+	if (len > USER_END - start)
+		len = USER_END - start;
 	if (!wire_begin(&c)) {
 		r = client_msync(c.client, start, len);
 		if (r < 0 && !wire_again(&c))
