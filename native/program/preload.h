@@ -40,10 +40,10 @@ struct next {				/* the libc's, or of another library that interposes */
 	int (*execvpe)(const char *, char *const[], char *const[]);
 	int (*posix_spawn)(pid_t *, const char *, const posix_spawn_file_actions_t *, const posix_spawnattr_t *,
 			   char *const[], char *const[]);
-	int (*system)(const char *);
-	FILE *(*popen)(const char *, const char *);
 	int (*posix_spawnp)(pid_t *, const char *, const posix_spawn_file_actions_t *,
 			    const posix_spawnattr_t *, char *const[], char *const[]);
+	int (*system)(const char *);
+	FILE *(*popen)(const char *, const char *);
 };
 
 const struct settings *settings(void);
@@ -113,8 +113,8 @@ struct target {
 typedef int (*target_start)(const struct target *target, void *arg);
 
 /* Call `start` with the program's `argv` and `envp`, made such that the new program is
- * followed as this one is; `dirfd` and `path` say which file it is, NULL: nobody knows. */
-int target_call(int dirfd, const char *path, char *const *argv, char *const *envp, target_start start, void *arg);
+ * followed as this one is; `path` is its file, or NULL: nobody knows. */
+int target_call(const char *path, char *const *argv, char *const *envp, target_start start, void *arg);
 
 /* Does LD_PRELOAD's list, parted by colons or spaces (ld.so(8)), have `path`? */
 bool preload_lists(const char *paths, const char *path);

@@ -7,7 +7,6 @@
  * file actions change the child's directory.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
@@ -50,7 +49,7 @@ EXPORT int posix_spawn(pid_t *pid, const char *path, const posix_spawn_file_acti
 {
 	struct spawn s = { pid, path, actions, attributes };
 
-	return target_call(AT_FDCWD, path, argv, envp, start_path, &s);
+	return target_call(path, argv, envp, start_path, &s);
 }
 
 EXPORT int posix_spawnp(pid_t *pid, const char *file, const posix_spawn_file_actions_t *actions,
@@ -62,7 +61,7 @@ EXPORT int posix_spawnp(pid_t *pid, const char *file, const posix_spawn_file_act
 	const char *path = find_in_path(file, room);
 
 	errno = error;
-	return target_call(AT_FDCWD, path, argv, envp, start_file, &s);
+	return target_call(path, argv, envp, start_file, &s);
 }
 
 /* system() and popen() start a shell with `environ`, by calls of the libc's to itself.  Put
