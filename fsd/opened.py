@@ -210,13 +210,16 @@ class Opened(Base):
 
 def fdinfo(fd: int) -> tuple[int, int]:
     """The mount and the inode behind a descriptor of this process, without asking their file system
-    (proc_pid_fdinfo(5); `ino` since Linux 5.14); -1 for what is not told."""
+    (proc_pid_fdinfo(5); `ino` since Linux 5.14); -1 for what is not told.  OSError EBADF."""
     found = {"mnt_id": -1, "ino": -1}
-    with open(f"/proc/self/fdinfo/{fd}") as lines:
-        for line in lines:
-            name, _, value = line.partition(":")
-            if name in found:
-                found[name] = int(value)
+    try:
+        with open(f"/proc/self/fdinfo/{fd}") as lines:
+            for line in lines:
+                name, _, value = line.partition(":")
+                if name in found:
+                    found[name] = int(value)
+    except FileNotFoundError:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
     return found["mnt_id"] if found["ino"] >= 0 else -1, found["ino"]
 
 
