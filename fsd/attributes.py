@@ -71,6 +71,7 @@ class Attributes(Files):
                 attr.st_atime_ns if fields.update_atime else None,
                 attr.st_mtime_ns if fields.update_mtime else None,
             )
+        self.changed_by_us(node)
         return self.attributes(node, os.fstat(self.inodes.fd(node)))
 
     @operation
@@ -97,6 +98,7 @@ class Attributes(Files):
     @operation
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         os.setxattr(self._xattr_path(inode), name, value)
+        self.changed_by_us(self.inodes.get(inode))
 
     @operation
     async def listxattr(self, inode: int, ctx: RequestContext) -> list[bytes]:
@@ -105,6 +107,7 @@ class Attributes(Files):
     @operation
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
         os.removexattr(self._xattr_path(inode), name)
+        self.changed_by_us(self.inodes.get(inode))
 
     def _xattr_path(self, inode: int) -> bytes:
         if not self.xattr:

@@ -108,7 +108,9 @@ class Files(Names, Directories, Opened):
                 if ctx.uid != 0:
                     _clear_set_id(file)
                 await self.in_thread(file.truncate, 0)
-            if first:
+            if time.monotonic() < inode.stored_until:
+                keep_cache = False
+            elif first:
                 keep_cache = inode.seen is not None and inode.seen == look(file)
             else:
                 keep_cache = not self.recheck(inode)
