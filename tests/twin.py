@@ -2,12 +2,15 @@
 """Calls made in two places, to be compared: one call, one file, a whole tree.
 
 Owns what of an answer does not depend on where it was given.
+
+    python twin.py A B   exit status 1, and what differs, when the trees below A and B do
 """
 
 from __future__ import annotations
 
 import os
 import stat
+import sys
 from pathlib import Path
 
 from fsd_mount import errno_of
@@ -78,3 +81,11 @@ def tree(root: Path) -> dict[str, tuple[object, ...]]:
                     data = file.read()
             found[os.path.relpath(path, root)] = (*described(path), data)
     return found
+
+
+if __name__ == "__main__":
+    one, other = (tree(Path(root)) for root in sys.argv[1:])
+    differing = sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
+    for name in differing:
+        print(name, *(str(found.get(name))[:200] for found in (one, other)))
+    sys.exit(bool(differing))
