@@ -166,6 +166,7 @@ class Opened(Base):
         assert inode.file is not None
         if not inode.file.recheck():
             return False
+        inode.unheard = True
         self.invalidate(inode)
         return True
 
@@ -192,8 +193,10 @@ class Opened(Base):
             changes = await self.in_thread(lambda: [_recheck(file) for file in files])
             for (inode, events), change in zip(found, changes, strict=True):
                 data = bool(change) or self._changed_unseen(inode, events)
-                if change and not events:
+                if not events and (change or inode.unheard):
                     inode.stored_until = time.monotonic() + STORED_FOR
+                if events != ATTRIBUTES:
+                    inode.unheard = False
                 if data or events & ATTRIBUTES:
                     self._invalidate(inode.nodeid, data=data)
         finally:

@@ -50,9 +50,11 @@ def run(
     ) as program:
         try:
             said, _ = program.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
+        except BaseException as exc:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(program.pid, signal.SIGKILL)
+            if not isinstance(exc, subprocess.TimeoutExpired):
+                raise
             return -1, f"not done after {seconds:g} s"
     return program.returncode, said
 

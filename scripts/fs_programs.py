@@ -29,7 +29,7 @@ LONG = 1800.0  # seconds; what takes longer hangs
 
 Suite = Callable[[Place, Path, bool, fs_sources.Tell], Results]
 
-CPYTHON_QUICK = ["mmap", "tempfile", "shutil", "fcntl", "file", "dbm_dumb"]
+CPYTHON_QUICK = ["mmap", "tempfile", "shutil"]
 CPYTHON = [
     *CPYTHON_QUICK, "os", "posix", "largefile", "fileio", "bufio", "io", "zipfile", "tarfile", "dbm",
     "sqlite3",

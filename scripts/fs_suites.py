@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -172,6 +173,7 @@ def main(
             print(f"fs_suites: {name}: not one of {', '.join(known)}", file=sys.stderr)
             raise typer.Exit(2)
     tell = Teller()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unmounting on the way
     with tempfile.TemporaryDirectory(prefix="daxfault-", dir=backing, ignore_cleanup_errors=True) as folder:
         base = Path(folder)
         base.chmod(0o755)  # some cases are other users'

@@ -175,6 +175,17 @@ def test_data_stored_to_a_mapping_behind_the_mount_reaches_a_mapping_and_later_o
         assert (slow.path / "f").read_bytes()[0] == ord("e")
 
 
+def test_data_stored_to_a_mapping_behind_the_mount_is_seen_although_an_open_met_it_first(
+    slow: FsdMount, reader: mmap.mmap
+) -> None:
+    with open(slow.source / "f", "r+b") as file, mmap.mmap(file.fileno(), 0) as area:
+        area[0] = ord("b")
+        assert (slow.path / "f").read_bytes()[0] == ord("b")  # the open looks at the mtime
+        eventually(lambda: reader[0] == ord("b"), "the kernel's pages are dropped")
+        area[0] = ord("c")
+        eventually(lambda: reader[0] == ord("c"), "the new data is read")
+
+
 @pytest.mark.parametrize("call", ["chmod", "link", "setxattr"])
 def test_attributes_changed_through_the_mount_leave_the_kernels_pages(slow: FsdMount, call: str) -> None:
     path = slow.path / "f"
