@@ -7,9 +7,10 @@ they stored was written back.  Must not know what a program is.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import trio
 
@@ -24,6 +25,7 @@ class Held:
 
     def __init__(self, pinned: Pinned, name: str) -> None:
         self.pinned = pinned
+        self.id = pinned.file.id
         self.name = name
         self.users = 0
         # taken to hand out the page cache, and to give it up
@@ -59,22 +61,38 @@ class Files:
         held.users += 1
         return held
 
+    @contextlib.asynccontextmanager
+    async def using(self, held: Held) -> AsyncIterator[File | None]:
+        """Hold it while the body runs; None when it was given up already."""
+        if self._held.get(held.id) is not held:
+            yield None
+            return
+        held.users += 1
+        try:
+            yield held.file
+        finally:
+            await self.let_go(held)
+
     async def let_go(self, held: Held) -> None:
         """Give a hold back.  Not to be cancelled: a store would be lost."""
         held.users -= 1
         with trio.CancelScope(shield=True):
-            while held.users == 0 and held.file.mapped_by_children:  # noqa: ASYNC110 - see below
+            while self._unused(held) and held.file.mapped_by_children:  # noqa: ASYNC110 - see below
                 # They have no connection and nobody tells of their end, for which the engine looks
                 # as often.  Whoever else comes for the file meanwhile takes it over.
                 await trio.sleep(0.5)
             async with held.lock:
-                if held.users or self._held.get(held.file.id) is not held:
+                if not self._unused(held):
                     return
                 await self._retire(held)
                 if held.users == 0:
                     held.file.inject_clear()
-                    del self._held[held.file.id]
+                    del self._held[held.id]
                     held.pinned.release()
+
+    def _unused(self, held: Held) -> bool:
+        """Nobody holds it, and it was not given up by another who let it go."""
+        return held.users == 0 and self._held.get(held.id) is held
 
     async def _retire(self, held: Held) -> None:
         try:
@@ -96,12 +114,9 @@ class Files:
         """Write back what was stored to each file.  What fails is tried again the next time, and is told to
         who asks for it (msync, fsync)."""
         for held in self:
-            if not held.file.mapped_writable:
-                continue
-            held.users += 1
-            try:
-                await trio.to_thread.run_sync(held.file.write_back)
-            except OSError as e:
-                log.warning("%s: not written back yet: %s", held.name, e.strerror)
-            finally:
-                await self.let_go(held)
+            async with self.using(held) as file:
+                try:
+                    if file is not None and file.mapped_writable:
+                        await trio.to_thread.run_sync(file.write_back)
+                except OSError as e:
+                    log.warning("%s: not written back yet: %s", held.name, e.strerror)

@@ -269,8 +269,9 @@ class ProgramSession:
     async def _msync(self, message: wire.Msync) -> None:
         assert self.guest is not None
         for id in self.guest.files(message.start, message.len):
-            held = self._files.find(id)
-            if held is None or not held.file.mapped_writable:
+            if (held := self._files.find(id)) is None:
                 continue
-            await trio.to_thread.run_sync(functools.partial(held.file.sync, datasync=True))
+            async with self._files.using(held) as file:
+                if file is not None and file.mapped_writable:
+                    await trio.to_thread.run_sync(functools.partial(file.sync, datasync=True))
         await self._peer.send(wire.reply(message))
