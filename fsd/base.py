@@ -98,6 +98,7 @@ class Base(pyfuse3.Operations):
         self.enable_acl = xattr
         # the mount's st_dev as its clients see it, set when it is mounted
         self.device: int | None = None
+        self.mount_id: int | None = None  # as in /proc/self/mountinfo
         bound = descriptor_bound()
         try:
             root = os.open(self.backing, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

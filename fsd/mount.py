@@ -27,6 +27,7 @@ from fsd import mountpoint as mountpoints
 from fsd import syscalls
 from fsd.errors import MountError
 from fsd.filesystem import Filesystem
+from fsd.opened import fdinfo
 
 log = logging.getLogger(__name__)
 
@@ -131,9 +132,18 @@ def _is_cancelled(exc: BaseException) -> bool:
     return isinstance(exc, trio.Cancelled)
 
 
+def _identity(path: str) -> tuple[int, int]:
+    """The device of a mount, and its id."""
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        return os.fstat(fd).st_dev, fdinfo(fd)[0]
+    finally:
+        os.close(fd)
+
+
 async def _answers(fs: Filesystem, mount: Mount) -> None:
     try:
-        fs.device = (await fs.ask_kernel(os.stat, mount.path)).st_dev
+        fs.device, fs.mount_id = await fs.ask_kernel(_identity, mount.path)
     except OSError as exc:
         raise MountError(f"mount {mount.path}: does not answer: {exc.strerror}") from exc
 

@@ -55,6 +55,10 @@ void file_deactivate(struct df_file *file)
 	if (file->next_active)
 		file->next_active->before_active = file->before_active;
 	pthread_mutex_unlock(&active_lock);
+	/* A program that lives on without its host gets SIGBUS: what it stored now would be lost. */
+	if (file->sized && ftruncate(file->cache, 0)) {
+		/* there is nothing left to try */
+	}
 	if (file->sized)
 		keep_nothing_of_file(file);
 	close(file->cache);
@@ -135,10 +139,10 @@ int file_activate(struct df_file *file, bool sized)
 
 int df_file_retire(struct df_file *file)
 {
-	int error = df_file_write_back(file);
+	int some = df_file_write_back(file), error = 0;
 
-	if (error)
-		return error;
+	if (some < 0)
+		return some;
 	file_lock(file);
 	if (file->nmappings || file->fills || pages_any_exposed(file)) {
 		error = -EBUSY;
@@ -147,7 +151,7 @@ int df_file_retire(struct df_file *file)
 		file_deactivate(file);
 	}
 	file_unlock(file);
-	return error;
+	return error ? error : some;
 }
 
 int df_file_cache_fd(struct df_file *file, int flags)

@@ -210,7 +210,7 @@ static int write_back_run(struct df_file *file, uint64_t start, uint64_t end)
 int df_file_write_back(struct df_file *file)
 {
 	uint64_t at = 0;
-	int error;
+	int error, some = 0;
 
 	for (;;) {
 		uint64_t end;
@@ -223,13 +223,14 @@ int df_file_write_back(struct df_file *file)
 		file_notice(file);	/* never write past an EOF that moved */
 		if (!pages_next_exposed(file, &at, &end, SLICE) || at >= file->size) {
 			file_unlock(file);
-			return 0;
+			return some;
 		}
 		error = write_back_run(file, at, end);
 		file_stamp(file);
 		file_unlock(file);
 		if (error)
 			return error;
+		some = 1;
 		at = end;
 	}
 }
@@ -238,6 +239,7 @@ int df_file_sync(struct df_file *file, int datasync)
 {
 	int error = df_file_write_back(file);
 
+	error = error < 0 ? error : 0;
 	if ((datasync ? fdatasync(file->fd) : fsync(file->fd)) && !error)
 		error = -errno;
 	return error;

@@ -55,7 +55,7 @@ int64_t df_file_read(struct df_file *file, void *buffer, uint64_t offset, uint64
 int64_t df_file_write(struct df_file *file, const void *bytes, uint64_t offset, uint64_t len);
 int df_file_truncate(struct df_file *file, uint64_t size);
 int df_file_recheck(struct df_file *file);
-int df_file_write_back(struct df_file *file);
+int df_file_write_back(struct df_file *file);	/* 1: something was written */
 int df_file_sync(struct df_file *file, int datasync);
 int df_file_heal(struct df_file *file);
 void df_file_state(struct df_file *file, struct df_file_state *out);
@@ -89,7 +89,8 @@ enum df_cache {
 /* A fresh descriptor of the page cache, for a guest to map.  -EBUSY: a guest maps the other
  * kind, sized or not. */
 int df_file_cache_fd(struct df_file *file, int flags);
-/* Nobody maps the file: write back, then give its page cache up.  -EBUSY: somebody does. */
+/* Nobody maps the file: write back (1: something was written), then give its page cache up.
+ * -EBUSY: somebody does. */
 int df_file_retire(struct df_file *file);
 
 struct df_cache_state {

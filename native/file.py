@@ -56,6 +56,10 @@ class File:
             raise ValueError(f"file {self.id} is closed")
         return self._file
 
+    @property
+    def closed(self) -> bool:
+        return self._file is None
+
     def fileno(self) -> int:
         """The backing descriptor; it stays this object's."""
         return int(lib.df_file_fd(self.handle))
@@ -119,9 +123,9 @@ class File:
         """Look at the backing file; -> CHANGED_SIZE | CHANGED_CONTENT, by somebody else."""
         return check(lib.df_file_recheck(self.handle), f"file {self.id}, fstat")
 
-    def write_back(self) -> None:
-        """Write what guests have stored to the backing file."""
-        check(lib.df_file_write_back(self.handle), f"file {self.id}, writing back")
+    def write_back(self) -> bool:
+        """Write what guests have stored to the backing file; -> whether there was something."""
+        return check(lib.df_file_write_back(self.handle), f"file {self.id}, writing back") > 0
 
     def sync(self, *, datasync: bool = False) -> None:
         """write_back(), then fsync(2) or fdatasync(2)."""
@@ -184,12 +188,12 @@ class File:
         flags = (lib.DF_CACHE_WRITABLE if writable else 0) | (lib.DF_CACHE_SIZED if sized else 0)
         return check(lib.df_file_cache_fd(self.handle, flags), f"file {self.id}, page cache")
 
-    def retire(self) -> None:
-        """Write back, then give up the page cache of a file that nobody maps.
+    def retire(self) -> bool:
+        """write_back(), then give up the page cache of a file that nobody maps.
 
         OSError EBUSY: somebody does; else that of write_back(), and the page cache stays.
         """
-        check(lib.df_file_retire(self.handle), f"file {self.id}, giving up its page cache")
+        return check(lib.df_file_retire(self.handle), f"file {self.id}, giving up its page cache") > 0
 
     def close(self) -> None:
         """Let go.  The C object lives on while guests map it.  Safe to call twice."""

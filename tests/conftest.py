@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from fsd_mount import FsdMount
 from needs import require, require_fuse, require_root
+from program_host import ProgramHost
 from raw_host import RawHost, Start
 
 import native
@@ -64,3 +65,10 @@ def start() -> Iterator[Start]:
             return stack.enter_context(RawHost(native.standin(), *arguments, abi=abi))
 
         yield begin
+
+
+@pytest.fixture
+def program_host(tmp_path: Path) -> Iterator[ProgramHost]:
+    """A host of programs, whose mount is the test's own directory."""
+    with ProgramHost(tmp_path) as host:
+        yield host

@@ -174,12 +174,11 @@ class RunningHost(Place):
         return self.does(sys.executable, "-c", script, *arguments, status=status, **options)
 
     def settled(self) -> Path:
-        """Wait until no file is held for programs, what they stored having been written back; -> `source`."""
+        """Wait until no program maps a file and what they stored is written back; -> `source`."""
         for _ in ended_before(PATIENCE):
-            held = self.ask("status")["files"]
-            if not held:
-                return self.source
-        raise AssertionError
+            if not self.ask("status")["busy"]:
+                break
+        return self.source
 
     def inject(self, *rules: str) -> list[int]:
         return [self.ask("inject", rule=rule) for rule in rules]

@@ -15,6 +15,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -34,11 +35,13 @@ def run(
     allow_other: bool,
     attr_timeout: float,
     pid_file: Path | None,
+    programs: bool,
     verbose: bool,
     syslog: bool,
 ) -> None:
     """Serve `source` at `mountpoint`; call `ready` when the mount answers.
 
+    With `programs` there is a host for them, and nothing is cached by the kernel.
     The log goes to stderr, and to the system's too if `syslog`.
 
     Returns after SIGINT, SIGTERM, SIGHUP or an unmount, with nothing mounted.
@@ -46,23 +49,38 @@ def run(
     fails later; what `ready` raises passes, after the unmount.
     """
     _log(verbose, syslog)
-    trio.run(_serve, source, mountpoint, ready, allow_other, attr_timeout, pid_file)
+    options: dict[str, Any] = {"allow_other": allow_other, "attr_timeout": attr_timeout}
+    serving = _with_programs if programs else _alone
+    trio.run(_serve, serving(source, mountpoint, **options), ready, pid_file)
+
+
+@contextlib.asynccontextmanager
+async def _alone(
+    source: Path, mountpoint: Path, *, allow_other: bool, attr_timeout: float
+) -> AsyncIterator[fsd.Mount]:
+    fs = fsd.Filesystem(source, attr_timeout=attr_timeout)
+    async with fsd.mounted(fs, mountpoint, allow_other=allow_other) as mount:
+        yield mount
+
+
+@contextlib.asynccontextmanager
+async def _with_programs(source: Path, mountpoint: Path, **options: Any) -> AsyncIterator[fsd.Mount]:
+    from vmm.program.run import stage
+
+    async with stage(source, mountpoint, **options) as served:
+        yield served.mounted
 
 
 async def _serve(
-    source: Path,
-    mountpoint: Path,
+    serving: contextlib.AbstractAsyncContextManager[fsd.Mount],
     ready: Callable[[], None],
-    allow_other: bool,
-    attr_timeout: float,
     pid_file: Path | None,
 ) -> None:
     answered = False
     # received from here on: a signal that comes while mounting ends the mount just after
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
         try:
-            fs = fsd.Filesystem(source, attr_timeout=attr_timeout)
-            async with fsd.mounted(fs, mountpoint, allow_other=allow_other) as mount:
+            async with serving as mount:
                 answered = True
                 with _written(pid_file):
                     ready()

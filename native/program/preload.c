@@ -16,30 +16,29 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/un.h>
 
 _Static_assert(sizeof(off_t) == 8 && sizeof(long) == 8, "mmap() and mmap64() are one");
 
 static struct settings set;
 static struct next behind;
 
-static char socket_copy[sizeof("DAXFAULT_SOCKET=") + sizeof(((struct sockaddr_un *)NULL)->sun_path)];
+static char socket_copy[sizeof("DAXFAULT_SOCKET=") + PATH_MAX];
 static char device_copy[64];
 static char mount_copy[sizeof("DAXFAULT_MOUNT=") + PATH_MAX];
 static char stacks_copy[] = "DAXFAULT_STACKS=1";
 static char tracer_copy[sizeof("DAXFAULT_TRACER=") + PATH_MAX];
 static char library_copy[PATH_MAX];
 
-/* Keep "name=value" in `room`.  -> the value, or NULL when it is not set, empty or too long. */
+/* Keep "name=value" in `room`.  -> the value, or NULL when it is not set or empty.  One that
+ * is too long is cut, and leads nowhere: not to be served at all would pass unnoticed. */
 static const char *keep(const char *name, char *room, size_t size)
 {
 	const char *value = getenv(name);
-	int n;
 
 	if (!value || !*value)
 		return NULL;
-	n = snprintf(room, size, "%s=%s", name, value);
-	return n < 0 || (size_t)n >= size ? NULL : room + strlen(name) + 1;
+	snprintf(room, size, "%s=%s", name, value);
+	return room + strlen(name) + 1;
 }
 
 static bool device_number(const char *text, dev_t *out)

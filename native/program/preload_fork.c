@@ -6,7 +6,7 @@
  * the kernel (EVENT_FORK, which takes CAP_SYS_PTRACE) they are served already.  Where it is
  * not they are plain mappings of a memfd now, and what is not there yet would read as zeros:
  * the child has them served anew, or, if that cannot be, every touch of them becomes the
- * SIGBUS, or EFAULT, of a file that ends before it.
+ * SIGBUS, or EFAULT, of a file that ends before it: a child that only wants to exec can.
  *
  * Followed: fork(), and what the libc builds upon it, and _Fork().  Not followed, where the
  * kernel does not do it: a child of clone(2) without CLONE_VM.
@@ -16,6 +16,7 @@
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -47,7 +48,7 @@ static void die(void)
 	syscall(SYS_kill, syscall(SYS_getpid), SIGKILL);
 }
 
-/* A file of no bytes in their place; without a descriptor for it, SIGSEGV is still no zeros. */
+/* A file of no bytes in their place; without one, SIGSEGV is still no zeros. */
 static void withdraw(void)
 {
 	int empty = (int)syscall(SYS_memfd_create, "daxfault-withdrawn", MFD_CLOEXEC);
@@ -60,9 +61,16 @@ static void withdraw(void)
 
 static void adopt(void)
 {
+	struct rlimit limit, most;
 	struct conversation c;
-	int r = wire_begin(&c);
+	int r;
 
+	/* no other thread is here yet, to be given descriptors beyond the limit */
+	getrlimit(RLIMIT_NOFILE, &limit);
+	most = limit;
+	most.rlim_cur = most.rlim_max;
+	setrlimit(RLIMIT_NOFILE, &most);
+	r = wire_begin(&c);
 	if (!r)
 		r = client_mapped(c.client, 0, USER_END);
 	if (r) {
@@ -70,6 +78,7 @@ static void adopt(void)
 		withdraw();
 	}
 	wire_end(&c);
+	setrlimit(RLIMIT_NOFILE, &limit);
 }
 
 static void forked(void)

@@ -17,6 +17,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "cache_maps.h"
@@ -82,9 +83,12 @@ static bool refused_by_kernel(const struct request *q)
 
 static bool is_on_mount(int fd)
 {
-	struct stat st;
+	struct statx st;
 
-	return fd >= 0 && !syscall(SYS_fstat, fd, &st) && st.st_dev == settings()->device && S_ISREG(st.st_mode);
+	/* DONT_SYNC: neither changes, and its file system need not be asked */
+	return fd >= 0 &&
+	       !syscall(SYS_statx, fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &st) &&
+	       makedev(st.stx_dev_major, st.stx_dev_minor) == settings()->device && S_ISREG(st.stx_mode);
 }
 
 struct placed {
@@ -210,6 +214,10 @@ static void *map(const struct request *q)
 	struct placed p;
 	bool dead;
 
+	if (q->flags & MAP_SYNC) {	/* as any file system without DAX (fs/ext4/file.c) */
+		errno = EOPNOTSUPP;
+		return MAP_FAILED;
+	}
 	error = wire_begin(&c);
 	if (!error) {
 		error = map_cache(c.client, q, &p, &dead);

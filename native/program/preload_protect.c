@@ -22,6 +22,8 @@
 #include "cache_maps.h"
 #include "preload.h"
 
+#define PAGE_MASK ((uint64_t)DF_PAGE_SIZE - 1)
+
 struct range {
 	uint64_t start, end;		/* end 0: free */
 };
@@ -191,7 +193,7 @@ static int protect(void *addr, size_t len, int prot, int pkey)
 	uint64_t start = (uint64_t)addr, end = start + len, denied = end;
 	int error = errno;
 
-	if (prot & PROT_WRITE && used && len && end > start)
+	if (prot & PROT_WRITE && used && end > start && !(start & PAGE_MASK))
 		denied = first_denied(start, end);
 	if (denied == end) {
 		errno = error;
@@ -216,7 +218,7 @@ EXPORT int pkey_mprotect(void *addr, size_t len, int prot, int pkey)
 
 EXPORT void *mremap(void *addr, size_t old_len, size_t new_len, int flags, ...)
 {
-	uint64_t start = (uint64_t)addr, page = DF_PAGE_SIZE - 1, mask;
+	uint64_t start = (uint64_t)addr, mask;
 	void *to = NULL;
 	struct range r;
 	bool demoted;
@@ -238,10 +240,10 @@ EXPORT void *mremap(void *addr, size_t old_len, size_t new_len, int flags, ...)
 	mask = signals_block();
 	demoted_hold();
 	if (demoted && at != (long)addr && old_len && !(flags & MREMAP_DONTUNMAP))
-		remove_range(start, (start + old_len + page) & ~page);
-	remove_range((uint64_t)at, ((uint64_t)at + new_len + page) & ~page);
+		remove_range(start, (start + old_len + PAGE_MASK) & ~PAGE_MASK);
+	remove_range((uint64_t)at, ((uint64_t)at + new_len + PAGE_MASK) & ~PAGE_MASK);
 	if (demoted)
-		add((uint64_t)at, ((uint64_t)at + new_len + page) & ~page);
+		add((uint64_t)at, ((uint64_t)at + new_len + PAGE_MASK) & ~PAGE_MASK);
 	demoted_release();
 	signals_restore(mask);
 	return (void *)at;

@@ -36,7 +36,8 @@ struct plan {
 	char *const *argv, *const *envp;	/* never NULL */
 	size_t argc, envc;
 	char *const *preload;		/* the environment's LD_PRELOAD, or NULL */
-	bool missing;			/* something of ours, in it */
+	bool preloaded;			/* this library is in it */
+	bool missing;			/* something of ours is not in it */
 	bool traced;
 	size_t room;			/* bytes that carry_out() takes */
 };
@@ -114,7 +115,8 @@ static void make_plan(struct plan *plan, int dirfd, const char *path, char *cons
 	plan->argc = count(plan->argv);
 	plan->envc = count(plan->envp);
 	plan->preload = find(plan->envp, PRELOAD);
-	plan->missing = !plan->preload || !preload_lists(*plan->preload + strlen(PRELOAD), settings()->library);
+	plan->preloaded = plan->preload && preload_lists(*plan->preload + strlen(PRELOAD), settings()->library);
+	plan->missing = !plan->preloaded;
 	for (ours = settings()->environment; *ours && !plan->missing; ours++)
 		plan->missing = !find(plan->envp, *ours);
 	plan->traced = wants_tracer(dirfd, path);
@@ -148,12 +150,16 @@ static char **fill_environment(const struct plan *plan, char **out)
 	size_t i;
 
 	for (i = 0; i < plan->envc; i++) {
-		if (&plan->envp[i] != plan->preload)
+		if (plan->preloaded || &plan->envp[i] != plan->preload)
 			*out++ = plan->envp[i];
 	}
 	for (ours = settings()->environment; *ours; ours++) {
 		if (!find(plan->envp, *ours))
 			*out++ = (char *)*ours;
+	}
+	if (plan->preloaded) {
+		*out = NULL;
+		return envp;
 	}
 	*out++ = text;
 	text = stpcpy(stpcpy(text, PRELOAD), library);

@@ -33,6 +33,12 @@ def mount(
         Path | None,
         typer.Option(metavar="PATH", help="Written when the mount answers, removed when it ends."),
     ] = None,
+    programs: Annotated[
+        bool,
+        typer.Option(
+            "--programs", help="Serve programs too: `daxfault run --mount MOUNTPOINT`, `daxfault inject`."
+        ),
+    ] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Log what is done: on stderr, a daemon to syslog.")
     ] = False,
@@ -56,6 +62,7 @@ def mount(
             allow_other=allow_other,
             attr_timeout=attr_timeout,
             pid_file=pid_file,
+            programs=programs,
             verbose=verbose,
             syslog=daemon,
         )

@@ -24,15 +24,22 @@ def run(
         list[str], typer.Argument(metavar="PROGRAM [ARGUMENT]...", help="What to run.", show_default=False)
     ],
     source: Annotated[
-        Path, typer.Option("--source", "-s", metavar="DIR", help="The directory whose files are served.")
-    ] = Path("."),
+        Path | None,
+        typer.Option(
+            "--source",
+            "-s",
+            metavar="DIR",
+            help="The directory whose files are served. Otherwise the current one.",
+        ),
+    ] = None,
     mount: Annotated[
         Path | None,
         typer.Option(
             "--mount",
             "-m",
             metavar="DIR",
-            help="Serve it at this empty directory. Otherwise at a temporary one, and run PROGRAM there.",
+            help="Serve it at this empty directory, or use what `daxfault mount --programs` serves there. "
+            "Otherwise a temporary one is used, and PROGRAM runs in it.",
         ),
     ] = None,
     user: Annotated[
@@ -68,15 +75,44 @@ def run(
     from vmm.errors import UsageError
 
     _check_fuse(allow_other=user is not None)
+    limit = _size(cache) if cache is not None else 0
+    if mount is not None and (served := _served(mount)) is not None:
+        if source is not None or fault or cache or stacks or report:
+            raise UsageError(
+                f"{mount} is served already: only --user goes with it; `daxfault inject {mount}` makes faults"
+            )
+        raise typer.Exit(_attached(command, served, _user(user)))
+    source = source or Path(".")
     if not source.is_dir():
         raise UsageError(f"{source}: no such directory")
-    limit = _size(cache) if cache is not None else 0
     ended = _run(command, source, mount, _user(user), stacks, _rules(fault or []), limit)
     if report is not None:
         _write(report, ended)
     if not quiet:
         _show(ended)
     raise typer.Exit(ended.exit_code)
+
+
+def _served(mount: Path) -> dict[str, str] | None:
+    """What a program needs to be served by the host that `mount` has, if it has one."""
+    from vmm.errors import UsageError
+    from vmm.program import control
+
+    if not mount.is_mount():
+        return None
+    try:
+        served: dict[str, str] = control.ask(mount, "environment")
+    except UsageError as e:
+        raise UsageError(f"{mount} is a mount, and not one that serves programs: {e}") from e
+    return served
+
+
+def _attached(command: list[str], served: dict[str, str], user: pwd.struct_passwd | None) -> int:
+    import trio
+
+    from vmm.program import run as running
+
+    return running.exit_code(trio.run(running.attached, command, served, user))
 
 
 def _user(name: str | None) -> pwd.struct_passwd | None:

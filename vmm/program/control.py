@@ -125,6 +125,7 @@ class Control:
     def _status(self) -> dict[str, Any]:
         return {
             "programs": self._programs.served,
+            "busy": self._programs.busy,
             "files": [held.name for held in self._programs.files],
             "cache_used": native.cache_used(),
             "cache_limit": self._programs.cache_limit,

@@ -7,8 +7,10 @@ Owns the tasks that no single program can have.  Must not know how a program was
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
+import math
 import os
 import socket
 import time
@@ -21,6 +23,7 @@ import trio
 import native
 from native import File
 from vmm.host import Host
+from vmm.peer import close_all
 from vmm.program import where, wire
 from vmm.program.faults import Rules
 from vmm.program.files import Files, Held
@@ -68,6 +71,7 @@ class Programs:
         self._mount = mount
         self.deaths: list[Death] = []
         self.served = 0  # programs, ever
+        self._to_close, self._closing = trio.open_memory_channel[int](math.inf)
 
     def make(self, sock: socket.socket, pid: int) -> ProgramSession:
         self.served += 1
@@ -86,7 +90,7 @@ class Programs:
     @property
     def busy(self) -> bool:
         """Some program maps a file, or what it has stored is being written back."""
-        return any(True for _ in self.files)
+        return self.files.used
 
     def sigbus(self, pid: int, message: wire.Sigbus) -> None:
         """A program is about to die; it waits for us to look at it."""
@@ -111,8 +115,24 @@ class Programs:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch_unmapped)
             nursery.start_soon(self._write_back)
+            nursery.start_soon(self.files.reap)
+            nursery.start_soon(self._close_all)
             nursery.start_soon(self.rules.watch)
             await self.host.accept(path, self.make, user=user, task_status=task_status)
+
+    def close_later(self, fds: list[int]) -> None:
+        for fd in fds:
+            self._to_close.send_nowait(fd)
+
+    async def _close_all(self) -> None:
+        try:
+            async for fd in self._closing:
+                await close_all([fd])
+        finally:
+            self._to_close.close()
+            with contextlib.suppress(trio.WouldBlock, trio.EndOfChannel):
+                while True:
+                    await close_all([self._closing.receive_nowait()])
 
     async def _watch_unmapped(self) -> None:
         async with trio.open_nursery() as nursery:

@@ -36,6 +36,7 @@ class Stage:
     """A mount with a host whose programs connect to `socket`."""
 
     fs: fsd.Filesystem
+    mounted: fsd.Mount
     mount: Path
     host: Host
     programs: Programs
@@ -65,7 +66,12 @@ class Ended:
 
     @property
     def exit_code(self) -> int:
-        return 128 - self.status if self.status < 0 else self.status
+        return exit_code(self.status)
+
+
+def exit_code(status: int) -> int:
+    """Of Popen.returncode, as a shell has it."""
+    return 128 - status if status < 0 else status
 
 
 @contextlib.asynccontextmanager
@@ -76,6 +82,8 @@ async def stage(
     user: pwd.struct_passwd | None = None,
     rules: Sequence[Rule] = (),
     cache_limit: int = 0,
+    allow_other: bool = False,
+    attr_timeout: float = 1.0,
 ) -> AsyncIterator[Stage]:
     """Serve `source` at `mount`, a temporary directory when None, to programs, while the body runs.
 
@@ -91,11 +99,11 @@ async def stage(
             mount = top / "mnt"
             mount.mkdir()
         mount = Path(os.path.realpath(mount))  # noqa: ASYNC240 - before anything is mounted
-        fs = fsd.Filesystem(source, direct_io=True)
+        fs = fsd.Filesystem(source, direct_io=True, attr_timeout=attr_timeout)
         others = user is not None and user.pw_uid != os.geteuid()
         async with (
             _kept(),
-            fsd.mounted(fs, mount, allow_other=others),
+            fsd.mounted(fs, mount, allow_other=allow_other or others) as mounted,
             hosting(fs) as (host, nursery),
         ):
             programs = Programs(host, fs, mount, cache_limit=cache_limit)
@@ -108,7 +116,7 @@ async def stage(
                 await programs.listen(os.fspath(path), user=uid, task_status=task_status)
 
             await nursery.start(listen)
-            found = Stage(fs, mount, host, programs, path)
+            found = Stage(fs, mounted, mount, host, programs, path)
             assert fs.device is not None
             await nursery.start(Control(programs, found.environment()).listen, fs.device)
             yield found
@@ -161,18 +169,15 @@ async def run(
             dict(environment) | s.environment(stacks=stacks),
             user,
         )
-        with trio.open_signal_receiver(signal.SIGINT, *_FORWARDED) as signals:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_forward, signals, process)
-                status = await process.wait()
-                ended = trio.current_time()
-                told = False
-                while s.programs.busy:
-                    await trio.sleep(0.01)
-                    if not told and trio.current_time() - ended > _PATIENCE:
-                        told = True
-                        lingering()
-                nursery.cancel_scope.cancel()
+        async with _signals_to(process):
+            status = await process.wait()
+            ended = trio.current_time()
+            told = False
+            while s.programs.busy:
+                await trio.sleep(0.01)
+                if not told and trio.current_time() - ended > _PATIENCE:
+                    told = True
+                    lingering()
         await s.programs.files.write_back()
         records = s.host.records
         return Ended(
@@ -202,9 +207,31 @@ async def _start(
     )
 
 
-async def _forward(signals: AsyncIterator[int], process: trio.Process) -> None:
-    """Ctrl-C reaches the program from its terminal; what was sent to us alone is passed on."""
-    async for number in signals:
-        if number != signal.SIGINT and process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(number)
+@contextlib.asynccontextmanager
+async def _signals_to(process: trio.Process) -> AsyncIterator[None]:
+    """While the body runs signals are the program's.  Ctrl-C reaches it from its terminal; what was sent to
+    us alone is passed on."""
+
+    async def forward(signals: AsyncIterator[int]) -> None:
+        async for number in signals:
+            if process.returncode is not None and number in (signal.SIGINT, signal.SIGTERM):
+                raise KeyboardInterrupt  # while others are waited for
+            if number != signal.SIGINT and process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.send_signal(number)
+
+    with trio.open_signal_receiver(signal.SIGINT, *_FORWARDED) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(forward, signals)
+            yield
+            nursery.cancel_scope.cancel()
+
+
+async def attached(
+    command: Sequence[str], served: Mapping[str, str], user: pwd.struct_passwd | None = None
+) -> int:
+    """Run `command` with a host of another process, which wants `served` in its environment; -> its status,
+    as Popen.returncode."""
+    process = await _start(command, None, {**os.environ, **served}, user)
+    async with _signals_to(process):
+        return await process.wait()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import functools
 import logging
 import os
 import socket
@@ -37,9 +36,12 @@ _FEATURES = sum(1 << bit for bit in (0, 2, 3, 5, 6, 8, 10, 11, 12, 13))  # uffd_
 
 
 class Observer(Protocol):
-    """Who wants to know what became of programs."""
+    """Who wants to know what became of programs, and closes what they sent: close(2) of a file of our
+    own mount waits for this very process (fs/fuse/file.c, fuse_flush()), and no program should."""
 
     def sigbus(self, pid: int, message: wire.Sigbus) -> None: ...
+
+    def close_later(self, fds: list[int]) -> None: ...
 
 
 def tracer_of(pid: int) -> int:
@@ -142,7 +144,7 @@ class ProgramSession:
             try:
                 await self._answer(message, fds)
             finally:
-                await close_all(fds)
+                self._observer.close_later(fds)
         while self.guest.alive:  # noqa: ASYNC110 - nobody tells of an exec(2)
             await trio.sleep(_LOOK_SECONDS)
 
@@ -153,16 +155,15 @@ class ProgramSession:
             await trio.to_thread.run_sync(self.guest.close)
 
     async def orphans_gone(self) -> None:
-        """Files.let_go() waits for forked children."""
+        """Files.reap() leaves alone what forked children map."""
 
     async def release(self) -> None:
-        """Let go of the files, after close().  Waits for forked children that map them."""
+        """Let go of the files, after close()."""
         if self._mapping is not None:
             held, self._mapping = self._mapping, None
             await self._files.let_go(held)
-        async with trio.open_nursery() as nursery:
-            for file in self._held:
-                nursery.start_soon(self._let_go, file)
+        while self._held:
+            await self._let_go(next(iter(self._held)))
 
     def name_of(self, file: int) -> str:
         """What the program calls the file with this native id, or the id."""
@@ -218,8 +219,8 @@ class ProgramSession:
         # the kernel's own words for it (mm/mmap.c, do_mmap())
         if flags & os.O_ACCMODE == os.O_WRONLY or (message.shared and message.write and not writable):
             raise OSError(errno.EACCES, "the file is not open for that")
-        name = await trio.to_thread.run_sync(os.readlink, f"/proc/self/fd/{fd}")
-        held = await self._files.hold(fd, name)
+        # d_path() asks no file system
+        held = await self._files.hold(fd, lambda: os.readlink(f"/proc/self/fd/{fd}"))
         try:
             stores = message.shared and writable
             async with held.lock:
@@ -261,17 +262,12 @@ class ProgramSession:
                 new = None
             else:
                 held.users += 1
-            if held.file.mapped_writable:
-                self._files.changed(held)
         if new is not None:
             await self._files.let_go(new)
 
     async def _msync(self, message: wire.Msync) -> None:
         assert self.guest is not None
         for id in self.guest.files(message.start, message.len):
-            if (held := self._files.find(id)) is None:
-                continue
-            async with self._files.using(held) as file:
-                if file is not None and file.mapped_writable:
-                    await trio.to_thread.run_sync(functools.partial(file.sync, datasync=True))
+            if (held := self._files.find(id)) is not None:
+                await self._files.sync(held)
         await self._peer.send(wire.reply(message))
