@@ -180,6 +180,13 @@ class RunningHost(Place):
                 break
         return self.source
 
+    @contextlib.contextmanager
+    def serves(self) -> Iterator[None]:
+        """What the body runs maps something: pages of it are asked for."""
+        before = self.ask("status")["counters"]["installed"]
+        yield
+        assert self.ask("status")["counters"]["installed"] > before
+
     def inject(self, *rules: str) -> list[int]:
         return [self.ask("inject", rule=rule) for rule in rules]
 

@@ -5,24 +5,16 @@ Each scenario runs twice, on an ordinary file system and on our mount: same answ
 errors, same addresses, and afterwards the same bytes, on the backing directory.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from mapper import compiled, contents, plainly, served
-from run_host import RunningHost, require_programs
+from run_host import RunningHost
 
 
 @pytest.fixture(scope="module")
 def mapper(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compiled(tmp_path_factory.mktemp("mapper"))
-
-
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningHost]:
-    require_programs()
-    with RunningHost(tmp_path_factory.mktemp("semantics")) as running:
-        yield running
 
 
 # A file `f` of 4 pages and 100 bytes, whose pages are of a, b, c, d, e; `g` of one page of G; `h` is empty.
@@ -658,11 +650,11 @@ SCENARIOS = {
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_scenario_on_the_mount_is_as_on_an_ordinary_file_system(
-    name: str, host: RunningHost, mapper: Path, tmp_path: Path
+    name: str, run_host: RunningHost, mapper: Path, tmp_path: Path
 ) -> None:
     make_files(tmp_path / name)
-    make_files(host.source / name)
+    make_files(run_host.source / name)
     expected = plainly(mapper, tmp_path / name, SCENARIOS[name])
-    assert served(host, mapper, name, SCENARIOS[name]) == expected
-    host.settled()
-    assert contents(host.source / name) == contents(tmp_path / name)
+    assert served(run_host, mapper, name, SCENARIOS[name]) == expected
+    run_host.settled()
+    assert contents(run_host.source / name) == contents(tmp_path / name)
