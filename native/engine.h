@@ -101,7 +101,9 @@ struct df_cache_state {
 	uint64_t limit;			/* 0: none */
 };
 /* Pages that nobody has stored to go when the page caches of this process need more. */
-void df_cache_limit(uint64_t bytes);
+int df_cache_limit(uint64_t bytes);
+/* Readable when pages that were stored to keep the page caches over their limit; -1: no limit. */
+int df_cache_full_fd(void);
 void df_cache_state(struct df_cache_state *out);
 
 /* ------------------------------------------------------------------- engine */

@@ -65,12 +65,12 @@ class Ran:
 class Place:
     """A directory `source` to be served, and an empty `mount`; `top` is for their temporary files."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, source: Path | None = None) -> None:
         self.top = directory / "tmp"
-        self.source = directory / "source"
+        self.source = source or directory / "source"
         self.mount = directory / "mount"
         for path in (self.top, self.source, self.mount):
-            path.mkdir()
+            path.mkdir(exist_ok=path == source)
 
     def command(self, program: Sequence[str | Path], *options: str) -> list[str]:
         run = [sys.executable, "-m", "vmm", "run", "--source", os.fspath(self.source)]
@@ -106,8 +106,8 @@ class Place:
 class RunningHost(Place):
     """A `daxfault run` that waits, and whose mount other programs use."""
 
-    def __init__(self, directory: Path, *options: str) -> None:
-        super().__init__(directory)
+    def __init__(self, directory: Path, *options: str, source: Path | None = None) -> None:
+        super().__init__(directory, source)
         self.process = subprocess.Popen(
             self.command(WAITING, *options),
             stdin=subprocess.PIPE,
