@@ -56,6 +56,7 @@ __all__ = [
     "TraceKind",
     "Uffd",
     "Wait",
+    "cache_full_fd",
     "cache_limit",
     "cache_used",
     "ffi",
@@ -114,9 +115,15 @@ def keep(socket: int) -> None:
 def cache_limit(size: int) -> None:
     """Let the page caches of this process together have `size` bytes, 0: as many as they want.
 
-    Pages that nobody has stored to go first; others must be written back before they can.
+    Pages that nobody has stored to go first; others must be written back before they can, for which
+    cache_full_fd() calls.
     """
-    lib.df_cache_limit(size)
+    check(lib.df_cache_limit(size), "a limit of page caches")
+
+
+def cache_full_fd() -> int:
+    """Readable (eventfd(2)) when pages that were stored to keep the page caches over their limit."""
+    return int(lib.df_cache_full_fd())
 
 
 def cache_used() -> int:

@@ -209,30 +209,32 @@ static int write_back_run(struct df_file *file, uint64_t start, uint64_t end)
 
 int df_file_write_back(struct df_file *file)
 {
-	uint64_t at = 0;
-	int error, some = 0;
+	uint64_t at = 0, freed = 0;
+	int error = 0, some = 0;
 
-	for (;;) {
+	while (!error) {
 		uint64_t end;
 
 		file_lock(file);
 		if (file->cache < 0 || !file->writable) {
 			file_unlock(file);
-			return 0;
+			break;
 		}
 		file_notice(file);	/* never write past an EOF that moved */
 		if (!pages_next_exposed(file, &at, &end, SLICE) || at >= file->size) {
 			file_unlock(file);
-			return some;
+			break;
 		}
 		error = write_back_run(file, at, end);
 		file_stamp(file);
+		freed += evict_written(file);
 		file_unlock(file);
-		if (error)
-			return error;
-		some = 1;
+		some |= !error;
 		at = end;
 	}
+	if (error || some)
+		evict_tried(!freed);
+	return error ? error : some;
 }
 
 int df_file_sync(struct df_file *file, int datasync)

@@ -69,6 +69,7 @@ struct df_inject_options {
 	uint64_t delay_ns;
 	uint64_t truncate;		/* the size, with DF_INJECT_TRUNCATE */
 	uint64_t seed;			/* of `chance` */
+	uint64_t tag;			/* to take it back by, 0: only with all others */
 	int32_t error;			/* positive errno, or 0 */
 	uint32_t after;			/* so many faults are let through first */
 	uint32_t count;			/* so many are met; 0: all */
@@ -79,7 +80,9 @@ struct df_inject_options {
 /* Make the page source answer the faults of a range with an errno, or late, or with less
  * file than there was, or all of these.  Pages that are there already are not asked for. */
 int df_file_inject(struct df_file *file, const struct df_inject_options *options);
-/* All of them; what they delay goes on at once. */
+/* Take back those with this tag; what they delay goes on at once. */
+void df_file_inject_remove(struct df_file *file, uint64_t tag);
+/* All of them. */
 void df_file_inject_clear(struct df_file *file);
 enum df_cache {
 	DF_CACHE_WRITABLE = 1,
@@ -98,7 +101,9 @@ struct df_cache_state {
 	uint64_t limit;			/* 0: none */
 };
 /* Pages that nobody has stored to go when the page caches of this process need more. */
-void df_cache_limit(uint64_t bytes);
+int df_cache_limit(uint64_t bytes);
+/* Readable when pages that were stored to keep the page caches over their limit; -1: no limit. */
+int df_cache_full_fd(void);
 void df_cache_state(struct df_cache_state *out);
 
 /* ------------------------------------------------------------------- engine */

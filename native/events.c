@@ -153,6 +153,8 @@ static void read_all(struct df_guest *guest)
 		do {
 			n = events_take(guest);
 			faults_run(guest_take_again(guest), false);
+			if (n > 0)
+				evict_hold();
 			if (spin && n > 0)
 				until = now_ns() + spin;
 			else if (spin && guest->slots)

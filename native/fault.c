@@ -124,6 +124,13 @@ static enum verdict fill_page(struct df_fault *fault, struct df_region *region,
 	return FILL;
 }
 
+static bool drop_clean(struct df_file *file, uint64_t offset)
+{
+	uint64_t at = offset;
+
+	return pages_drop_clean(file, &at, offset + PAGE, 1);
+}
+
 /* Under guest->lock and file->lock. */
 static enum verdict decide_locked(struct df_fault *fault, struct df_region *region, uint64_t page,
 				  struct df_fill **fill)
@@ -136,6 +143,11 @@ static enum verdict decide_locked(struct df_fault *fault, struct df_region *regi
 	bits = file_notice(file);
 	if (bits < 0) {
 		engine_fail(fault, file, DF_REASON_IO, -bits);
+		return DONE;
+	}
+	if (fault->stored && inject_on_store(file, fault->offset) && drop_clean(file, fault->offset)) {
+		/* The store is repeated, and asks for a page that is to be stored to. */
+		uffd_wake(fault->guest->uffd, page, PAGE);
 		return DONE;
 	}
 	if (fault->stored)

@@ -153,18 +153,20 @@ class File:
         seed: int = 0,
         stores: bool = False,
         evict: bool = False,
+        tag: int = 0,
     ) -> None:
         """Let the page source answer faults in [start, start + length) with errno `error`, or `delay`
         seconds late, or truncate the file to `truncate` bytes before it is read, or all of these.
 
         The first `after` faults are let through, then `count` are met, 0: all; each with
         `probability`, by dice that `seed` starts; with `stores` only stores.  What is in the page cache
-        already is not asked for, unless `evict`: then what nobody has stored to is forgotten.
+        already is not asked for, unless `evict`: then what nobody has stored to is forgotten.  Other than
+        by inject_clear() it is taken back by its `tag`, if that is not 0.
         OSError EINVAL: misaligned, nothing to be done, or a delay of more than an hour.
         """
         wanted: Any = ffi.new("struct df_inject_options *")
         wanted.start, wanted.len, wanted.error, wanted.delay_ns = start, length, error, round(delay * 1e9)
-        wanted.after, wanted.count, wanted.seed = after, count, seed
+        wanted.after, wanted.count, wanted.seed, wanted.tag = after, count, seed, tag
         wanted.chance = 0 if probability >= 1.0 else max(1, round(probability * 2**32))
         wanted.flags = lib.DF_INJECT_STORES * stores | lib.DF_INJECT_EVICT * evict
         if truncate is not None:
@@ -174,6 +176,10 @@ class File:
             lib.df_file_inject(self.handle, wanted),
             f"file {self.id}, injecting into {length:#x} bytes at {start:#x}",
         )
+
+    def inject_remove(self, tag: int) -> None:
+        """Take back the inject() with this tag; a delay of its under way ends."""
+        lib.df_file_inject_remove(self.handle, tag)
 
     def inject_clear(self) -> None:
         """Take back every inject(); a delay under way ends."""

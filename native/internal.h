@@ -250,6 +250,8 @@ void fill_expire(struct df_engine *engine, struct df_file *file, uint64_t now);
 
 /* inject.c: what a page source is made to do */
 bool inject_any(const struct df_file *file);
+/* Whether stores to this page may fail on purpose; file->lock. */
+bool inject_on_store(const struct df_file *file, uint64_t offset);
 /* Before a source is read; without file->lock.  0, or the errno it answers with; waits
  * when it may block, and is EAGAIN when it would have to. */
 int inject_met(struct df_fill *fill, bool may_block);

@@ -103,6 +103,12 @@ struct df_file *file_of_cache(dev_t device, uint64_t inode);	/* counted, or NULL
 /* evict.c */
 /* [start, end) of the file was just filled: keep within the limit, at the cost of others. */
 void evict(struct df_file *file, uint64_t start, uint64_t end);
+/* Some of the file was written back; file->lock.  -> pages that went. */
+uint64_t evict_written(struct df_file *file);
+/* All of a file was, and whether for the limit that was in vain. */
+void evict_tried(bool in_vain);
+/* Hold up who stores faster than that; no locks held. */
+void evict_hold(void);
 
 /* keep.c: what the keeper has of a program's */
 void keep_cache(const struct df_file *file);

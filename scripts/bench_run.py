@@ -154,7 +154,8 @@ def main(
         found = measure(pages, rounds, Path(top), lambda: progress.advance(task))
     medians = {
         name: {row: statistics.median(run[row] for run in runs) for row in ROWS}
-        for name, runs in found.items() if runs
+        for name, runs in found.items()
+        if runs
     }
     if as_json:
         print(json.dumps({"kernel": platform.release(), "pages": pages, "rounds": rounds, "ns": medians}))

@@ -11,6 +11,7 @@ from fsd_mount import FsdMount
 from needs import require, require_fuse, require_root
 from program_host import ProgramHost
 from raw_host import RawHost, Start
+from run_host import Place, RunningHost, require_programs
 
 import native
 
@@ -72,3 +73,18 @@ def program_host(tmp_path: Path) -> Iterator[ProgramHost]:
     """A host of programs, whose mount is the test's own directory."""
     with ProgramHost(tmp_path) as host:
         yield host
+
+
+@pytest.fixture(scope="module")
+def run_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningHost]:
+    """A `daxfault run` whose mount other programs use."""
+    require_programs()
+    with RunningHost(tmp_path_factory.mktemp("run")) as host:
+        yield host
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    """For a `daxfault run` of its own."""
+    require_programs()
+    return Place(tmp_path)

@@ -63,6 +63,7 @@ class Control:
             path.unlink()  # of a host that was killed: no two mounts have one st_dev
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as listener:
             listener.bind(os.fspath(path))
+            ours = path.stat()
             try:
                 path.chmod(0o600)
                 listener.listen()
@@ -70,8 +71,10 @@ class Control:
                 task_status.started()
                 await trio.serve_listeners(self._talk, [server])
             finally:
+                # should our mount be gone before us, another one may have its st_dev
                 with contextlib.suppress(FileNotFoundError):
-                    path.unlink()
+                    if os.path.samestat(path.stat(), ours):
+                        path.unlink()
 
     async def _talk(self, stream: trio.SocketStream) -> None:
         peer = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
@@ -122,6 +125,8 @@ class Control:
     def _status(self) -> dict[str, Any]:
         return {
             "programs": self._programs.served,
+            "busy": self._programs.busy,
+            "deaths": len(self._programs.deaths),
             "files": [held.name for held in self._programs.files],
             "cache_used": native.cache_used(),
             "cache_limit": self._programs.cache_limit,

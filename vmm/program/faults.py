@@ -58,8 +58,8 @@ class Rule:
         """Whether the rule is about the file at `path`, relative to the mount."""
         return fnmatch.fnmatchcase(path, self.file) or fnmatch.fnmatchcase(PurePath(path).name, self.file)
 
-    def apply(self, file: File) -> None:
-        """Have it met from now on.  OSError as File.inject()."""
+    def apply(self, file: File, tag: int) -> None:
+        """Have it met from now on, until File.inject_remove(tag).  OSError as File.inject()."""
         start = self.start // PAGE_SIZE * PAGE_SIZE
         end = -(-self.end // PAGE_SIZE) * PAGE_SIZE
         file.inject(
@@ -74,6 +74,7 @@ class Rule:
             seed=self.seed,
             stores=self.stores,
             evict=True,
+            tag=tag,
         )
 
     def __str__(self) -> str:
@@ -84,7 +85,7 @@ class Rule:
         if self.delay >= NEVER:
             words.append("never")
         elif self.delay:
-            words.append(f"delay={self.delay:g}")
+            words.append(f"delay={self.delay!r}")
         if self.truncate is not None:
             words.append(f"truncate={self.truncate}")
         if (self.start, self.end) != (0, EVERYTHING):
@@ -231,18 +232,19 @@ class Rules:
         return entry.id
 
     def remove(self, id: int | None) -> int:
-        """Take back the rule `id`, None: all; -> how many.  What is left begins to count anew."""
+        """Take back the rule `id`, None: all; -> how many."""
         gone = [entry for entry in self._entries if id is None or entry.id == id]
         self._entries = [entry for entry in self._entries if entry not in gone]
-        if any(entry.on for entry in gone):
-            self._anew()
+        for entry in gone:
+            if entry.on:
+                self._end(entry)
         return len(gone)
 
     def opened(self, path: str, file: File) -> None:
         """A program is about to map a file that none had mapped."""
         for entry in self._entries:
             if entry.on and entry.rule.matches(path):
-                entry.rule.apply(file)
+                entry.rule.apply(file, entry.id)
 
     async def watch(self) -> None:
         """See to trigger files, for ever."""
@@ -255,21 +257,21 @@ class Rules:
             # in a thread: it may lie on our own mount
             there = await trio.to_thread.run_sync(_exist, [entry.rule.when or "" for entry in waiting])
             for entry, exists in zip(waiting, there, strict=True):
-                if exists and not entry.on:
-                    entry.on = True
+                if entry.on == exists or entry not in self._entries:
+                    continue
+                entry.on = exists
+                if exists:
                     self._begin(entry)
-                elif entry.on and not exists:
-                    entry.on = False
-                    self._anew()
+                else:
+                    self._end(entry)
             await trio.sleep(LOOK_SECONDS)
 
     def _begin(self, entry: _Entry) -> None:
         for path, file in self._files():
             if entry.rule.matches(path):
-                entry.rule.apply(file)
+                entry.rule.apply(file, entry.id)
 
-    def _anew(self) -> None:
-        for path, file in self._files():
-            file.inject_clear()
-            self.opened(path, file)
+    def _end(self, entry: _Entry) -> None:
+        for _, file in self._files():
+            file.inject_remove(entry.id)
             file.heal()

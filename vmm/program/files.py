@@ -8,6 +8,7 @@ they stored is written back at once.  Must not know what a program is.
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 from collections.abc import Callable, Iterator
 
@@ -30,6 +31,7 @@ class Held:
         self.pinned = pinned
         self.name = name
         self.users = 0
+        self.saving = 0  # who has it written back just now
         self.left = 0.0  # trio.current_time() when the last user let go
         # taken to hand out the page cache, and to give it up
         self.lock = trio.Lock()
@@ -53,8 +55,9 @@ class Files:
 
     @property
     def used(self) -> bool:
-        """Some program maps a file, or a forked child of one does."""
-        return any(held.users or held.file.mapped for held in self)
+        """Some program maps a file, or a forked child of one does, or what they stored is being written
+        back."""
+        return any(held.users or held.saving or held.file.mapped for held in self)
 
     async def hold(self, fd: int, name: Callable[[], str]) -> Held:
         """Hold the file behind a program's own descriptor; `name` tells what it calls it, if that is
@@ -86,16 +89,29 @@ class Files:
         for held in self:
             await self._write_back(held)
 
+    async def sync(self, held: Held) -> None:
+        """Have what was stored to the file on its disk.  OSError as File.sync()."""
+        if not held.file.mapped_writable:
+            return
+        held.users += 1  # whoever unmaps it meanwhile
+        try:
+            await trio.to_thread.run_sync(functools.partial(held.file.sync, datasync=True))
+        finally:
+            await self.let_go(held)
+
     async def _write_back(self, held: Held) -> None:
-        with trio.CancelScope(shield=True):
-            async with held.lock:
-                if held.file.closed:
-                    return
-                try:
+        held.saving += 1
+        try:
+            with trio.CancelScope(shield=True):
+                async with held.lock:
+                    if held.file.closed:
+                        return
                     written = await trio.to_thread.run_sync(held.file.write_back)
-                except OSError as e:
-                    written = True  # in part
-                    log.warning("%s: not written back yet: %s", held.name, e.strerror)
+        except OSError as e:
+            written = True  # in part
+            log.warning("%s: not written back yet: %s", held.name, e.strerror)
+        finally:
+            held.saving -= 1
         if written:
             self._server.mapping_changed(held.pinned.inode)  # its times have changed
 

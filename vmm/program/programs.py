@@ -33,7 +33,7 @@ from vmm.session import FileServer
 log = logging.getLogger(__name__)
 
 WRITE_BACK_SECONDS = 5.0  # as the kernel's own flusher (vm.dirty_writeback_centisecs)
-FULL_SECONDS = 0.25  # while the page caches are over their limit
+FULL_SECONDS = 0.02  # between two attempts, while the page caches are over their limit
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -144,10 +144,15 @@ class Programs:
                         nursery.start_soon(session.unmapped, file)
 
     async def _write_back(self) -> None:
-        last = trio.current_time()
         while True:
             await trio.sleep(FULL_SECONDS)
-            full = self.cache_limit and native.cache_used() > self.cache_limit
-            if full or trio.current_time() - last >= WRITE_BACK_SECONDS:
-                await self.files.write_back()
-                last = trio.current_time()
+            with trio.move_on_after(WRITE_BACK_SECONDS):
+                await self._full()
+            await self.files.write_back()
+
+    async def _full(self) -> None:
+        """Return when memory that programs have stored to is wanted."""
+        if not self.cache_limit:
+            await trio.sleep_forever()
+        await trio.lowlevel.wait_readable(native.cache_full_fd())
+        os.read(native.cache_full_fd(), 8)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import functools
 import logging
 import os
 import socket
@@ -269,8 +268,6 @@ class ProgramSession:
     async def _msync(self, message: wire.Msync) -> None:
         assert self.guest is not None
         for id in self.guest.files(message.start, message.len):
-            held = self._files.find(id)
-            if held is None or not held.file.mapped_writable:
-                continue
-            await trio.to_thread.run_sync(functools.partial(held.file.sync, datasync=True))
+            if (held := self._files.find(id)) is not None:
+                await self._files.sync(held)
         await self._peer.send(wire.reply(message))
