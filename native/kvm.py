@@ -242,6 +242,10 @@ class Kvm:
         _check(error, f"vCPU {vcpu}, gva {gva:#x}")
         return int(out[0])
 
+    def tsc_khz(self, vcpu: int) -> int:
+        """Cycles of the guest's TSC in a millisecond; of a vCPU that has exited."""
+        return _check(lib.df_kvm_tsc_khz(self._live(), vcpu), f"vCPU {vcpu}")
+
     def stats(self, vcpu: int) -> dict[str, int]:
         """KVM's counters of a vCPU, running or not.  OSError ENOSYS before Linux 5.14."""
         out = ffi.new("struct df_kvm_stat[]", _MOST_STATS)
