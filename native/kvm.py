@@ -329,6 +329,11 @@ def unsupported() -> str | None:
     except OSError as e:
         why = {2: "this machine has no KVM", 13: f"not permitted to uid {os.geteuid()}"}.get(e.errno or 0)
         return f"/dev/kvm: {why or e.strerror}"
+    return lacking(can)
+
+
+def lacking(can: Abilities) -> str | None:
+    """What the guest needs and this KVM cannot do, or None."""
     if can.api != 12:
         return f"/dev/kvm: API version {can.api}, not 12"
     if not can.long_mode:

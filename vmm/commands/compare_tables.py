@@ -136,7 +136,8 @@ def markdown(found: Comparison) -> str:
     if found.nested:
         cells = [_nested(found, name) for name in names]
         lines.append(f"| guest in a guest | {' | '.join(cells)} |")
-    lines += [f"{'' if n else chr(10)}- {line}" for n, line in enumerate(_untried(found))]
+    if untried := _untried(found):
+        lines += ["", *(f"- {line}" for line in untried)]
     if found.differences:
         lines += [
             "",

@@ -88,6 +88,16 @@ class Machine:
         self._changing = trio.Lock()
         self.vcpus = tuple(Vcpu(kvm, number) for number in range(kvm.vcpus))
 
+    async def boot(self) -> None:
+        """Have every vCPU wait for its first script.  Unsupported: it does not get so far, and the guest has
+        done nothing yet but start.  So this KVM cannot run what a CPU can, whatever it promised."""
+        for vcpu in self.vcpus:
+            self._go(vcpu.number)
+            try:
+                await self.finish(0, vcpu=vcpu.number)
+            except GuestEnded as e:
+                raise Unsupported(f"/dev/kvm: the guest's CPU cannot run the guest: {e}") from e
+
     async def run(self, *steps: Step, vcpu: int = 0, seconds: float = 10.0) -> list[Result]:
         """Run a script; -> a result for each step.  GuestEnded when the guest does not come back
         with one, also for want of `seconds`."""
@@ -276,9 +286,7 @@ async def machine(
             nursery.start_soon(made.serve)
             if kvm_has_stats(kvm):
                 nursery.start_soon(made.watch)
-            for number in range(vcpus):
-                made._go(number)
-                await made.finish(0, vcpu=number)
+            await made.boot()
             yield made
             nursery.cancel_scope.cancel()
     finally:

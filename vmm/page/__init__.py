@@ -119,13 +119,8 @@ def render(result: Mapping[str, Any]) -> str:
         latency=Latency.of(result.get("latency") or [], titles),
         rates=Rates.of(result["rows"], columns, titles),
         nested=result.get("nested") or [],
-        differences=[
-            {
-                **one,
-                "access": next((c["title"] for c in columns if c["name"] == one["column"]), one["column"]),
-            }
-            for one in result.get("differences") or []
-        ],
+        differences=result.get("differences") or [],
+        accesses={column["name"]: column["title"] for column in columns},
         real=any(row.get("guest") == "kvm" for row in result["rows"]),
         titles=titles,
         verdict=_verdict(rows),

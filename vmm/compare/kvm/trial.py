@@ -98,9 +98,11 @@ class KvmGround:
             file = None
             memory: Callable[[], Memory] = functools.partial(_mapped, path)
             if way.under is Under.ENGINE:
-                fd = await trio.to_thread.run_sync(os.open, path, os.O_PATH | os.O_CLOEXEC)
-                stack.callback(os.close, fd)
-                pinned = await place.fs.pin(fd)
+                fd = await trio.to_thread.run_sync(os.open, path, os.O_RDWR | os.O_CLOEXEC)
+                try:
+                    pinned = await place.fs.pin(fd)
+                finally:
+                    await _in_thread(functools.partial(os.close, fd))
                 stack.callback(pinned.release)
                 file, engine = pinned.file, Engine()
                 stack.push_async_callback(_in_thread, engine.close)
