@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * cache_maps.c - which of the calling process's mappings show page caches: see cache_maps.h.
+ * cache_maps.c - which of a process's mappings show page caches: see cache_maps.h.
  *
  * A page cache is a memfd of the host's, known by its name (native/file.c).  A program
  * that gives a memfd of its own such a name is served the worse for it, and nobody else.
@@ -57,10 +57,11 @@ static bool parse(const char *line, struct cache_mapping *m)
 	return !strncmp(p, CACHE_NAME, sizeof(CACHE_NAME) - 1);
 }
 
-int maps_each_cache(uint64_t start, uint64_t end, bool (*visit)(const struct cache_mapping *, void *), void *arg)
+int maps_each_cache(const char *maps, uint64_t start, uint64_t end,
+		    bool (*visit)(const struct cache_mapping *, void *), void *arg)
 {
 	char buf[1024], line[LINE_KEPT];
-	long fd = syscall(SYS_openat, AT_FDCWD, "/proc/self/maps", O_RDONLY | O_CLOEXEC, 0);
+	long fd = syscall(SYS_openat, AT_FDCWD, maps, O_RDONLY | O_CLOEXEC, 0);
 	struct cache_mapping m;
 	size_t kept = 0;
 	int result = 0;

@@ -44,8 +44,8 @@ static void share_with_children(bool share, bool held)
 
 	if (!wire_mapped() || !wire_unfollowed())
 		return;
-	if (maps_each_cache(0, USER_END, advise, &advice) == -EMFILE && held && wire_drop())
-		maps_each_cache(0, USER_END, advise, &advice);
+	if (maps_each_cache(MAPS_SELF, 0, USER_END, advise, &advice) == -EMFILE && held && wire_drop())
+		maps_each_cache(MAPS_SELF, 0, USER_END, advise, &advice);
 }
 
 static bool make_unreadable(const struct cache_mapping *m, void *empty)
@@ -71,7 +71,7 @@ static void withdraw(void)
 {
 	int empty = (int)syscall(SYS_memfd_create, "daxfault-withdrawn", MFD_CLOEXEC);
 
-	if (maps_each_cache(0, USER_END, make_unreadable, &empty))
+	if (maps_each_cache(MAPS_SELF, 0, USER_END, make_unreadable, &empty))
 		die();
 	if (empty >= 0)
 		syscall(SYS_close, empty);

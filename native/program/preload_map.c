@@ -2,13 +2,8 @@
  *
  * preload_map.c - mmap() and msync() of files on the mount.
  *
- * Owns how a page cache gets to where the program wants its file.  Nobody may touch a page
- * of it before the host has registered the mapping: the page would be made of zeros, for
- * everybody who has the file mapped.  So it is mapped PROT_NONE at first, which also keeps
- * MAP_POPULATE, MAP_LOCKED and mlockall(MCL_FUTURE) from it (the former two are done later;
- * with the latter, pages are locked as they come, and not read ahead); and what is to replace other
- * mappings (MAP_FIXED), which other threads may be reading, is made elsewhere and then
- * moved over them in one step, or, if that fails, not at all.
+ * Owns which calls are ours, and their place in the conversation with the host; place.h has
+ * what is then done in the address space.
  *
  * What the kernel refuses whatever the file system is left to it, for the right errno; so
  * is what is not ours: other files, PROT_EXEC.
@@ -16,33 +11,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "cache_maps.h"
+#include "place.h"
 #include "preload.h"
 
-#define PAGE_MASK ((uint64_t)DF_PAGE_SIZE - 1)
 #define USER_END (UINT64_C(1) << 47)	/* unless a program asks for more by a hint */
-
-enum {
-	PROT_ALL = PROT_READ | PROT_WRITE | PROT_EXEC,
-	/* What MAP_SHARED_VALIDATE knows with every file system (include/linux/mman.h, LEGACY_MAP_MASK).
-	 * 0x4000000: MAP_UNINITIALIZED; the sizes of huge pages are in the topmost bits. */
-	LEGACY_FLAGS = MAP_SHARED | MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS | MAP_DENYWRITE | MAP_EXECUTABLE |
-		       MAP_GROWSDOWN | MAP_LOCKED | MAP_NORESERVE | MAP_POPULATE | MAP_NONBLOCK | MAP_STACK |
-		       MAP_HUGETLB | MAP_32BIT | 0x4000000,
-	ELSEWHERE_TRIES = 3,
-};
-
-struct request {
-	void *addr;
-	size_t len;
-	int prot, flags, fd;
-	off_t offset;
-};
 
 static void *map_raw(void *addr, size_t len, int prot, int flags, int fd, off_t offset)
 {
@@ -54,124 +30,18 @@ static int call(long number, uint64_t a, uint64_t b, uint64_t c)
 	return syscall(number, a, b, c) < 0 ? errno : 0;
 }
 
-static bool is_shared(const struct request *q)
+static long call_here(struct caller *c, long number, const uint64_t a[6])
 {
-	int type = q->flags & MAP_TYPE;
+	long r = syscall(number, a[0], a[1], a[2], a[3], a[4], a[5]);
 
-	return type == MAP_SHARED || type == MAP_SHARED_VALIDATE;
+	(void)c;
+	return r == -1 ? -errno : r;
 }
 
-/* mm/mmap.c, do_mmap(): each of these fails, for a file of any kind. */
-static bool refused_by_kernel(const struct request *q)
-{
-	int type = q->flags & MAP_TYPE;
-	int access = (int)syscall(SYS_fcntl, q->fd, F_GETFL);
-
-	if (access < 0 || access & O_PATH)
-		return true;
-	access &= O_ACCMODE;
-	if (access != O_RDONLY && access != O_RDWR)
-		return true;
-	if (is_shared(q) && q->prot & PROT_WRITE && access != O_RDWR)
-		return true;
-	if (type == MAP_SHARED_VALIDATE && q->flags & ~LEGACY_FLAGS)
-		return true;
-	if (q->len > INT64_MAX || q->offset > INT64_MAX - (off_t)q->len)
-		return true;
-	return (!is_shared(q) && type != MAP_PRIVATE) || q->flags & MAP_HUGETLB || !q->len ||
-	       q->offset & (off_t)PAGE_MASK || q->offset < 0 ||
-	       (q->flags & MAP_FIXED && (uint64_t)q->addr & PAGE_MASK);
-}
-
-static bool is_on_mount(int fd)
-{
-	struct statx st;
-	struct stat old;
-
-	if (fd < 0)
-		return false;
-	/* DONT_SYNC: neither changes, and its file system need not be asked */
-	if (!syscall(SYS_statx, fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &st))
-		return makedev(st.stx_dev_major, st.stx_dev_minor) == settings()->device && S_ISREG(st.stx_mode);
-	/* some sandboxes have never heard of it */
-	return !syscall(SYS_fstat, fd, &old) && old.st_dev == settings()->device && S_ISREG(old.st_mode);
-}
-
-struct placed {
-	uint64_t at, len;		/* what is mapped now */
-	uint64_t target;		/* where it is to be; other than `at`: it is moved there */
-};
-
-static bool overlap(uint64_t a, uint64_t b, uint64_t len)
-{
-	return a < b + len && b < a + len;
-}
-
-/* Where nothing of [target, target + len) is.  The kernel may choose a gap at either end of it. */
-static void *map_elsewhere(uint64_t target, uint64_t len, int flags, int cache, off_t offset)
-{
-	void *at[ELSEWHERE_TRIES];
-	int n, i, error;
-
-	for (n = 0; n < ELSEWHERE_TRIES; n++) {
-		at[n] = map_raw(NULL, len, PROT_NONE, flags, cache, offset);
-		if (at[n] == MAP_FAILED || !overlap((uint64_t)at[n], target, len))
-			break;
-	}
-	error = n < ELSEWHERE_TRIES ? errno : ENOMEM;
-	for (i = 0; i < n; i++)
-		syscall(SYS_munmap, at[i], len);
-	errno = error;
-	return n < ELSEWHERE_TRIES ? at[n] : MAP_FAILED;
-}
-
-static int place(struct placed *p, const struct request *q, int cache, bool private)
-{
-	bool replace = (q->flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)) == MAP_FIXED;
-	int flags = q->flags & ~(MAP_POPULATE | MAP_LOCKED);
-	void *at;
-
-	if (private && is_shared(q))
-		flags = (flags & ~MAP_TYPE) | MAP_PRIVATE;
-	p->len = (q->len + PAGE_MASK) & ~PAGE_MASK;
-	p->target = (uint64_t)q->addr;
-	if (replace)
-		at = map_elsewhere(p->target, p->len, flags & ~MAP_FIXED, cache, q->offset);
-	else
-		at = map_raw(q->addr, q->len, PROT_NONE, flags, cache, q->offset);
-	if (at == MAP_FAILED)
-		return errno;
-	p->at = (uint64_t)at;
-	if (!replace)
-		p->target = p->at;
-	return 0;
-}
-
-/* It is registered: open it to the program, where the program wants it. */
-static int finish(struct placed *p, const struct request *q)
-{
-	int error = 0;
-	long at;
-
-	if (q->prot & PROT_ALL)
-		error = call(SYS_mprotect, p->at, p->len, (uint64_t)(q->prot & PROT_ALL));
-	if (!error && q->flags & MAP_LOCKED) {
-		/* the limits only: whether it can be read is nothing that mmap() reports */
-		error = call(SYS_mlock2, p->at, p->len, MLOCK_ONFAULT);
-		if (error == ENOMEM)
-			error = EAGAIN;
-	}
-	if (error || p->at == p->target)
-		return error;
-	at = syscall(SYS_mremap, p->at, p->len, p->len, MREMAP_MAYMOVE | MREMAP_FIXED, p->target);
-	if (at == -1)	/* EINVAL: beyond the end of the address space, as mmap() has it ENOMEM */
-		return errno == EINVAL ? ENOMEM : errno;
-	p->at = p->target;
-	return 0;
-}
+static struct caller here = { .call = call_here };
 
 /* -> 0, or what mmap() fails with; *dead when it is for the connection. */
-static int map_cache(struct client *client, const struct request *q, struct placed *p, bool *dead)
+static int map_cache(struct client *client, const struct map_request *q, struct placed *p, bool *dead)
 {
 	bool private;
 	int cache, error, r;
@@ -180,42 +50,37 @@ static int map_cache(struct client *client, const struct request *q, struct plac
 	*dead = r < 0;
 	if (r)
 		return wire_errno(r);
-	error = place(p, q, cache, private);
+	error = place_map(p, q, cache, private, &here);
 	syscall(SYS_close, cache);
 	r = client_mapped(client, error ? 0 : p->at, error ? 0 : p->len);
 	if (r < 0)
 		client_close(client);
 	if (error)
 		return error;
-	if (r > 0)
-		error = r;
-	else if (r < 0)
-		error = ENODEV;
-	else
-		error = finish(p, q);
-	if (error) {
+	if (r) {
 		syscall(SYS_munmap, p->at, p->len);
-		return error;
+		return r > 0 ? r : ENODEV;
 	}
+	error = place_finish(p, q, &here);
+	if (error)
+		return error;
 	if (wire_unfollowed())
 		call(SYS_madvise, p->at, p->len, MADV_DONTFORK);
-	demoted_set(p->at, p->at + p->len, private && is_shared(q));
+	demoted_set(p->at, p->at + p->len, private && request_is_shared(q));
 	wire_set_mapped();
 	return 0;
 }
 
-/* What mmap() does at last, and does not report. */
-static void populate(const struct placed *p, const struct request *q)
+static void populate(const struct placed *p, const struct map_request *q)
 {
-	bool copies = !is_shared(q) && q->prot & PROT_WRITE;
+	uint64_t args[6];
+	long number = place_populates(p, q, args);
 
-	if (q->flags & MAP_LOCKED)
-		call(SYS_mlock, p->at, p->len, 0);
-	else if ((q->flags & (MAP_POPULATE | MAP_NONBLOCK)) == MAP_POPULATE && q->prot & PROT_ALL)
-		call(SYS_madvise, p->at, p->len, copies ? MADV_POPULATE_WRITE : MADV_POPULATE_READ);
+	if (number >= 0)
+		call(number, args[0], args[1], args[2]);
 }
 
-static void *map(const struct request *q)
+static void *map(const struct map_request *q)
 {
 	int before = errno, error;
 	struct conversation c;
@@ -249,13 +114,13 @@ static void *map(const struct request *q)
 
 EXPORT void *mmap(void *addr, size_t len, int prot, int flags, int fd, off_t offset)
 {
-	struct request q = {
-		.addr = addr, .len = len, .prot = prot, .flags = flags, .fd = fd, .offset = offset,
+	struct map_request q = {
+		.addr = (uint64_t)addr, .len = len, .prot = prot, .flags = flags, .fd = fd, .offset = offset,
 	};
 	int error = errno;
 
-	if (flags & MAP_ANONYMOUS || prot & PROT_EXEC || !settings()->on || !is_on_mount(fd) ||
-	    refused_by_kernel(&q)) {
+	if (flags & MAP_ANONYMOUS || prot & PROT_EXEC || !settings()->on || !request_is_on(fd, settings()->device) ||
+	    request_is_refused(&q, (int)syscall(SYS_fcntl, fd, F_GETFL))) {
 		errno = error;
 		return map_raw(addr, len, prot, flags, fd, offset);
 	}
@@ -294,7 +159,7 @@ static int sync_caches(uint64_t start, uint64_t len)
 	if (r >= 0)
 		return r;
 	/* What was stored there is not safe.  But other files must not fail with our host. */
-	return maps_each_cache(start, start + len, any, NULL) ? EIO : 0;
+	return maps_each_cache(MAPS_SELF, start, start + len, any, NULL) ? EIO : 0;
 }
 
 EXPORT int msync(void *addr, size_t len, int flags)
@@ -304,7 +169,7 @@ EXPORT int msync(void *addr, size_t len, int flags)
 
 	/* ENOMEM: there are holes in it, and the rest was synced all the same */
 	if ((!error || error == ENOMEM) && flags & MS_SYNC && len && settings()->on && wire_mapped()) {
-		int cache_error = sync_caches((uint64_t)addr, (len + PAGE_MASK) & ~PAGE_MASK);
+		int cache_error = sync_caches((uint64_t)addr, (len + IN_PAGE) & ~IN_PAGE);
 
 		if (!error)
 			error = cache_error;

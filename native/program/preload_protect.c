@@ -173,7 +173,7 @@ static uint64_t first_denied(uint64_t start, uint64_t end)
 	while (start < end && find(start, end, &r)) {
 		uint64_t at = r.start;
 
-		there = maps_each_cache(r.start, r.end, first_private, &at);
+		there = maps_each_cache(MAPS_SELF, r.start, r.end, first_private, &at);
 		if (there)	/* or /proc cannot be read: the table it is, then */
 			return at;
 		start = r.end;

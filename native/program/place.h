@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * place.h - how a page cache gets to where a program wants its file.
+ *
+ * Owns the order of the system calls; whoever makes them in the program's address space
+ * is struct caller's: the preloaded library itself, or a tracer that has its tracee make
+ * them.  Must not speak to the host, and keeps no state.
+ *
+ * Nobody may touch a page of a cache before the host has registered the mapping: the page
+ * would be made of zeros, for everybody who has the file mapped.  So it is mapped PROT_NONE
+ * at first, which also keeps MAP_POPULATE, MAP_LOCKED and mlockall(MCL_FUTURE) from it (the
+ * former two are done later; with the latter, pages are locked as they come, and not read
+ * ahead); and what is to replace other mappings (MAP_FIXED), which other threads may be reading, is made
+ * elsewhere and then moved over them in one step, or, if that fails, not at all.
+ *
+ * May be called from a signal handler and after fork().
+ */
+#ifndef DAXFAULT_PROGRAM_PLACE_H
+#define DAXFAULT_PROGRAM_PLACE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "abi.h"
+
+#define IN_PAGE ((uint64_t)DF_PAGE_SIZE - 1)	/* the bits of an address that lie within its page */
+
+/* What mmap(2) was asked for. */
+struct map_request {
+	uint64_t addr, len;
+	int prot, flags, fd;
+	int64_t offset;
+};
+
+/* A system call in the program's address space. -> its result, or -errno. */
+struct caller {
+	long (*call)(struct caller *, long number, const uint64_t args[6]);
+};
+
+struct placed {
+	uint64_t at, len;		/* what is mapped now */
+	uint64_t target;		/* where it is to be; other than `at`: it is moved there */
+};
+
+bool request_is_shared(const struct map_request *q);
+
+/* Whether the kernel refuses it, for a file of any kind: mmap(2) is to be left to it, for the
+ * right errno.  access: what fcntl(F_GETFL) says of the file, or -1. */
+bool request_is_refused(const struct map_request *q, int access);
+
+/* Whether an open descriptor of the calling process is a regular file of `device`.  Asks no
+ * file system. */
+bool request_is_on(int fd, dev_t device);
+
+/* Map `cache`, inaccessible.  private: MAP_PRIVATE in place of MAP_SHARED. -> 0 or errno. */
+int place_map(struct placed *p, const struct map_request *q, int cache, bool private, struct caller *c);
+
+/* It is registered: open it to the program, where the program wants it.  -> 0, or the errno
+ * that mmap() fails with when it has been unmapped at p->at. */
+int place_finish(struct placed *p, const struct map_request *q, struct caller *c);
+
+/* The call that mmap() makes at last, and does not report.  -> its number, or -1: none. */
+long place_populates(const struct placed *p, const struct map_request *q, uint64_t args[6]);
+
+#endif
