@@ -214,7 +214,8 @@ class ProgramHost:
 
     def _converse(self, number: int, sock: socket.socket) -> None:
         peer = _Peer()
-        with sock, contextlib.suppress(ConnectionError):
+        # a program may be killed amid a request
+        with sock, contextlib.suppress(ConnectionError, ProcessLookupError, FileNotFoundError):
             while self._readable(sock.fileno()):
                 message, fds, flags, _ = socket.recv_fds(sock, 4096, 4)
                 assert not flags & socket.MSG_CTRUNC
@@ -321,7 +322,10 @@ class _Area:
 
 
 def _maps(task: int) -> Iterator[_Area]:
-    for line in Path(f"/proc/{task}/maps").read_text().splitlines():
+    text = Path(f"/proc/{task}/maps").read_text()
+    for thread in os.listdir(f"/proc/{task}/task"):  # the first may have ended: then it shows nothing
+        text = text or Path(f"/proc/{task}/task/{thread}/maps").read_text()
+    for line in text.splitlines():
         span, _, offset, _, inode, *name = line.split(maxsplit=5)
         start, end = (int(x, 16) for x in span.split("-"))
         yield _Area(start, end, int(offset, 16), int(inode), "".join(name).startswith("/memfd:daxfault:"))
