@@ -33,12 +33,11 @@ LONGEST = 0.016
 POLL_INTERVAL = 1.0
 POLL_MOST = 1000  # watched files named at a time: about 5 ms of work
 
-MODIFIED: int = flags.MODIFY  # inotify's events, and 0 when a file's turn has come
 ATTRIBUTES: int = flags.ATTRIB
-_EVENTS = MODIFIED | ATTRIBUTES
+_EVENTS: int = flags.MODIFY | ATTRIBUTES
 _BUFFER = 1 << 16
 
-# is given inodes, each with its events; answers whether any file had changed
+# is given inodes, each with its events or, when it is its turn, 0; answers whether any file had changed
 Changed = Callable[[Sequence[tuple[Inode, int]]], Awaitable[bool]]
 
 
