@@ -15,6 +15,7 @@ stop the mount.  A backing file system that does not even answer stat(2) does.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -131,9 +132,11 @@ class Base(pyfuse3.Operations):
         return await trio.to_thread.run_sync(call, *args, limiter=self._kernel, abandon_on_cancel=True)
 
     def changed_by_us(self, inode: Inode) -> None:
-        """Attributes of `inode` were just changed for a client: its new ctime is no stranger's."""
+        """Attributes of `inode` were just changed for a client: its new ctime is no stranger's.  Never
+        raises, as what was asked for is done."""
         if inode.file is not None:
-            inode.ctime_ns = os.fstat(inode.file.fileno()).st_ctime_ns
+            with contextlib.suppress(OSError):
+                inode.ctime_ns = os.fstat(inode.file.fileno()).st_ctime_ns
 
     def attributes(self, inode: Inode, st: os.stat_result) -> pyfuse3.EntryAttributes:
         """The reply that tells the kernel about `inode`, whose backing file's stat is `st`.

@@ -108,12 +108,12 @@ class Files(Names, Directories, Opened):
                 if ctx.uid != 0:
                     _clear_set_id(file)
                 await self.in_thread(file.truncate, 0)
-            if time.monotonic() < inode.stored_until:
-                keep_cache = False
-            elif first:
+            if first:
                 keep_cache = inode.seen is not None and inode.seen == look(file)
             else:
                 keep_cache = not self.recheck(inode)
+            if time.monotonic() < inode.stored_until:  # pages may have changed without a trace (opened.py)
+                keep_cache = False
             return self._handle_of(inode, keep_cache=keep_cache)
         except BaseException:
             self.unuse(inode)

@@ -9,9 +9,9 @@ a quiet time is passed on at once; while events keep coming and nothing has in
 fact changed, files are named ever more rarely, down to once in LONGEST, so that
 a busy writer costs little.
 
-Stores to a mapping of the backing file raise no event (inotify(7)): so every file in
-use is named once in POLL_INTERVAL besides, and that is all that happens to the files
-that got no watch, where the system has no watch or inotify instance left.
+Stores to a mapping of the backing file raise no event (inotify(7)): so files in use
+are named besides, POLL_MOST of them in a POLL_INTERVAL, by turns.  Where the system has
+no watch or inotify instance left, the files that got none are named in each.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ log = logging.getLogger(__name__)
 SHORTEST = 0.001  # seconds between two looks
 LONGEST = 0.016
 POLL_INTERVAL = 1.0
+POLL_MOST = 1000  # watched files named at a time: about 5 ms of work
 
-MODIFIED: int = flags.MODIFY  # inotify's events, and 0 when a file's turn has come
 ATTRIBUTES: int = flags.ATTRIB
-_EVENTS = MODIFIED | ATTRIBUTES
+_EVENTS: int = flags.MODIFY | ATTRIBUTES
 _BUFFER = 1 << 16
 
-# is given inodes, each with its events; answers whether any file had changed
+# is given inodes, each with its events or, when it is its turn, 0; answers whether any file had changed
 Changed = Callable[[Sequence[tuple[Inode, int]]], Awaitable[bool]]
 
 
@@ -116,15 +116,16 @@ class Watch:
             await trio.sleep(interval)
 
     async def _poll(self, changed: Changed) -> None:
+        begin = 0
         while True:
             await self._some.wait()
             await trio.sleep(POLL_INTERVAL)
-            if self._wd or self._polled:
-                await changed(
-                    [*((inode, 0) for inode in self._wd), *((inode, _EVENTS) for inode in self._polled)]
-                )
-            else:
+            if not self._wd and not self._polled:
                 self._some = trio.Event()
+                continue
+            watched = list(self._wd)[begin : begin + POLL_MOST]
+            begin = begin + POLL_MOST if len(watched) == POLL_MOST else 0
+            await changed([*((inode, 0) for inode in watched), *((inode, _EVENTS) for inode in self._polled)])
 
     def close(self) -> None:
         """Give the inotify instance back."""

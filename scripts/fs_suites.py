@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import signal
 import sys
 import tempfile
@@ -172,6 +173,10 @@ def main(
         if name not in known:
             print(f"fs_suites: {name}: not one of {', '.join(known)}", file=sys.stderr)
             raise typer.Exit(2)
+    if os.geteuid() != 0:
+        print("fs_suites: cases are those of several users, which takes root", file=sys.stderr)
+        raise typer.Exit(3)
+    os.umask(0o022)
     tell = Teller()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unmounting on the way
     with tempfile.TemporaryDirectory(prefix="daxfault-", dir=backing, ignore_cleanup_errors=True) as folder:

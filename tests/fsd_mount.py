@@ -231,6 +231,12 @@ class Served:
 
         self.fs.watch._inotify.add_watch = add_watch
 
+    def look_at(self, files: int) -> None:
+        """Have this many watched files looked at in a turn."""
+        import fsd.watch
+
+        fsd.watch.POLL_MOST = files
+
 
 async def _serve() -> None:
     import trio

@@ -4,6 +4,7 @@
 attr_timeout is a minute here: what is seen sooner was told to the kernel.
 """
 
+import contextlib
 import mmap
 import os
 import subprocess
@@ -205,3 +206,20 @@ def test_attributes_changed_through_the_mount_leave_the_kernels_pages(slow: FsdM
         slow.ask("count_reads")
         assert len(os.pread(file.fileno(), 4096, 0)) == 4096
         assert slow.ask("reads") == 0
+
+
+def test_stores_behind_the_mount_are_seen_by_turns_where_more_files_are_in_use_than_a_turn_has(
+    slow: FsdMount,
+) -> None:
+    slow.ask("look_at", files=1)
+    with contextlib.ExitStack() as stack:
+        readers = []
+        for name in ("f", "g", "h"):
+            (slow.source / name).write_bytes(b"a" * 4096)
+            readers.append(stack.enter_context(open(slow.path / name, "rb")))
+            assert os.pread(readers[-1].fileno(), 1, 0) == b"a"
+        for name in ("f", "g", "h"):
+            with open(slow.source / name, "r+b") as file, mmap.mmap(file.fileno(), 0) as area:
+                area[0] = ord("b")
+        for reader in readers:
+            eventually(lambda reader=reader: os.pread(reader.fileno(), 1, 0) == b"b", "the new data is read")

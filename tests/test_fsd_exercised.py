@@ -46,7 +46,7 @@ def told(program: subprocess.Popen[str]) -> dict[str, Any]:
 
 def test_random_operations_on_a_file_agree_with_a_model(quick: FsdMount) -> None:
     programs = [
-        start("exerciser.py", quick.path / f"f{seed}", "--seed", seed, "--count", 25_000) for seed in (1, 2)
+        start("exerciser.py", quick.path / f"f{seed}", "--seed", seed, "--count", 20_000) for seed in (1, 2)
     ]
     for program in programs:
         counts = told(program)["counts"]
