@@ -156,7 +156,7 @@ class Kvm:
         return memoryview(ffi.buffer(start, length))
 
     def memslot(self, slot: int, gpa: int, length: int, hva: int) -> None:
-        """KVM_SET_USER_MEMORY_REGION; length 0 takes it away."""
+        """KVM_SET_USER_MEMORY_REGION, in place of what the slot was; length 0 takes it away.  May block."""
         _check(lib.df_kvm_memslot(self._live(), slot, gpa, length, hva), f"memslot {slot}")
 
     def exits_fd(self) -> int:
@@ -251,6 +251,12 @@ class Kvm:
         out = ffi.new("struct df_kvm_stat[]", _MOST_STATS)
         n = _check(lib.df_kvm_stats(self._live(), vcpu, out, _MOST_STATS), f"vCPU {vcpu}")
         return {ffi.string(stat.name).decode(): int(stat.value) for stat in out[0:n]}
+
+    def faults(self, vcpu: int) -> tuple[int, int]:
+        """Faults taken and fixed, by those counters; for who asks often."""
+        out = ffi.new("struct df_kvm_faults *")
+        _check(lib.df_kvm_faults(self._live(), vcpu, out), f"vCPU {vcpu}")
+        return int(out.taken), int(out.fixed)
 
     def _live(self) -> Any:
         if self._kvm is None:

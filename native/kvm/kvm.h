@@ -114,7 +114,8 @@ int df_kvm_new(const struct df_kvm_options *options, struct df_kvm **out);
 void df_kvm_free(struct df_kvm *machine);
 /* The guest's memory, DF_KVM_RAM_LEN bytes. */
 void *df_kvm_ram(struct df_kvm *machine);
-/* Length 0 takes the slot away.  Slot 0 is the guest's memory. */
+/* In place of what the slot was; length 0 takes it away.  Slot 0 is the guest's memory.  No vCPU runs
+ * meanwhile, so none sees it gone. */
 int df_kvm_memslot(struct df_kvm *machine, uint32_t slot, uint64_t gpa, uint64_t len, uint64_t hva);
 
 /* Readable when df_kvm_exits() has something. */
@@ -143,6 +144,12 @@ int df_kvm_tell(struct df_kvm *machine, uint32_t vcpu, uint32_t via, const struc
 int df_kvm_translate(struct df_kvm *machine, uint32_t vcpu, uint64_t gva, uint64_t *gpa);
 
 int df_kvm_msi(struct df_kvm *machine, uint32_t vcpu, uint32_t vector);
+/* The counters of faults, also of a vCPU that runs; as df_kvm_stats(). */
+struct df_kvm_faults {
+	uint64_t taken;			/* pf_taken, or pf_guest where that is more */
+	uint64_t fixed;
+};
+int df_kvm_faults(struct df_kvm *machine, uint32_t vcpu, struct df_kvm_faults *out);
 /* -> cycles of the guest's TSC in a millisecond. */
 int df_kvm_tsc_khz(struct df_kvm *machine, uint32_t vcpu);
 /* -> statistics of a vCPU, also of one that runs; -ENOSYS where there are none. */

@@ -155,11 +155,7 @@ class Window:
         self._failing, self.rescued = LENGTH, None
 
     def _extend(self, length: int) -> None:
-        # a memslot's size cannot be changed, it must go for a moment (api.rst, 4.35); an access
-        # meanwhile is an MMIO exit too, which is decided like any other: dead or not
-        self._kvm.memslot(SLOT, GPA, 0, self.hva)
-        if length:
-            self._kvm.memslot(SLOT, GPA, length, self.hva)
+        self._kvm.memslot(SLOT, GPA, length, self.hva)
 
     def close(self) -> None:
         """After the machine has gone.  Safe to call twice."""

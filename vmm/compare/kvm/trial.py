@@ -263,9 +263,8 @@ class KvmTrial:
 
     def _counts(self, vcpu: Vcpu) -> tuple[int, int, int]:
         """Faults taken and fixed, by KVM's count, and those not present, by the guest's."""
-        stats = self.guest.kvm.stats(vcpu.number) if self._counted else {}
-        taken = max(stats.get("pf_taken", 0), stats.get("pf_guest", 0))
-        return taken, stats.get("pf_fixed", 0), vcpu.mailbox.counts().not_present
+        taken, fixed = self.guest.kvm.faults(vcpu.number) if self._counted else (0, 0)
+        return taken, fixed, vcpu.mailbox.counts().not_present
 
     def _loop(
         self, steps: Sequence[Step], before: list[tuple[int, int, int]], seconds: float
