@@ -81,7 +81,7 @@ async def loop(rescue: Rescue, samples: Samples, *, apf: bool) -> None:
         os.ftruncate(fd, dead)
         with trio.fail_after(10):
             while not guest.told:  # noqa: ASYNC110 - nobody else waits for this
-                await trio.sleep(0.0002)
+                await trio.sleep(0.002)
         (rescued,), told = guest.rescued, guest.told[0]
         seen = rescued.at - int(rescued.work * 1e9)
         note(samples, f"noticed, async page faults {'on' if apf else 'off'}", (seen - began) / 1e6)
