@@ -35,7 +35,7 @@ T = TypeVar("T")
 LOOK_SECONDS = 0.001
 _REMEMBERED = 16  # exits of a vCPU, for a dump
 _DEFERRALS = 10_000
-_FAILED = (ExitKind.EFAULT, ExitKind.SIGBUS, ExitKind.MMIO, ExitKind.MEMORY)
+FAILED = (ExitKind.EFAULT, ExitKind.SIGBUS, ExitKind.MMIO, ExitKind.MEMORY)
 
 
 class GuestEnded(DaxfaultError):
@@ -238,7 +238,7 @@ class Machine:
             self._halt(me)
         elif ring == lib.DF_KVM_RING_PANIC:
             self._end(me, f"the guest's kernel panicked: {_shown(me.mailbox.panic())}", GuestPanicked)
-        elif exit.kind in _FAILED:
+        elif exit.kind in FAILED:
             await self._failed(me, exit)
         elif exit.kind is ExitKind.STOPPED:
             self._halt(me)
