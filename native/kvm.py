@@ -293,11 +293,11 @@ class Mapping:
         return cls(int(out[0]), length)
 
     def unmap_tail(self, start: int) -> None:
-        """munmap(2) of everything from `start`, an offset, on."""
-        self._tail(lib.df_window_unmap, start)
+        """Nothing is mapped any more from `start`, an offset, on; the range stays ours."""
+        self._tail(lib.df_window_vacate, start)
 
     def forbid_tail(self, start: int) -> None:
-        """PROT_NONE."""
+        """What is mapped becomes PROT_NONE."""
         self._tail(lib.df_window_forbid, start)
 
     def poison_tail(self, start: int) -> None:

@@ -163,7 +163,9 @@ int df_kvm_stats(struct df_kvm *machine, uint32_t vcpu, struct df_kvm_stat *out,
 int df_window_file(int fd, uint64_t offset, uint64_t len, int writable, uint64_t *hva);
 int df_window_anonymous(uint64_t len, uint64_t *hva);
 int df_window_unmap(uint64_t hva, uint64_t len);
-/* Over what is there, in one step: */
+/* Over what is there, in one step, which leaves no hole: */
+/* Nothing: the range is kept, and cannot be accessed. */
+int df_window_vacate(uint64_t hva, uint64_t len);
 int df_window_again(int fd, uint64_t offset, uint64_t hva, uint64_t len, int writable);
 int df_window_forbid(uint64_t hva, uint64_t len);
 int df_window_poison(uint64_t hva, uint64_t len);

@@ -25,8 +25,8 @@ SLOT = 1
 class Rescue(enum.StrEnum):
     """How a dead tail is made to fail, and what the vCPU then exits with."""
 
-    UNMAP = "unmap"  # munmap: EFAULT
-    FORBID = "forbid"  # PROT_NONE: EFAULT
+    UNMAP = "unmap"  # the file is unmapped: EFAULT
+    FORBID = "forbid"  # its mapping is made PROT_NONE: EFAULT
     SHRINK = "shrink"  # the memslot ends before it: MMIO, with the exact gpa
     POISON = "poison"  # poison moved over it: SIGBUS, with the page's hva
 
