@@ -156,7 +156,7 @@ class Kvm:
         return memoryview(ffi.buffer(start, length))
 
     def memslot(self, slot: int, gpa: int, length: int, hva: int) -> None:
-        """KVM_SET_USER_MEMORY_REGION; length 0 takes it away."""
+        """KVM_SET_USER_MEMORY_REGION, in place of what the slot was; length 0 takes it away.  May block."""
         _check(lib.df_kvm_memslot(self._live(), slot, gpa, length, hva), f"memslot {slot}")
 
     def exits_fd(self) -> int:
@@ -252,6 +252,12 @@ class Kvm:
         n = _check(lib.df_kvm_stats(self._live(), vcpu, out, _MOST_STATS), f"vCPU {vcpu}")
         return {ffi.string(stat.name).decode(): int(stat.value) for stat in out[0:n]}
 
+    def faults(self, vcpu: int) -> tuple[int, int]:
+        """Faults taken and fixed, by those counters; for who asks often."""
+        out = ffi.new("struct df_kvm_faults *")
+        _check(lib.df_kvm_faults(self._live(), vcpu, out), f"vCPU {vcpu}")
+        return int(out.taken), int(out.fixed)
+
     def _live(self) -> Any:
         if self._kvm is None:
             raise ValueError("the machine is closed")
@@ -287,11 +293,11 @@ class Mapping:
         return cls(int(out[0]), length)
 
     def unmap_tail(self, start: int) -> None:
-        """munmap(2) of everything from `start`, an offset, on."""
-        self._tail(lib.df_window_unmap, start)
+        """Nothing is mapped any more from `start`, an offset, on; the range stays ours."""
+        self._tail(lib.df_window_vacate, start)
 
     def forbid_tail(self, start: int) -> None:
-        """PROT_NONE."""
+        """What is mapped becomes PROT_NONE."""
         self._tail(lib.df_window_forbid, start)
 
     def poison_tail(self, start: int) -> None:

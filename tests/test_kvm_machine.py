@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from needs import require
 
-from native import ffi, kvm, lib
-from native.kvm import Exit, ExitKind, Kvm
+from native import PAGE_SIZE, ffi, kvm, lib
+from native.kvm import Exit, ExitKind, Kvm, Mapping
 
 PATIENCE = 30  # seconds, for a machine that is busy with other things
 
@@ -186,6 +186,57 @@ def test_memslot_that_overlaps_another_is_refused_by_name(machine: Kvm) -> None:
     assert caught.value.errno == errno.EEXIST
 
 
+def test_memslot_that_changes_its_size_is_never_seen_gone(machine: Kvm) -> None:
+    window = Mapping.anonymous(2 * PAGE_SIZE)
+    try:
+        machine.memslot(1, lib.DF_KVM_WINDOW, 2 * PAGE_SIZE, window.hva)
+        for vcpu in range(2):
+            machine.resume(vcpu)
+            next_exit(machine)
+            script(
+                machine,
+                vcpu,
+                {"op": lib.DF_KVM_OP_LOAD, "flags": lib.DF_KVM_RING3, "repeat": 1 << 31},
+            )
+        for pages in (1, 2) * 50:
+            machine.memslot(1, lib.DF_KVM_WINDOW, pages * PAGE_SIZE, window.hva)
+        # an access that found no slot would have been an MMIO exit
+        assert machine.exits() == []
+        for vcpu in range(2):
+            assert machine.stop(vcpu)
+            assert next_exit(machine).kind == ExitKind.STOPPED
+    finally:
+        machine.close()
+        window.close()
+
+
+def test_memslot_that_changes_while_a_vcpu_is_resumed_and_stopped_holds_nobody_up(machine: Kvm) -> None:
+    """Holding, stopping and resuming from two threads: no wake-up is lost."""
+    window = Mapping.anonymous(2 * PAGE_SIZE)
+    ended = threading.Event()
+
+    def change() -> None:
+        while not ended.is_set():
+            for pages in (1, 2):
+                machine.memslot(1, lib.DF_KVM_WINDOW, pages * PAGE_SIZE, window.hva)
+
+    machine.resume(0)
+    next_exit(machine)
+    script(machine, 0, {"op": lib.DF_KVM_OP_SPIN})
+    changer = threading.Thread(target=change)
+    changer.start()
+    try:
+        for _ in range(200):
+            assert machine.stop(0)
+            assert next_exit(machine).kind == ExitKind.STOPPED
+            machine.resume(0)
+    finally:
+        ended.set()
+        changer.join(PATIENCE)
+        machine.close()
+        window.close()
+
+
 def test_machine_that_is_closed_leaves_no_descriptor_and_no_thread() -> None:
     why = kvm.unsupported()
     require(why is None, str(why))
@@ -217,3 +268,5 @@ def test_statistics_of_a_running_vcpu_grow(machine: Kvm) -> None:
     script(machine, 0)
     next_exit(machine)
     assert machine.stats(0)["exits"] > before
+    stats = machine.stats(0)
+    assert machine.faults(0) == (max(stats["pf_taken"], stats["pf_guest"]), stats["pf_fixed"])

@@ -11,10 +11,12 @@ from needs import require
 
 import native
 from native import Engine
+from native.kvm import Mapping
 from vmm.kvm.inject import Injection
 from vmm.kvm.machine import machine
 from vmm.kvm.script import Got, Op, Step, async_pf
 from vmm.kvm.uffd_memory import AnonymousMemory, CachedMemory, Reply
+from vmm.kvm.window import LENGTH, Rescue
 
 POISON = 1 << 14  # UFFD_FEATURE_POISON
 
@@ -79,6 +81,27 @@ def test_page_that_is_poisoned_is_an_error_and_never_a_loop(
             assert guest.rescued == []
 
     trio.run(main)
+
+
+@pytest.mark.parametrize("rescue", [rescue for rescue in Rescue if rescue is not Rescue.SHRINK])
+def test_rescue_leaves_no_hole_for_the_hosts_own_memory(rescue: Rescue) -> None:
+    """Which the guest could reach: the memslot is still there."""
+    mapping = Mapping.anonymous(LENGTH)
+    change = {
+        Rescue.UNMAP: mapping.unmap_tail,
+        Rescue.FORBID: mapping.forbid_tail,
+        Rescue.POISON: mapping.poison_tail,
+    }[rescue]
+    change(CUT * PAGE)
+    try:
+        at = mapping.hva
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            start, end = (int(part, 16) for part in line.split()[0].split("-"))
+            if start <= at < end:
+                at = end
+        assert at >= mapping.hva + LENGTH
+    finally:
+        mapping.close()
 
 
 def test_machine_ends_while_its_vcpu_waits_for_a_page_nobody_brings() -> None:

@@ -42,6 +42,7 @@ struct vcpu {
 	/* under machine->lock */
 	enum vcpu_state state;
 	bool stop;
+	bool held;			/* out of KVM_RUN, for as long as machine->holds */
 	bool told;			/* `exit` has not been read */
 	uint64_t serial;
 	struct df_kvm_exit exit;
@@ -56,6 +57,8 @@ struct df_kvm {
 	uint8_t *ram;
 	uint32_t vcpus;
 	pthread_mutex_t lock;
+	pthread_cond_t left;		/* a vCPU is held, or has stopped */
+	uint32_t holds;			/* under lock */
 	struct vcpu vcpu[DF_KVM_MAX_VCPUS];
 };
 
@@ -66,6 +69,10 @@ int kvm_refused(const char *name);	/* -> -errno */
 /* vcpu.c */
 int vcpu_start(struct vcpu *vcpu);
 void vcpu_end(struct vcpu *vcpu);
+/* Keep every vCPU out of KVM_RUN, without an exit, until vcpus_release(); one that does not
+ * come out within HOLD_MS is let be. */
+void vcpus_hold(struct df_kvm *machine);
+void vcpus_release(struct df_kvm *machine);
 
 /* setup.c */
 int vcpu_setup(struct vcpu *vcpu, struct kvm_cpuid2 *cpuid);

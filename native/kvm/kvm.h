@@ -114,7 +114,8 @@ int df_kvm_new(const struct df_kvm_options *options, struct df_kvm **out);
 void df_kvm_free(struct df_kvm *machine);
 /* The guest's memory, DF_KVM_RAM_LEN bytes. */
 void *df_kvm_ram(struct df_kvm *machine);
-/* Length 0 takes the slot away.  Slot 0 is the guest's memory. */
+/* In place of what the slot was; length 0 takes it away.  Slot 0 is the guest's memory.  No vCPU runs
+ * meanwhile, so none sees it gone. */
 int df_kvm_memslot(struct df_kvm *machine, uint32_t slot, uint64_t gpa, uint64_t len, uint64_t hva);
 
 /* Readable when df_kvm_exits() has something. */
@@ -143,6 +144,12 @@ int df_kvm_tell(struct df_kvm *machine, uint32_t vcpu, uint32_t via, const struc
 int df_kvm_translate(struct df_kvm *machine, uint32_t vcpu, uint64_t gva, uint64_t *gpa);
 
 int df_kvm_msi(struct df_kvm *machine, uint32_t vcpu, uint32_t vector);
+/* The counters of faults, also of a vCPU that runs; as df_kvm_stats(). */
+struct df_kvm_faults {
+	uint64_t taken;			/* pf_taken, or pf_guest where that is more */
+	uint64_t fixed;
+};
+int df_kvm_faults(struct df_kvm *machine, uint32_t vcpu, struct df_kvm_faults *out);
 /* -> cycles of the guest's TSC in a millisecond. */
 int df_kvm_tsc_khz(struct df_kvm *machine, uint32_t vcpu);
 /* -> statistics of a vCPU, also of one that runs; -ENOSYS where there are none. */
@@ -156,7 +163,9 @@ int df_kvm_stats(struct df_kvm *machine, uint32_t vcpu, struct df_kvm_stat *out,
 int df_window_file(int fd, uint64_t offset, uint64_t len, int writable, uint64_t *hva);
 int df_window_anonymous(uint64_t len, uint64_t *hva);
 int df_window_unmap(uint64_t hva, uint64_t len);
-/* Over what is there, in one step: */
+/* Over what is there, in one step, which leaves no hole: */
+/* Nothing: the range is kept, and cannot be accessed. */
+int df_window_vacate(uint64_t hva, uint64_t len);
 int df_window_again(int fd, uint64_t offset, uint64_t hva, uint64_t len, int writable);
 int df_window_forbid(uint64_t hva, uint64_t len);
 int df_window_poison(uint64_t hva, uint64_t len);

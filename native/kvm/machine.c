@@ -97,6 +97,7 @@ int df_kvm_new(const struct df_kvm_options *options, struct df_kvm **out)
 	machine->kvm = machine->vm = machine->exits_fd = -1;
 	machine->spin = options->spin;
 	pthread_mutex_init(&machine->lock, NULL);
+	pthread_cond_init(&machine->left, NULL);
 	error = open_vm(machine, options->irqchip);
 	if (!error)
 		error = load(machine);
@@ -134,6 +135,7 @@ void df_kvm_free(struct df_kvm *machine)
 	close_fd(machine->exits_fd);
 	if (machine->ram)
 		munmap(machine->ram, DF_KVM_RAM_LEN);
+	pthread_cond_destroy(&machine->left);
 	pthread_mutex_destroy(&machine->lock);
 	free(machine);
 }
@@ -148,7 +150,7 @@ int df_kvm_exits_fd(struct df_kvm *machine)
 	return machine->exits_fd;
 }
 
-int df_kvm_memslot(struct df_kvm *machine, uint32_t slot, uint64_t gpa, uint64_t len, uint64_t hva)
+static int put_memslot(struct df_kvm *machine, uint32_t slot, uint64_t gpa, uint64_t len, uint64_t hva)
 {
 	struct kvm_userspace_memory_region region = {
 		.slot = slot,
@@ -158,6 +160,20 @@ int df_kvm_memslot(struct df_kvm *machine, uint32_t slot, uint64_t gpa, uint64_t
 	};
 
 	return kvm_ioctl(machine->vm, KVM_SET_USER_MEMORY_REGION, &region, "KVM_SET_USER_MEMORY_REGION");
+}
+
+int df_kvm_memslot(struct df_kvm *machine, uint32_t slot, uint64_t gpa, uint64_t len, uint64_t hva)
+{
+	int error;
+
+	/* KVM waits until nobody is inside who might use the old slots (synchronize_srcu_expedited() in
+	 * kvm_swap_active_memslots()): a vCPU that faults all the time made that 4 to 20 ms, three times */
+	vcpus_hold(machine);
+	error = put_memslot(machine, slot, gpa, 0, hva);
+	if (len && (!error || error == -EINVAL))	/* there was none */
+		error = put_memslot(machine, slot, gpa, len, hva);
+	vcpus_release(machine);
+	return error;
 }
 
 int df_kvm_msi(struct df_kvm *machine, uint32_t vcpu, uint32_t vector)

@@ -19,25 +19,17 @@
 const char *const probe_rescues[PROBE_RESCUES] = { "unmap", "forbid", "shrink", "poison" };
 const char *const probe_injections[PROBE_INJECTIONS] = { "area", "pf", "mc", "event" };
 
-static int shrink(struct trial *trial)
-{
-	/* its size cannot be changed: it goes, and comes back shorter (api.rst, 4.35) */
-	int error = df_kvm_memslot(trial->machine, 1, DF_KVM_WINDOW, 0, trial->hva);
-
-	return error ? error : df_kvm_memslot(trial->machine, 1, DF_KVM_WINDOW, TRIAL_LIVE, trial->hva);
-}
-
 static int end_loop(struct trial *trial, int how)
 {
 	uint64_t tail = trial->hva + TRIAL_LIVE, len = DF_KVM_WINDOW_LEN - TRIAL_LIVE;
 
 	switch (how) {
 	case 0:
-		return df_window_unmap(tail, len);
+		return df_window_vacate(tail, len);
 	case 1:
 		return df_window_forbid(tail, len);
 	case 2:
-		return shrink(trial);
+		return df_kvm_memslot(trial->machine, 1, DF_KVM_WINDOW, TRIAL_LIVE, trial->hva);
 	default:
 		return df_window_poison(tail, len);
 	}

@@ -14,6 +14,7 @@
 #include "internal.h"
 
 #define MOST_BYTES 65536
+#define MOST_STATS 128
 
 int stats_open(int fd)
 {
@@ -53,9 +54,9 @@ static int parse(const char *from, size_t len, struct df_kvm_stat *out, int most
 	return n;
 }
 
-int df_kvm_stats(struct df_kvm *machine, uint32_t vcpu, struct df_kvm_stat *out, int most)
+/* -> bytes of all of them, at *out, which is the caller's to free; or a negative errno. */
+static int read_stats(struct df_kvm *machine, uint32_t vcpu, char **out)
 {
-	char *buffer;
 	int n;
 
 	if (vcpu >= machine->vcpus)
@@ -64,12 +65,38 @@ int df_kvm_stats(struct df_kvm *machine, uint32_t vcpu, struct df_kvm_stat *out,
 		errno = ENOSYS;
 		return kvm_refused("KVM_GET_STATS_FD");
 	}
-	buffer = malloc(MOST_BYTES);
-	if (!buffer)
+	*out = malloc(MOST_BYTES);
+	if (!*out)
 		return kvm_refused("malloc");
-	n = read_all(machine->vcpu[vcpu].stats_fd, buffer);
-	if (n >= 0)
-		n = parse(buffer, (size_t)n, out, most);
+	n = read_all(machine->vcpu[vcpu].stats_fd, *out);
+	if (n < 0)
+		free(*out);
+	return n;
+}
+
+int df_kvm_stats(struct df_kvm *machine, uint32_t vcpu, struct df_kvm_stat *out, int most)
+{
+	char *buffer;
+	int n = read_stats(machine, vcpu, &buffer);
+
+	if (n < 0)
+		return n;
+	n = parse(buffer, (size_t)n, out, most);
 	free(buffer);
 	return n;
+}
+
+int df_kvm_faults(struct df_kvm *machine, uint32_t vcpu, struct df_kvm_faults *out)
+{
+	struct df_kvm_stat stats[MOST_STATS];
+	int n = df_kvm_stats(machine, vcpu, stats, MOST_STATS);
+
+	memset(out, 0, sizeof(*out));
+	for (int i = 0; i < n; i++) {
+		if (!strcmp(stats[i].name, "pf_fixed"))
+			out->fixed = stats[i].value;
+		else if (!strcmp(stats[i].name, "pf_taken") || !strcmp(stats[i].name, "pf_guest"))
+			out->taken = stats[i].value > out->taken ? stats[i].value : out->taken;
+	}
+	return n < 0 ? n : 0;
 }

@@ -19,6 +19,7 @@
 #include "internal.h"
 
 #define KICK (SIGRTMIN + 3)
+#define HOLD_MS 100
 
 static uint64_t now_ns(void)
 {
@@ -167,13 +168,32 @@ static void complete_mmio(struct vcpu *vcpu, bool write)
 	ioctl(vcpu->fd, KVM_SET_REGS, &before);
 }
 
+/* Wait while the vCPUs are held; -> whether it may run. */
+static bool may_run(struct vcpu *vcpu)
+{
+	struct df_kvm *machine = vcpu->machine;
+	bool stop;
+
+	pthread_mutex_lock(&machine->lock);
+	while (machine->holds && !vcpu->stop) {
+		vcpu->held = true;
+		pthread_cond_signal(&machine->left);
+		pthread_cond_wait(&vcpu->changed, &machine->lock);
+	}
+	vcpu->held = false;
+	stop = vcpu->stop;
+	if (!stop)
+		vcpu->run->immediate_exit = 0;
+	pthread_mutex_unlock(&machine->lock);
+	return !stop;
+}
+
 /* Run until there is something to tell. */
 static void run(struct vcpu *vcpu, struct df_kvm_exit *exit)
 {
 	struct kvm_run *shared = vcpu->run;
-	bool stop = false;
 
-	while (!stop) {
+	while (may_run(vcpu)) {
 		memset(exit, 0, sizeof(*exit));
 		shared->exit_reason = KVM_EXIT_UNKNOWN;
 		exit->error = ioctl(vcpu->fd, KVM_RUN, 0) ? errno : 0;
@@ -194,10 +214,8 @@ static void run(struct vcpu *vcpu, struct df_kvm_exit *exit)
 				complete(vcpu);
 			return;
 		}
-		pthread_mutex_lock(&vcpu->machine->lock);
-		stop = vcpu->stop;
-		pthread_mutex_unlock(&vcpu->machine->lock);
 	}
+	memset(exit, 0, sizeof(*exit));
 	exit->kind = DF_KVM_EXIT_STOPPED;
 }
 
@@ -232,6 +250,7 @@ static void *vcpu_thread(void *arg)
 			break;
 		vcpu->state = VCPU_WAITS;
 		tell(vcpu, &exit);
+		pthread_cond_signal(&machine->left);
 	}
 	pthread_mutex_unlock(&machine->lock);
 	return NULL;
@@ -261,9 +280,51 @@ int vcpu_start(struct vcpu *vcpu)
  * has yet to begin: it saves entering the guest; the signal alone would do. */
 static void kick(struct vcpu *vcpu)
 {
-	vcpu->stop = true;
 	vcpu->run->immediate_exit = 1;
 	pthread_kill(vcpu->thread, KICK);
+}
+
+static void stop(struct vcpu *vcpu)
+{
+	vcpu->stop = true;
+	kick(vcpu);
+	pthread_cond_broadcast(&vcpu->changed);	/* it may be held */
+}
+
+static bool inside(const struct df_kvm *machine)
+{
+	for (uint32_t i = 0; i < machine->vcpus; i++)
+		if (machine->vcpu[i].state == VCPU_RUNS && !machine->vcpu[i].held)
+			return true;
+	return false;
+}
+
+void vcpus_hold(struct df_kvm *machine)
+{
+	struct timespec until;
+
+	clock_gettime(CLOCK_REALTIME, &until);
+	until.tv_nsec += HOLD_MS * 1000000L;
+	until.tv_sec += until.tv_nsec / 1000000000;
+	until.tv_nsec %= 1000000000;
+	pthread_mutex_lock(&machine->lock);
+	machine->holds++;
+	for (uint32_t i = 0; i < machine->vcpus; i++)
+		if (machine->vcpu[i].state == VCPU_RUNS)
+			kick(&machine->vcpu[i]);
+	while (inside(machine))
+		if (pthread_cond_timedwait(&machine->left, &machine->lock, &until))
+			break;
+	pthread_mutex_unlock(&machine->lock);
+}
+
+void vcpus_release(struct df_kvm *machine)
+{
+	pthread_mutex_lock(&machine->lock);
+	machine->holds--;
+	for (uint32_t i = 0; i < machine->vcpus; i++)
+		pthread_cond_broadcast(&machine->vcpu[i].changed);
+	pthread_mutex_unlock(&machine->lock);
 }
 
 void vcpu_end(struct vcpu *vcpu)
@@ -272,8 +333,7 @@ void vcpu_end(struct vcpu *vcpu)
 		return;
 	pthread_mutex_lock(&vcpu->machine->lock);
 	vcpu->state = VCPU_ENDS;
-	kick(vcpu);
-	pthread_cond_broadcast(&vcpu->changed);
+	stop(vcpu);
 	pthread_mutex_unlock(&vcpu->machine->lock);
 	pthread_join(vcpu->thread, NULL);
 }
@@ -305,7 +365,7 @@ int df_kvm_stop(struct df_kvm *machine, uint32_t number)
 		return -EINVAL;
 	pthread_mutex_lock(&machine->lock);
 	if (vcpu->state == VCPU_RUNS)
-		kick(vcpu);
+		stop(vcpu);
 	else
 		error = -EALREADY;
 	pthread_mutex_unlock(&machine->lock);

@@ -47,6 +47,16 @@ int df_window_unmap(uint64_t hva, uint64_t len)
 	return munmap((void *)hva, len) ? kvm_refused("munmap") : 0;
 }
 
+/* Not munmap: the next mapping of this process, its heap perhaps, would lie where the memslot still
+ * is, and be the guest's. */
+int df_window_vacate(uint64_t hva, uint64_t len)
+{
+	int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
+	uint64_t at;
+
+	return mapped(mmap((void *)hva, len, PROT_NONE, flags, -1, 0), len, &at);
+}
+
 int df_window_again(int fd, uint64_t offset, uint64_t hva, uint64_t len, int writable)
 {
 	int flags = OF_FILE | MAP_FIXED;

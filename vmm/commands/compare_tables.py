@@ -117,14 +117,16 @@ def _style(cell: Cell | None) -> str:
 
 
 def markdown(found: Comparison) -> str:
-    """docs/designs/table.md."""
+    """docs/designs/table.md, and kvm-table.md."""
     names = [row.name for row in found.rows]
+    guests = {row.guest for row in found.rows}
+    guest = "" if guests == {"standin"} else " --guest kvm" if guests == {"kvm"} else " --guest both"
     lines = [
-        "# What each design did",
+        "# What each design did" if not guest else "# What each design did, and what is done on KVM",
         "",
-        "`daxfault compare --markdown` writes this page: designs against accesses, what each got, on the",
-        f"machine where it ran. Linux {found.kernel}, loops watched for {found.seconds:g} s. ✓ is the right",
-        "end, ~ the right error without its address, ✗ a wrong end. What every row is:",
+        f"`daxfault compare{guest} --markdown` writes this page: designs against accesses, what each got,",
+        f"on the machine where it ran. Linux {found.kernel}, loops watched for {found.seconds:g} s. ✓ is the",
+        "right end, ~ the right error without its address, ✗ a wrong end. What every row is:",
         "[../compare.md](../compare.md).",
         "",
         f"| | {' | '.join(names)} |",

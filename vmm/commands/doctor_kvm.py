@@ -25,7 +25,7 @@ _CASES = {
     "kernel": "off, in ring 0",
 }
 _RESCUES = {
-    "unmap": "munmap",
+    "unmap": "unmapped",
     "forbid": "PROT_NONE",
     "shrink": "a shorter memslot",
     "poison": "poison moved over it",

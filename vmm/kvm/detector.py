@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 
-FAULTS = 8
+FAULTS = 4
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Suspicion:
 
 
 class Detector:
-    """The rule for one vCPU.  Fed with time in seconds and the vCPU's statistics."""
+    """The rule for one vCPU.  Fed with time in seconds and the vCPU's faults so far (Kvm.faults())."""
 
     def __init__(self, vcpu: int, faults: int = FAULTS) -> None:
         self._vcpu = vcpu
@@ -39,10 +39,7 @@ class Detector:
         """The vCPU was stopped, or starts something new."""
         self._fixed = -1
 
-    def look(self, now: float, stats: dict[str, int]) -> Suspicion | None:
-        fixed = stats.get("pf_fixed", 0)
-        # on a host without shadow or two-dimensional paging statistics there is nothing to see
-        taken = max(stats.get("pf_taken", 0), stats.get("pf_guest", 0))
+    def look(self, now: float, taken: int, fixed: int) -> Suspicion | None:
         if fixed != self._fixed:
             self._fixed, self._taken, self._since = fixed, taken, now
             return None

@@ -13,8 +13,10 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from typing import ParamSpec, TypeVar
 
 import trio
 
@@ -27,10 +29,13 @@ from vmm.kvm.inject import Injection, Told, inject
 from vmm.kvm.script import Mailbox, Nonsense, Result, Step
 from vmm.kvm.window import Memory, Rescue, Window
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 LOOK_SECONDS = 0.001
 _REMEMBERED = 16  # exits of a vCPU, for a dump
 _DEFERRALS = 10_000
-_FAILED = (ExitKind.EFAULT, ExitKind.SIGBUS, ExitKind.MMIO, ExitKind.MEMORY)
+FAILED = (ExitKind.EFAULT, ExitKind.SIGBUS, ExitKind.MMIO, ExitKind.MEMORY)
 
 
 class GuestEnded(DaxfaultError):
@@ -84,8 +89,9 @@ class Machine:
         self.helpless = 0
         self.deferred = 0
         self.ended: GuestEnded | None = None
-        # the window is being changed, or asked: what a vCPU is told comes after the rescue that led to it
-        self._changing = trio.Lock()
+        # the window is being changed, or asked: what a vCPU is told comes after the rescue that led to it;
+        # for threads, since it is held while our own mount may be asked
+        self._changing = threading.Lock()
         self.vcpus = tuple(Vcpu(kvm, number) for number in range(kvm.vcpus))
 
     async def boot(self) -> None:
@@ -145,8 +151,7 @@ class Machine:
         """The file has grown again, and no vCPU runs: let the guest see it."""
         if any(vcpu.running for vcpu in self.vcpus):
             raise ValueError("a vCPU runs")
-        async with self._changing:
-            await trio.to_thread.run_sync(self.window.revive)
+        await trio.to_thread.run_sync(self._locked, self.window.revive)
 
     def dump(self, vcpu: int) -> str:
         """What is known of a vCPU, for a person."""
@@ -191,22 +196,37 @@ class Machine:
                 me.exits.append(exit)
                 await self._answer(me, exit)
 
+    def _locked(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        with self._changing:
+            return call(*args, **kwargs)
+
     async def watch(self) -> None:
-        """Look for loops until cancelled; without KVM's statistics there is nothing to look at."""
-        while True:
+        """Look for loops until cancelled; without KVM's statistics there is nothing to look at.
+
+        In a thread of its own: a rescue may have to wait for our own mount, and must not wait for a thread.
+        """
+        stop = threading.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, self._look, stop)
+            try:
+                await trio.sleep_forever()
+            finally:
+                stop.set()
+
+    def _look(self, stop: threading.Event) -> None:
+        while not stop.wait(LOOK_SECONDS):
             for me in self.vcpus:
                 if not me.running or self.rescue is None:
                     continue
-                suspicion = me.detector.look(trio.current_time(), self.kvm.stats(me.number))
+                suspicion = me.detector.look(time.monotonic(), *self.kvm.faults(me.number))
                 if suspicion is not None:
-                    await self._rescue(me, suspicion, self.rescue)
-            await trio.sleep(LOOK_SECONDS)
+                    self._rescue(me, suspicion, self.rescue)
 
-    async def _rescue(self, me: Vcpu, suspicion: Suspicion, how: Rescue) -> None:
+    def _rescue(self, me: Vcpu, suspicion: Suspicion, how: Rescue) -> None:
         me.detector.reset()
-        async with self._changing:
-            began = time.perf_counter()
-            if await trio.to_thread.run_sync(self.window.rescue, how):
+        began = time.perf_counter()
+        with self._changing:
+            if self.window.rescue(how):
                 work = time.perf_counter() - began
                 self.rescued.append(Rescued(suspicion, how, work, time.monotonic_ns()))
             elif self.window.rescued is None:
@@ -218,7 +238,7 @@ class Machine:
             self._halt(me)
         elif ring == lib.DF_KVM_RING_PANIC:
             self._end(me, f"the guest's kernel panicked: {_shown(me.mailbox.panic())}", GuestPanicked)
-        elif exit.kind in _FAILED:
+        elif exit.kind in FAILED:
             await self._failed(me, exit)
         elif exit.kind is ExitKind.STOPPED:
             self._halt(me)
@@ -229,8 +249,7 @@ class Machine:
         if self.injection is None:
             self._end(me, f"{exit.kind.name}, and nobody tells the guest", GuestStopped)
             return
-        async with self._changing:
-            found = await trio.to_thread.run_sync(locate, self.kvm, self.window, exit)
+        found = await trio.to_thread.run_sync(self._locked, locate, self.kvm, self.window, exit)
         if isinstance(found, Unknown) and not found.elsewhere:
             self._end(me, f"an access failed, and it cannot be said which: {found.why}")
             return

@@ -25,8 +25,8 @@ SLOT = 1
 class Rescue(enum.StrEnum):
     """How a dead tail is made to fail, and what the vCPU then exits with."""
 
-    UNMAP = "unmap"  # munmap: EFAULT
-    FORBID = "forbid"  # PROT_NONE: EFAULT
+    UNMAP = "unmap"  # the file is unmapped: EFAULT
+    FORBID = "forbid"  # its mapping is made PROT_NONE: EFAULT
     SHRINK = "shrink"  # the memslot ends before it: MMIO, with the exact gpa
     POISON = "poison"  # poison moved over it: SIGBUS, with the page's hva
 
@@ -155,11 +155,7 @@ class Window:
         self._failing, self.rescued = LENGTH, None
 
     def _extend(self, length: int) -> None:
-        # a memslot's size cannot be changed, it must go for a moment (api.rst, 4.35); an access
-        # meanwhile is an MMIO exit too, which is decided like any other: dead or not
-        self._kvm.memslot(SLOT, GPA, 0, self.hva)
-        if length:
-            self._kvm.memslot(SLOT, GPA, length, self.hva)
+        self._kvm.memslot(SLOT, GPA, length, self.hva)
 
     def close(self) -> None:
         """After the machine has gone.  Safe to call twice."""

@@ -26,7 +26,7 @@ _TOLD = {
     Injection.EVENT: "MSI, error in the area",
 }
 _RESCUED = {
-    Rescue.UNMAP: "munmap",
+    Rescue.UNMAP: "unmap",
     Rescue.FORBID: "PROT_NONE",
     Rescue.SHRINK: "shorter memslot",
     Rescue.POISON: "poison",

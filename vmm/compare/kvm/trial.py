@@ -28,6 +28,7 @@ from vmm.compare.kvm.ways import Under, Way
 from vmm.compare.trial import CUT, DEAD, DEADLINE, PAGES, End, Ground, make_file
 from vmm.kvm.inject import Injection
 from vmm.kvm.machine import (
+    FAILED,
     GuestEnded,
     GuestPanicked,
     GuestStopped,
@@ -148,20 +149,25 @@ def anonymous(reply: Reply, delay: float = 0.0) -> Callable[[], Memory]:
 def without_space() -> Callable[[], Memory]:
     """A file with room for none of its pages: of hugetlbfs, where no huge page is free."""
     try:
-        fd = os.memfd_create("window", os.MFD_CLOEXEC | os.MFD_HUGETLB)
+        fd = _huge_file()
     except OSError as e:
-        raise Untried(f"no hugetlbfs: {e.strerror}") from e
-    try:
-        os.ftruncate(fd, LENGTH)
-        with mmap.mmap(fd, LENGTH):  # which reserves the pages
-            pass
-    except OSError as e:
-        if e.errno == errno.ENOMEM:
-            return lambda: FileMemory(fd)
-        os.close(fd)
         raise Untried(f"a file of hugetlbfs: {e.strerror}") from e
-    os.close(fd)
-    raise Untried("this machine has huge pages to spare, so hugetlbfs has space")
+    try:
+        mmap.mmap(fd, LENGTH).close()  # which reserves the pages
+    except OSError as e:
+        if e.errno != errno.ENOMEM:
+            raise Untried(f"a mapping of hugetlbfs: {e.strerror}") from e
+    else:
+        raise Untried("this machine has huge pages to spare, so hugetlbfs has space")
+    finally:
+        os.close(fd)
+    return lambda: FileMemory(_huge_file())
+
+
+def _huge_file() -> int:
+    fd = os.memfd_create("window", os.MFD_CLOEXEC | os.MFD_HUGETLB)
+    os.ftruncate(fd, LENGTH)
+    return fd
 
 
 @contextlib.asynccontextmanager
@@ -259,13 +265,13 @@ class KvmTrial:
         """The exit that stopped the guest."""
         if not isinstance(self.guest.ended, GuestStopped):
             return None
-        return next(exit for vcpu in self.guest.vcpus for exit in reversed(vcpu.exits))
+        exits = [exit for vcpu in self.guest.vcpus for exit in vcpu.exits if exit.kind in FAILED]
+        return max(exits, key=lambda exit: exit.time_ns)
 
     def _counts(self, vcpu: Vcpu) -> tuple[int, int, int]:
         """Faults taken and fixed, by KVM's count, and those not present, by the guest's."""
-        stats = self.guest.kvm.stats(vcpu.number) if self._counted else {}
-        taken = max(stats.get("pf_taken", 0), stats.get("pf_guest", 0))
-        return taken, stats.get("pf_fixed", 0), vcpu.mailbox.counts().not_present
+        taken, fixed = self.guest.kvm.faults(vcpu.number) if self._counted else (0, 0)
+        return taken, fixed, vcpu.mailbox.counts().not_present
 
     def _loop(
         self, steps: Sequence[Step], before: list[tuple[int, int, int]], seconds: float
