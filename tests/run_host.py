@@ -180,6 +180,14 @@ class RunningHost(Place):
                 break
         return self.source
 
+    def freed(self) -> Path:
+        """Wait until the host has let go of what no program maps any more: what it may write to the kernel
+        does not execute (ETXTBSY); -> `source`."""
+        for _ in ended_before(PATIENCE):
+            if not self.ask("status")["files"]:
+                break
+        return self.source
+
     @contextlib.contextmanager
     def serves(self) -> Iterator[None]:
         """What the body runs maps something: pages of it are asked for."""
