@@ -50,24 +50,30 @@ class Attributes(Files):
         Size first: it alone is likely to fail, and then nothing has changed.
         Mode after owner: chown(2) clears the set-ID bits.  Times last: the
         others set them.  Works by inode, with or without an open file, and on
-        a symlink it changes the link.
+        a symlink it changes the link.  With nothing to change it is a chown(2) to
+        nobody new, which marks st_ctime for update; the kernel asks for the mode
+        besides where that call clears set-ID bits (fuse_setattr in fs/fuse/dir.c).
         """
         node = self.inodes.get(inode)
+        owner = fields.update_uid or fields.update_gid
+        times = fields.update_atime or fields.update_mtime
+        nothing = not (fields.update_size or fields.update_mode or owner or times)
         if fields.update_size:
             await self.truncate(node, attr.st_size)
         # each call by its own look at the table: a descriptor is good until the next
-        if fields.update_uid or fields.update_gid:
+        if owner or nothing:
             uid = attr.st_uid if fields.update_uid else -1
             gid = attr.st_gid if fields.update_gid else -1
             os.chown(proc_path(self.inodes.fd(node)), uid, gid)
         if fields.update_mode:
             os.chmod(proc_path(self.inodes.fd(node)), attr.st_mode & PERMISSIONS)
-        if fields.update_atime or fields.update_mtime:
+        if times:
             syscalls.set_times(
                 proc_path(self.inodes.fd(node)),
                 attr.st_atime_ns if fields.update_atime else None,
                 attr.st_mtime_ns if fields.update_mtime else None,
             )
+        self.changed_by_us(node)
         return self.attributes(node, os.fstat(self.inodes.fd(node)))
 
     @operation
@@ -94,6 +100,7 @@ class Attributes(Files):
     @operation
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         os.setxattr(self._xattr_path(inode), name, value)
+        self.changed_by_us(self.inodes.get(inode))
 
     @operation
     async def listxattr(self, inode: int, ctx: RequestContext) -> list[bytes]:
@@ -102,6 +109,7 @@ class Attributes(Files):
     @operation
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
         os.removexattr(self._xattr_path(inode), name)
+        self.changed_by_us(self.inodes.get(inode))
 
     def _xattr_path(self, inode: int) -> bytes:
         if not self.xattr:

@@ -130,6 +130,11 @@ class Base(pyfuse3.Operations):
         """
         return await trio.to_thread.run_sync(call, *args, limiter=self._kernel, abandon_on_cancel=True)
 
+    def changed_by_us(self, inode: Inode) -> None:
+        """Attributes of `inode` were just changed for a client: its new ctime is no stranger's."""
+        if inode.file is not None:
+            inode.ctime_ns = os.fstat(inode.file.fileno()).st_ctime_ns
+
     def attributes(self, inode: Inode, st: os.stat_result) -> pyfuse3.EntryAttributes:
         """The reply that tells the kernel about `inode`, whose backing file's stat is `st`.
 

@@ -49,7 +49,7 @@ class Files(Names, Directories, Opened):
         O_APPEND is the kernel's (it sends the offset), O_DIRECT only concerns
         its cache, and O_TRUNC arrives here (FUSE_ATOMIC_O_TRUNC).
         """
-        return await self._open(self.inodes.get(inode), flags)
+        return await self._open(self.inodes.get(inode), flags, ctx)
 
     @operation
     async def create(
@@ -68,7 +68,7 @@ class Files(Names, Directories, Opened):
         except FileExistsError:
             if flags & os.O_EXCL:
                 raise
-            return await self._open_existing(parent, name, flags)
+            return await self._open_existing(parent, name, flags, ctx)
         try:
             # by descriptor, not by name: the name may have been given to another file already
             path_fd = os.open(proc_path(fd), os.O_PATH | os.O_CLOEXEC)
@@ -86,27 +86,31 @@ class Files(Names, Directories, Opened):
         return info, entry
 
     async def _open_existing(
-        self, parent: Inode, name: bytes, flags: int
+        self, parent: Inode, name: bytes, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         entry = self._entry(parent, name, self._open_path(parent, name))
         try:
             if not stat.S_ISREG(entry.st_mode):
                 # makes the kernel walk the path anew, and find what there is now
                 raise OSError(errno.ESTALE, "made behind the mount, and no regular file")
-            info = await self._open(self.inodes.get(entry.st_ino), flags)
+            info = await self._open(self.inodes.get(entry.st_ino), flags, ctx)
         except BaseException:
             self.inodes.forget(entry.st_ino, 1)
             raise
         return info, entry
 
-    async def _open(self, inode: Inode, flags: int) -> FileInfo:
+    async def _open(self, inode: Inode, flags: int, ctx: RequestContext) -> FileInfo:
         writable = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
         first = inode.file is None
         file = self.use(inode, writable=writable)
         try:
             if flags & os.O_TRUNC:
+                if ctx.uid != 0:
+                    _clear_set_id(file)
                 await self.in_thread(file.truncate, 0)
-            if first:
+            if time.monotonic() < inode.stored_until:
+                keep_cache = False
+            elif first:
                 keep_cache = inode.seen is not None and inode.seen == look(file)
             else:
                 keep_cache = not self.recheck(inode)
@@ -201,6 +205,20 @@ class Files(Names, Directories, Opened):
             return self.handles[fh]
         except KeyError:
             raise OSError(errno.EBADF, f"no open file {fh}") from None
+
+
+def _clear_set_id(file: native.File) -> None:
+    """Take the set-ID bits that a user who changes the file may not leave on it.
+
+    The kernel asks for that before write(2) and truncate(2) (file_remove_privs in
+    fs/inode.c), but leaves O_TRUNC to us, who as root would leave them.
+    """
+    mode = os.fstat(file.fileno()).st_mode
+    cleared = mode & ~stat.S_ISUID
+    if mode & stat.S_IXGRP:
+        cleared &= ~stat.S_ISGID
+    if cleared != mode:
+        os.fchmod(file.fileno(), cleared & PERMISSIONS)
 
 
 def _file(handle: Handle) -> native.File:

@@ -75,10 +75,13 @@ class Inode:
     inodes whose parent this is.  `uses` counts open handles, pins and running
     requests that need `file`, which exists exactly while it is not 0 (see
     files.py); `seen` is what the file looked like when it was last closed.
+    `ctime_ns`, `unheard` and `stored_until` tell changes behind the mount
+    (opened.py): the ctime of a change of our own, whether a change was seen of
+    which no event has told yet, and until when pages may change without a trace.
     """
 
-    __slots__ = ("children", "dev", "fd", "file", "ino", "kind", "lookups", "name", "nodeid", "parent",
-                 "seen", "uses")  # fmt: skip
+    __slots__ = ("children", "ctime_ns", "dev", "fd", "file", "ino", "kind", "lookups", "name", "nodeid",
+                 "parent", "seen", "stored_until", "unheard", "uses")  # fmt: skip
 
     def __init__(self, nodeid: int, st: os.stat_result, fd: int | None) -> None:
         self.nodeid = nodeid
@@ -93,6 +96,9 @@ class Inode:
         self.uses = 0
         self.file: native.File | None = None
         self.seen: tuple[int, int, int] | None = None
+        self.ctime_ns = 0
+        self.unheard = False
+        self.stored_until = 0.0  # time.monotonic()
 
     def __repr__(self) -> str:
         return f"<Inode {self.nodeid} {self.name!r} lookups={self.lookups} uses={self.uses}>"

@@ -79,6 +79,7 @@ class Names(Base):
             dst_dir_fd=self.inodes.fd(parent),
             follow_symlinks=True,
         )
+        self.changed_by_us(source)
         # by inode, not by the new name, which may have been given to another file already
         st = os.fstat(self.inodes.fd(source))
         return self.attributes(self.inodes.enter(parent, new_name, st, None), st)
@@ -114,6 +115,9 @@ class Names(Base):
         if replaced is not None and not flags:
             table.hold(replaced, new_parent, name_new)
         syscalls.renameat2(table.fd(old_parent), name_old, table.fd(new_parent), name_new, flags)
+        for inode in (moved, replaced):
+            if inode is not None:
+                self.changed_by_us(inode)
         if moved is replaced:
             return  # two names of one file: rename(2) leaves both
         if replaced is not None:
@@ -130,6 +134,7 @@ class Names(Base):
             self.inodes.hold(inode, parent, name)
         (os.rmdir if directory else os.unlink)(name, dir_fd=self.inodes.fd(parent))
         if inode is not None:
+            self.changed_by_us(inode)
             self.inodes.removed(inode, parent, name)
 
     def _open_path(self, parent: Inode, name: bytes) -> int:

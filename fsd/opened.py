@@ -13,6 +13,12 @@ to the guests' mappings, then to the kernel, whose pages and attributes of the
 inode are invalidated.  The kernel answers that only after reads in flight on
 the same pages, which wait for us: never in the trio thread, and with threads of
 their own.
+
+Two changes leave size and mtime as they were, and are told otherwise.  Who puts the
+mtime back, as utime(2) can, moves the ctime: one that is neither the mtime nor of our
+own making stands for a change of data.  A store through a mapping of the backing file
+moves the mtime only if the page was clean: once that was seen to happen, the kernel's
+pages are dropped at every turn for as long as a page may stay dirty.
 """
 
 from __future__ import annotations
@@ -30,9 +36,13 @@ import trio
 import native
 from fsd.base import Base
 from fsd.inodes import Inode, proc_path
-from fsd.watch import Watch
+from fsd.watch import ATTRIBUTES, Watch
 
 log = logging.getLogger(__name__)
+
+# How long a page may be stored to without a trace: it is written, and so write-protected again, after
+# vm.dirty_expire_centisecs (30 s) and vm.dirty_writeback_centisecs (5 s), and a disk takes its time.
+STORED_FOR = 60.0
 
 # Timestamps of local file systems advance once a tick, 10 ms at HZ=100: a file changed less than this
 # before it was closed may change again and keep its mtime.
@@ -159,6 +169,7 @@ class Opened(Base):
         assert inode.file is not None
         if not inode.file.recheck():
             return False
+        inode.unheard = True
         self.invalidate(inode)
         return True
 
@@ -172,9 +183,9 @@ class Opened(Base):
             finally:
                 self._nursery = None
 
-    async def _changed(self, found: Sequence[tuple[Inode, bool]]) -> bool:
-        """See to files that were perhaps changed behind the mount, each with whether its attributes were;
-        True when one had changed.
+    async def _changed(self, found: Sequence[tuple[Inode, int]]) -> bool:
+        """See to files that were perhaps changed behind the mount, each with its events (watch.py); True
+        when one had changed.
 
         In a thread: dropping the pages past a new end of file can take long.
         """
@@ -183,13 +194,31 @@ class Opened(Base):
             inode.uses += 1
         try:
             changes = await self.in_thread(lambda: [_recheck(file) for file in files])
+            for (inode, events), change in zip(found, changes, strict=True):
+                data = bool(change) or self._changed_unseen(inode, events)
+                if not events and (change or inode.unheard):
+                    inode.stored_until = time.monotonic() + STORED_FOR
+                if events != ATTRIBUTES:
+                    inode.unheard = False
+                if data or events & ATTRIBUTES:
+                    self._invalidate(inode.nodeid, data=data)
         finally:
             for inode, _ in found:
                 self.unuse(inode)
-        for (inode, attributes), change in zip(found, changes, strict=True):
-            if change or attributes:
-                self._invalidate(inode.nodeid, data=bool(change))
         return any(changes)
+
+    def _changed_unseen(self, inode: Inode, events: int) -> bool:
+        """Whether the data of `inode`, whose size and mtime are as we left them, may be other data."""
+        if not events:
+            return time.monotonic() < inode.stored_until
+        if not events & ATTRIBUTES or inode.file is None:
+            return False
+        try:
+            st = os.fstat(inode.file.fileno())
+        except OSError:
+            return True
+        ours, inode.ctime_ns = inode.ctime_ns, st.st_ctime_ns
+        return st.st_ctime_ns not in (st.st_mtime_ns, ours)
 
     def _invalidate(self, nodeid: int, *, data: bool) -> None:
         if self._nursery is None:
@@ -210,13 +239,16 @@ class Opened(Base):
 
 def fdinfo(fd: int) -> tuple[int, int]:
     """The mount and the inode behind a descriptor of this process, without asking their file system
-    (proc_pid_fdinfo(5); `ino` since Linux 5.14); -1 for what is not told."""
+    (proc_pid_fdinfo(5); `ino` since Linux 5.14); -1 for what is not told.  OSError EBADF."""
     found = {"mnt_id": -1, "ino": -1}
-    with open(f"/proc/self/fdinfo/{fd}") as lines:
-        for line in lines:
-            name, _, value = line.partition(":")
-            if name in found:
-                found[name] = int(value)
+    try:
+        with open(f"/proc/self/fdinfo/{fd}") as lines:
+            for line in lines:
+                name, _, value = line.partition(":")
+                if name in found:
+                    found[name] = int(value)
+    except FileNotFoundError:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
     return found["mnt_id"] if found["ino"] >= 0 else -1, found["ino"]
 
 

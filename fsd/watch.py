@@ -7,9 +7,11 @@ changed, nor what follows: it only names those to look at.
 inotify tells of our own writes too, as it works on inodes.  The first event after
 a quiet time is passed on at once; while events keep coming and nothing has in
 fact changed, files are named ever more rarely, down to once in LONGEST, so that
-a busy writer costs little.  Where the system has
-no watch or inotify instance left, the files that got none are named every
-POLL_INTERVAL instead.
+a busy writer costs little.
+
+Stores to a mapping of the backing file raise no event (inotify(7)): so every file in
+use is named once in POLL_INTERVAL besides, and that is all that happens to the files
+that got no watch, where the system has no watch or inotify instance left.
 """
 
 from __future__ import annotations
@@ -30,11 +32,13 @@ SHORTEST = 0.001  # seconds between two looks
 LONGEST = 0.016
 POLL_INTERVAL = 1.0
 
-_EVENTS = flags.MODIFY | flags.ATTRIB
+MODIFIED: int = flags.MODIFY  # inotify's events, and 0 when a file's turn has come
+ATTRIBUTES: int = flags.ATTRIB
+_EVENTS = MODIFIED | ATTRIBUTES
 _BUFFER = 1 << 16
 
-# is given inodes, each with whether its attributes changed; answers whether any file had changed
-Changed = Callable[[Sequence[tuple[Inode, bool]]], Awaitable[bool]]
+# is given inodes, each with its events; answers whether any file had changed
+Changed = Callable[[Sequence[tuple[Inode, int]]], Awaitable[bool]]
 
 
 class Watch:
@@ -44,7 +48,7 @@ class Watch:
         self._by_wd: dict[int, Inode] = {}
         self._wd: dict[Inode, int] = {}
         self._polled: set[Inode] = set()
-        self._polled_some = trio.Event()
+        self._some = trio.Event()
         self._inotify: INotify | None = None
         try:
             self._inotify = INotify(nonblocking=True)
@@ -55,6 +59,7 @@ class Watch:
     def add(self, inode: Inode) -> None:
         """Watch `inode`, through the descriptor of its own file: the name may be another's by now."""
         assert inode.file is not None
+        self._some.set()
         if self._inotify is not None:
             try:
                 wd = self._inotify.add_watch(proc_path(inode.file.fileno()), _EVENTS)
@@ -67,7 +72,6 @@ class Watch:
                 self._wd[inode] = wd
                 return
         self._polled.add(inode)
-        self._polled_some.set()
 
     def remove(self, inode: Inode) -> None:
         """Stop watching `inode`; its file is still open."""
@@ -78,8 +82,7 @@ class Watch:
                 self._inotify.rm_watch(wd)
 
     async def run(self, changed: Changed) -> None:
-        """Await `changed` with the inodes to be looked at, and whether their attributes changed, until
-        cancelled."""
+        """Await `changed` with the inodes to be looked at, and what was seen of each, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._poll, changed)
             if self._inotify is not None:
@@ -93,19 +96,19 @@ class Watch:
             if waited.cancelled_caught:
                 interval = SHORTEST
                 await trio.lowlevel.wait_readable(inotify)
-            found: dict[Inode, bool] = {}
+            found: dict[Inode, int] = {}
             for event in parse_events(os.read(inotify.fileno(), _BUFFER)):
                 if event.mask & flags.Q_OVERFLOW:
-                    found = dict.fromkeys(self._wd, True)
+                    found = dict.fromkeys(self._wd, _EVENTS)
                 elif event.mask & flags.IGNORED and event.wd in self._by_wd:
                     # The kernel drops the watches of a file when its last name goes (dentry_unlink_inode
                     # in fs/dcache.c), even if it is open by another name.
                     inode = self._by_wd.pop(event.wd)
                     self.add(inode)
-                    found[inode] = True
+                    found[inode] = _EVENTS
                 elif event.wd in self._by_wd:
                     inode = self._by_wd[event.wd]
-                    found[inode] = found.get(inode, False) or bool(event.mask & flags.ATTRIB)
+                    found[inode] = found.get(inode, 0) | event.mask & _EVENTS
             if found and not await changed(list(found.items())):
                 interval = min(2 * interval, LONGEST)
             else:
@@ -114,12 +117,14 @@ class Watch:
 
     async def _poll(self, changed: Changed) -> None:
         while True:
-            await self._polled_some.wait()
+            await self._some.wait()
             await trio.sleep(POLL_INTERVAL)
-            if self._polled:
-                await changed([(inode, True) for inode in self._polled])
+            if self._wd or self._polled:
+                await changed(
+                    [*((inode, 0) for inode in self._wd), *((inode, _EVENTS) for inode in self._polled)]
+                )
             else:
-                self._polled_some = trio.Event()
+                self._some = trio.Event()
 
     def close(self) -> None:
         """Give the inotify instance back."""

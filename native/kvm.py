@@ -242,6 +242,10 @@ class Kvm:
         _check(error, f"vCPU {vcpu}, gva {gva:#x}")
         return int(out[0])
 
+    def tsc_khz(self, vcpu: int) -> int:
+        """Cycles of the guest's TSC in a millisecond; of a vCPU that has exited."""
+        return _check(lib.df_kvm_tsc_khz(self._live(), vcpu), f"vCPU {vcpu}")
+
     def stats(self, vcpu: int) -> dict[str, int]:
         """KVM's counters of a vCPU, running or not.  OSError ENOSYS before Linux 5.14."""
         out = ffi.new("struct df_kvm_stat[]", _MOST_STATS)
@@ -325,6 +329,11 @@ def unsupported() -> str | None:
     except OSError as e:
         why = {2: "this machine has no KVM", 13: f"not permitted to uid {os.geteuid()}"}.get(e.errno or 0)
         return f"/dev/kvm: {why or e.strerror}"
+    return lacking(can)
+
+
+def lacking(can: Abilities) -> str | None:
+    """What the guest needs and this KVM cannot do, or None."""
     if can.api != 12:
         return f"/dev/kvm: API version {can.api}, not 12"
     if not can.long_mode:

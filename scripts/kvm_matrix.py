@@ -16,7 +16,6 @@ JSON, or null, as the answers.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -25,7 +24,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -34,6 +32,7 @@ from kvm_kernels import Kernel, Missing, busybox, fetched, initramfs, is_static,
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from teller import Teller
 
 from native.kvm import probe_program
 from vmm.errors import DaxfaultError
@@ -52,25 +51,6 @@ class Asked:
     seconds: float = 0.0
     error: str | None = None
     answers: Answers | None = None
-
-
-class Teller:
-    """Progress on stderr: a line that changes on a terminal, otherwise a line each."""
-
-    def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
-        self._status = self._console.status("starting")
-
-    @contextlib.contextmanager
-    def shown(self) -> Iterator[None]:
-        with self._status if self._console.is_terminal else contextlib.nullcontext():
-            yield
-
-    def __call__(self, what: str) -> None:
-        if self._console.is_terminal:
-            self._status.update(what)
-        else:
-            print(what, file=sys.stderr, flush=True)
 
 
 def boot(kernel: Kernel, probe: bytes, shell: bytes, seconds: float) -> Answers:

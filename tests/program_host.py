@@ -131,7 +131,7 @@ class ProgramHost:
         self.said: list[Said] = []
         self.faults: list[int] = []
         self.ended: set[int] = set()  # connections that the program's side has closed
-        self._children = children
+        self.children = children
         self._device = device
         self._answers: dict[str, collections.deque[Answer]] = collections.defaultdict(collections.deque)
         self._told = threading.Condition()
@@ -253,10 +253,10 @@ class ProgramHost:
 
     def _serve(self, m: Any, fds: list[int], peer: _Peer) -> tuple[Any, list[int]]:
         peer.uffd = _Given(fds.pop())
-        error = lib.df_uffd_api(peer.uffd.fileno(), _FEATURES | (_FORK if self._children else 0))
+        error = lib.df_uffd_api(peer.uffd.fileno(), _FEATURES | (_FORK if self.children else 0))
         assert not error, os.strerror(-error)
         self._start(self._resolve, peer.uffd)
-        return _reply("struct df_serve", m, flags=lib.DF_SERVE_CHILDREN if self._children else 0), []
+        return _reply("struct df_serve", m, flags=lib.DF_SERVE_CHILDREN if self.children else 0), []
 
     def _mmap(self, m: Any, fds: list[int], _peer: _Peer) -> tuple[Any, list[int]]:
         status = os.fstat(fds[0])

@@ -104,7 +104,7 @@ def posted() -> dict[str, dict[str, Cell]]:
 
 
 def cell(found: Comparison, design: str, column: str) -> Cell:
-    return next(row for row in found.rows if row.design.name == design).cells[column]
+    return next(row for row in found.rows if row.name == design).cells[column]
 
 
 def test_cells_of_the_table_are_those_of_the_comparison() -> None:

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 from command_line import PATIENCE, assert_nothing_left, place_of_its_own, told
+from kvm_stage import require_kvm
 from needs import require_fuse, require_root
 
-from vmm.commands.compare import ColumnName, DesignName, Posted
+from vmm.commands.compare import ColumnName, DesignName, InjectionName, Posted, RescueName
 from vmm.compare import COLUMNS
 from vmm.designs import DESIGNS, POSTED
+from vmm.kvm.inject import Injection
+from vmm.kvm.window import Rescue
 
 COMPARE = [sys.executable, "-m", "vmm", "compare", "--seconds", "0.05"]
 
@@ -36,6 +39,8 @@ ONE_CELL = ("--design", "report", "--column", "user-read")
 def test_compare_knows_every_design_column_and_defect() -> None:
     assert [name.value for name in DesignName] == list(DESIGNS)
     assert [name.value for name in ColumnName] == [*COLUMNS, "nested"]
+    assert [name.value for name in RescueName] == list(Rescue)
+    assert [name.value for name in InjectionName] == list(Injection)
     assert [name.value for name in Posted] == [*POSTED, "all"]
 
 
@@ -100,6 +105,12 @@ def test_compare_to_a_page_writes_it(top: Path, tmp_path: Path) -> None:
         (["--seconds", "0"], "seconds"),
         (["--json", "--markdown"], "--markdown"),
         (["--html", "/nonexistent/page.html"], "/nonexistent/page.html"),
+        (["--guest", "hope"], "hope"),
+        (["--rescue", "unmap"], "--rescue"),
+        (["--injection", "pf"], "--injection"),
+        (["--guest", "kvm", "--as-posted", "all"], "--as-posted"),
+        (["--guest", "kvm", "--column", "queue-full"], "queue-full"),
+        (["--column", "no-irqchip"], "no-irqchip"),
     ],
 )
 def test_compare_asked_for_nonsense_exits_2_and_names_it(top: Path, options: list[str], words: str) -> None:
@@ -116,6 +127,47 @@ def test_compare_without_fuse_exits_3_and_names_doctor(top: Path) -> None:
     assert done.returncode == 3
     assert "daxfault doctor" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_compare_on_kvm_without_it_exits_3_and_names_it(top: Path) -> None:
+    require_root()
+    without = ("unshare", "-m", "sh", "-c", 'mount --bind /dev/null /dev/kvm; exec "$@"', "sh")
+    done = compare(top, "--guest", "both", before=without)
+    assert done.returncode == 3
+    assert "/dev/kvm" in done.stderr
+    assert "Traceback" not in done.stderr
+    # the other guest does not mind
+    assert compare(top, *ONE_CELL, before=without).returncode == 0
+
+
+def test_compare_on_kvm_takes_the_rows_that_were_asked_for(top: Path) -> None:
+    require_kvm()
+    asked = {
+        ("--design", "mainline", "--design", "report"): ["kernel", "engine+event"],
+        ("--rescue", "shrink", "--injection", "pf", "--injection", "mc"): ["shrink+pf", "shrink+mc"],
+    }
+    for options, rows in asked.items():
+        done = compare(top, "--guest", "kvm", "--json", "--column", "user-read", *options)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        assert [row["design"] for row in found["rows"]] == rows
+        assert {row["guest"] for row in found["rows"]} == {"kvm"}
+        assert found["differences"] == []
+
+
+def test_compare_both_guests_shows_them_side_by_side_and_why_they_differ(top: Path, tmp_path: Path) -> None:
+    require_kvm()
+    page = tmp_path / "page.html"
+    designs = ("--design", "rfc-v1", "--design", "june-2020")
+    done = compare(top, "--guest", "both", "--column", "async-off", "--html", str(page), *designs)
+    assert done.returncode == 0, done.stderr
+    for words in (" rfc-v1 ", " unmap+area ", "✗ LOOP", "✓ SIGBUS, exact address"):
+        assert words in done.stdout
+    assert "not here: ready-flag: KVM itself writes" in done.stdout
+    assert "Model and reality" in done.stdout
+    assert "the host injects at the access" in page.read_text()
+    done = compare(top, "--guest", "both", "--column", "async-off", "--markdown", *designs)
+    assert "| async faults off | rfc-v1: LOOP" in done.stdout
 
 
 def test_compare_interrupted_in_a_loop_exits_130_and_leaves_nothing(top: Path) -> None:

@@ -4,10 +4,11 @@
 import os
 import stat
 import struct
+import time
 
 import pytest
 from conftest import MakeMount
-from fsd_mount import FsdMount, as_user, errno_of
+from fsd_mount import FsdMount, as_user, errno_of, eventually
 from needs import require, require_root
 
 NOBODY = 65534
@@ -47,10 +48,10 @@ def test_chown_of_file_and_symlink_changes_each_itself(mnt: FsdMount) -> None:
     assert (os.stat(mnt.source / "f").st_uid, os.stat(mnt.source / "f").st_gid) == (21, 22)
 
 
-def test_chown_and_write_by_a_user_clear_the_set_id_bits(make_mount: MakeMount) -> None:
+def test_chown_and_changes_by_a_user_clear_the_set_id_bits(make_mount: MakeMount) -> None:
     require_root()
     mnt = make_mount(allow_other=True)
-    for name in ("owned", "written", "cut"):
+    for name in ("owned", "written", "cut", "emptied"):
         (mnt.path / name).write_text("text")
         os.chown(mnt.path / name, NOBODY, NOBODY)
         os.chmod(mnt.path / name, 0o6777)
@@ -60,9 +61,19 @@ def test_chown_and_write_by_a_user_clear_the_set_id_bits(make_mount: MakeMount) 
         with open("written", "r+") as file:
             file.write("x")
         os.truncate("cut", 1)
+        os.close(os.open("emptied", os.O_WRONLY | os.O_TRUNC))
 
     assert as_user(NOBODY, NOBODY, mnt.path, change) == ""
     assert {stat.S_IMODE(entry.stat().st_mode) for entry in mnt.source.iterdir()} == {0o777}
+
+
+def test_chown_to_nobody_new_marks_the_ctime(mnt: FsdMount) -> None:
+    (mnt.path / "d").mkdir()
+    before = os.stat(mnt.path / "d").st_ctime_ns
+    # two changes within a tick of the clock have one time
+    eventually(lambda: time.time_ns() > before + 20_000_000, "the clock has moved")
+    os.chown(mnt.path / "d", -1, -1)
+    assert os.stat(mnt.path / "d").st_ctime_ns > before
 
 
 @pytest.mark.parametrize("ns", [0, 1, 10**9 - 1, 1_700_000_000_123_456_789, -1, 4_000_000_000 * 10**9])

@@ -4,10 +4,12 @@
 attr_timeout is a minute here: what is seen sooner was told to the kernel.
 """
 
+import mmap
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -130,3 +132,76 @@ def test_file_replaced_behind_the_mount_stays_itself_for_who_has_it_open(slow: F
         assert file.read() == "first"
         assert os.fstat(file.fileno()).st_size == 5
     assert errno_of(os.stat, slow.path / "f") is None
+
+
+@pytest.fixture
+def reader(slow: FsdMount) -> Iterator[mmap.mmap]:
+    """A client's mapping of "f", whose first page it has."""
+    (slow.source / "f").write_bytes(b"a" * 8192)
+    with (
+        open(slow.path / "f", "rb") as file,
+        mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as area,
+    ):
+        assert area[0] == ord("a")
+        yield area
+
+
+def test_data_written_behind_the_mount_reaches_a_mapping_of_a_client(
+    slow: FsdMount, reader: mmap.mmap
+) -> None:
+    for data in (b"b", b"c"):
+        change(slow.source / "f", data)
+        eventually(lambda data=data: reader[0] == data[0], "the new data is read")
+
+
+def test_data_written_behind_the_mount_with_its_mtime_put_back_reaches_a_mapping(
+    slow: FsdMount, reader: mmap.mmap
+) -> None:
+    before = os.stat(slow.source / "f")
+    change(slow.source / "f", b"b")
+    os.utime(slow.source / "f", ns=(before.st_atime_ns, before.st_mtime_ns))
+    eventually(lambda: reader[0] == ord("b"), "the new data is read")
+
+
+def test_data_stored_to_a_mapping_behind_the_mount_reaches_a_mapping_and_later_openers(
+    slow: FsdMount, reader: mmap.mmap
+) -> None:
+    # the first store moves the mtime, the others may not: their page is dirty already
+    with open(slow.source / "f", "r+b") as file, mmap.mmap(file.fileno(), 0) as area:
+        for value in b"bcd":
+            area[0] = value
+            eventually(lambda value=value: reader[0] == value, "the new data is read")
+        area[0] = ord("e")
+        assert (slow.path / "f").read_bytes()[0] == ord("e")
+
+
+def test_data_stored_to_a_mapping_behind_the_mount_is_seen_although_an_open_met_it_first(
+    slow: FsdMount, reader: mmap.mmap
+) -> None:
+    with open(slow.source / "f", "r+b") as file, mmap.mmap(file.fileno(), 0) as area:
+        area[0] = ord("b")
+        assert (slow.path / "f").read_bytes()[0] == ord("b")  # the open looks at the mtime
+        eventually(lambda: reader[0] == ord("b"), "the kernel's pages are dropped")
+        area[0] = ord("c")
+        eventually(lambda: reader[0] == ord("c"), "the new data is read")
+
+
+@pytest.mark.parametrize("call", ["chmod", "link", "setxattr"])
+def test_attributes_changed_through_the_mount_leave_the_kernels_pages(slow: FsdMount, call: str) -> None:
+    path = slow.path / "f"
+    path.write_bytes(b"data" * 1024)
+    calls: dict[str, Callable[[], object]] = {
+        "chmod": lambda: path.chmod(0o600),
+        "link": lambda: os.link(path, slow.path / "g"),
+        "setxattr": lambda: os.setxattr(path, "user.x", b"x"),
+    }
+    with open(path, "rb") as file:
+        assert len(os.pread(file.fileno(), 9999, 0)) == 4096
+        calls[call]()
+        # what is seen of another file is seen after what was seen of this one: one queue
+        with open(slow.path / "other", "w+b") as other:
+            change(slow.source / "other", b"x")
+            eventually(lambda: os.pread(other.fileno(), 1, 0) == b"x", "a later change was seen")
+        slow.ask("count_reads")
+        assert len(os.pread(file.fileno(), 4096, 0)) == 4096
+        assert slow.ask("reads") == 0

@@ -1,18 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The mount against a plain directory: the same calls, the same answers, the same tree."""
 
-import os
 import shutil
-import stat
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
-from fsd_mount import FsdMount, errno_of
+from fsd_mount import FsdMount
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from needs import require_fuse
+from twin import performed, tree
 
 NAMES = st.sampled_from(["a", "b", "c", "d/a", "d/b", "d/e/a", "d", "d/e", "n" * 256, "caf\udce9", "l/a"])
 SIZES = st.sampled_from([0, 1, 100, 4095, 4096, 4097, 10000, 200000])
@@ -37,66 +35,6 @@ CALLS = st.one_of(
 )
 
 
-def perform(root: Path, call: str, name: str, *args: object) -> object:
-    """One call below `root`; -> what it answers that does not depend on where."""
-    path: str = os.path.join(root, name)
-    match call, *args:
-        case "write", int(offset), int(size), bytes(pattern):
-            fd = os.open(path, os.O_RDWR | os.O_CREAT)
-            try:
-                return os.pwrite(fd, (pattern * size)[:size], offset)
-            finally:
-                os.close(fd)
-        case "append", bytes(data):
-            fd = os.open(path, os.O_WRONLY | os.O_APPEND)
-            try:
-                return os.write(fd, data), os.fstat(fd).st_size
-            finally:
-                os.close(fd)
-        case "read", int(offset), int(size):
-            fd = os.open(path, os.O_RDONLY)
-            try:
-                return os.pread(fd, size, offset)
-            finally:
-                os.close(fd)
-        case "create", int(mode), bool(exclusive):
-            os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_EXCL * exclusive, mode))
-        case "rename" | "link", str(new):
-            getattr(os, call)(path, os.path.join(root, new))
-        case "symlink", str(new):
-            os.symlink(name, os.path.join(root, new))
-        case ("readlink",):
-            return os.readlink(path)
-        case ("listdir",):
-            return sorted(os.listdir(path))
-        case ("stat",):
-            return described(path)
-        case "utime", int(ns):
-            os.utime(path, ns=(ns, ns + 1))
-        case _:
-            getattr(os, call)(path, *args)
-    return None
-
-
-def described(path: str) -> tuple[object, ...]:
-    found = os.lstat(path)
-    size = 0 if stat.S_ISDIR(found.st_mode) else found.st_size
-    return found.st_mode, found.st_nlink, found.st_uid, found.st_gid, size
-
-
-def tree(root: Path) -> dict[str, tuple[object, ...]]:
-    found = {}
-    for directory, directories, files in os.walk(root):
-        for name in directories + files:
-            path = os.path.join(directory, name)
-            data = b""
-            if stat.S_ISREG(os.lstat(path).st_mode):
-                with open(path, "rb") as file:
-                    data = file.read()
-            found[os.path.relpath(path, root)] = (*described(path), data)
-    return found
-
-
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FsdMount]:
     require_fuse()
@@ -119,12 +57,7 @@ def test_any_sequence_of_calls_gives_the_same_as_on_the_source_itself(
         (root / "d").mkdir()
     try:
         for call in calls:
-            results = []
-            for root in (plain, shared.path):
-                answer: list[object] = []
-                error = errno_of(lambda ask, into: into.append(ask()), partial(perform, root, *call), answer)
-                results.append((error, answer))
-            assert results[0] == results[1], call
+            assert performed(plain, call) == performed(shared.path, call), call
         assert tree(shared.path) == tree(plain)
         assert tree(shared.source) == tree(plain)
     finally:

@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """A KVM guest that breaks, or means harm: its host ends it, says in what state it was, and lives on."""
 
+import os
+
 import pytest
 import trio
-from kvm_stage import file_guest
+from kvm_stage import file_guest, require_kvm
 
-from vmm.kvm.machine import GuestEnded, GuestPanicked
+from native import lib
+from native.kvm import Kvm
+from vmm.errors import Unsupported
+from vmm.kvm.machine import GuestEnded, GuestPanicked, Machine
 from vmm.kvm.script import Got, Op, Step
-from vmm.kvm.window import LENGTH
+from vmm.kvm.window import LENGTH, FileMemory, Window
 
 
 @pytest.mark.parametrize("irqchip", [True, False], ids=["irqchip", "no-irqchip"])
@@ -46,6 +51,36 @@ def test_guest_that_breaks_ends_the_wait_for_its_other_vcpu() -> None:
             guest.start(Step(Op.TRIPLE))
             with pytest.raises(GuestEnded, match=r"vCPU 0: .*SHUTDOWN"):
                 await guest.finish(1, vcpu=1)
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("0f0b", "SHUTDOWN"),  # ud2, before there is a trap for it
+        ("e6ef", "PORT"),  # out to a port of nobody's
+    ],
+)
+def test_cpu_that_cannot_run_the_guest_is_unsupported_with_a_dump(code: str, why: str) -> None:
+    """As an emulation is that stumbles over the guest's first instructions: here others stand there."""
+    require_kvm()
+
+    async def main() -> None:
+        memory = FileMemory(os.memfd_create("window"))
+        kvm = Kvm()
+        kvm.ram(lib.DF_KVM_IMAGE, len(code) // 2)[:] = bytes.fromhex(code)
+        try:
+            async with trio.open_nursery() as nursery:
+                guest = Machine(kvm, Window(kvm, memory), None, None)
+                nursery.start_soon(guest.serve)
+                with pytest.raises(Unsupported, match=f"/dev/kvm: .*{why}") as caught:
+                    await guest.boot()
+                assert "rip 0x1" in str(caught.value)
+                nursery.cancel_scope.cancel()
+        finally:
+            kvm.close()
+            memory.close()
 
     trio.run(main)
 

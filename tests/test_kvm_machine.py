@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The machine by itself: vCPUs that run, exit, are stopped and looked at."""
 
+import dataclasses
 import errno
 import os
 import select
@@ -119,6 +120,48 @@ def test_interrupt_from_another_vcpu_arrives(with_irqchip: Kvm) -> None:
             break
         arrived.wait(0.001)
     assert box.ipis == 1
+
+
+def test_msi_arrives_at_the_running_vcpu_it_is_for_and_at_no_other(with_irqchip: Kvm) -> None:
+    machine = with_irqchip
+    for vcpu in range(2):
+        machine.resume(vcpu)
+        next_exit(machine)
+    boxes = [script(machine, vcpu, {"op": lib.DF_KVM_OP_SPIN, "flags": lib.DF_KVM_IRQS}) for vcpu in range(2)]
+    pause = threading.Event()
+    for count in range(1, 4):
+        machine.msi(1, lib.DF_KVM_VECTOR_IPI)
+        for _ in range(PATIENCE * 1000):  # an interrupt is told to nobody but the guest
+            if boxes[1].ipis == count:
+                break
+            pause.wait(0.001)
+        assert [box.ipis for box in boxes] == [0, count]
+
+
+def test_msi_without_an_irqchip_is_refused_by_name() -> None:
+    for machine in made(irqchip=False):
+        with pytest.raises(OSError, match="KVM_SIGNAL_MSI"):
+            machine.msi(0, lib.DF_KVM_VECTOR_IPI)
+
+
+@pytest.mark.parametrize(
+    ("has", "why"), [({"long_mode": False}, "no long mode"), ({"api": 11}, "API version 11"), ({}, None)]
+)
+def test_kvm_without_what_the_guest_needs_is_refused_by_name(has: dict[str, Any], why: str | None) -> None:
+    can = kvm.Abilities(12, *[True] * (len(dataclasses.fields(kvm.Abilities)) - 1))
+    lacks = kvm.lacking(dataclasses.replace(can, **has))
+    assert (lacks is None) == (why is None)
+    assert why is None or why in str(lacks)
+
+
+def test_tsc_counts_at_a_rate_that_kvm_knows(machine: Kvm) -> None:
+    assert machine.tsc_khz(0) > 100_000
+    machine.resume(0)
+    next_exit(machine)
+    script(machine, 0, {"op": lib.DF_KVM_OP_SPIN})
+    with pytest.raises(OSError, match="vCPU 0") as caught:
+        machine.tsc_khz(0)
+    assert caught.value.errno == errno.EBUSY
 
 
 def test_triple_fault_is_an_exit(machine: Kvm) -> None:

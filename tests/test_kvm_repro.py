@@ -105,6 +105,47 @@ def test_repro_without_kvm_exits_3_and_names_it(top: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_kvm_that_is_not_permitted_is_named_with_the_user() -> None:
+    require_root()
+    code = "import os, native.kvm; os.setgroups([]); os.setuid(65534); print(native.kvm.unsupported())"
+    hide = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /dev && : > /dev/kvm && exec "$@"', "sh")
+    strict = ("sh", "-c", 'chmod 600 /dev/kvm && exec "$@"', "sh")
+    command = [*hide, *strict, sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
+    assert done.stdout == "/dev/kvm: not permitted to uid 65534\n", done.stderr
+
+
+@pytest.mark.parametrize("guest", ["kvm", "standin"])
+def test_repro_killed_in_a_loop_leaves_nothing(top: Path, guest: str) -> None:
+    child = subprocess.Popen(
+        [*REPRO[:-1], guest, "--seconds", "60"],
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        cwd="/",
+        env=environment(top),
+    )
+    try:
+        wait_for_the_loop(child, top)
+    finally:
+        child.kill()
+        child.communicate(timeout=PATIENCE)  # it dies, though it serves what it has mapped
+    end = time.monotonic() + PATIENCE
+    while list(top.iterdir()) and time.monotonic() < end:  # its guard, which has no parent now, cleans up
+        time.sleep(0.01)
+    assert_nothing_left(top)
+
+
+def wait_for_the_loop(child: "subprocess.Popen[bytes]", top: Path) -> None:
+    """Until its own thread that runs a vCPU, or the guest that it has started, has burnt time."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end and child.poll() is None:  # a loop tells nobody of itself
+        mounts = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if f" {top}" in line]
+        if mounts and sum(busy_seconds(child.pid)) > 1.0:
+            return
+        time.sleep(0.01)
+    raise AssertionError("never in the loop")
+
+
 def test_repro_on_kvm_interrupted_in_a_loop_exits_130_and_leaves_nothing(top: Path) -> None:
     child = subprocess.Popen(
         [*REPRO, "--seconds", "60"],
@@ -130,14 +171,20 @@ def wait_for_a_busy_thread(child: "subprocess.Popen[str]") -> None:
     """Until one of its threads has burnt half a second: the vCPU, in the loop."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end and child.poll() is None:  # a loop tells nobody of itself
-        for task in Path(f"/proc/{child.pid}/task").iterdir():
-            with contextlib.suppress(OSError):
-                fields = (task / "stat").read_text().rpartition(")")[2].split()
-                busy = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-                if int(task.name) != child.pid and busy > 0.5:
-                    return
+        if max(busy_seconds(child.pid)[1:], default=0.0) > 0.5:
+            return
         time.sleep(0.01)
     raise AssertionError("never in the loop")
+
+
+def busy_seconds(pid: int) -> list[float]:
+    """Processor time of its threads, the main one's first."""
+    found = []
+    for task in sorted(Path(f"/proc/{pid}/task").iterdir(), key=lambda task: int(task.name)):
+        with contextlib.suppress(OSError):
+            fields = (task / "stat").read_text().rpartition(")")[2].split()
+            found.append((int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"))
+    return found
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

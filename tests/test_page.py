@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from compare_sample import event, sample
 
-from vmm.page import render
+from vmm.page import OUTCOMES, render
 from vmm.page.numbers import duration, log_ticks, ticks
 from vmm.page.sequence import folded, laid_out
 
@@ -48,8 +48,20 @@ def test_page_of_a_sample_has_every_design_access_and_outcome() -> None:
         assert row["title"] in page.text
     for column in found["columns"]:
         assert column["title"] in page.text
-    for outcome in ("bytes", "sigbus", "efault", "killed", "panic", "stopped", "loop", "hang", "wrong"):
+    for outcome in OUTCOMES:
         assert any(outcome in (attrs["class"] or "").split() for attrs in buttons), outcome
+
+
+def test_page_says_where_model_and_reality_differ_and_judges_nothing_untried() -> None:
+    page = Tags(render(sample()))
+    assert "Model and reality" in page.text
+    for words in ("VM stopped", "unmap+area", "It is told at the access.", "Nobody knows why."):
+        assert words in page.text
+    buttons = [attrs for tag, attrs in page.tags if tag == "button"]
+    (untried,) = [attrs for attrs in buttons if "untried" in (attrs["class"] or "").split()]
+    assert "bad" not in (untried["class"] or "").split()
+    none = Tags(render(sample() | {"differences": []}))
+    assert "Model and reality" not in none.text
 
 
 def test_page_ids_are_unique_and_what_is_referred_to_is_there() -> None:

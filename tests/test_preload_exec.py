@@ -26,6 +26,9 @@ environment = {{k: v for k, v in os.environ.items() if k not in ("LC_CTYPE", "PW
 print(json.dumps([sys.argv[1:], environment]), flush=True)
 """
 RAW = "int main(void) { return 42; }"
+GO_NOTE = """
+__asm__(".section .note.go.buildid,\\"a\\",@note\\n.long 4, 4, 4\\n.ascii \\"Go\\\\0\\\\0abcd\\"\\n.text");
+"""
 ARGUMENTS = """
 libc.posix_spawn.argtypes = libc.posix_spawnp.argtypes = (
     [ctypes.c_void_p, ctypes.c_char_p] + [ctypes.c_void_p] * 4)
@@ -58,7 +61,7 @@ def spawn(function, what, environment):
     os._exit(0)
 NAME, ONE, EMPTY, END = b"the name", b"one", b"", ctypes.c_char_p()
 def opened(path):
-    fd = os.open(path, os.O_PATH)
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)
     os.set_inheritable(fd, True)  # or no script could be read again
     return fd
 os.environ["PATH"] = os.fsdecode(directory)
@@ -78,22 +81,20 @@ CALLS = {
     "posix_spawnp": lambda: spawn(libc.posix_spawnp, name, envp),
 }
 """
-CALLS = [
-    "execve",
-    "execv",
-    "execvp",
-    "execvpe",
-    "execl",
-    "execlp",
-    "execle",
-    "fexecve",
-    "execveat",
-    "execveat, of a directory",
-    "execveat, of a descriptor",
-    "posix_spawn",
-    "posix_spawnp",
-]
-ONE_CALL = ARGUMENTS + "child(CALLS[sys.argv[2]])\n"
+# Each of them in a child; a line begins with its name.
+EACH = (
+    ARGUMENTS
+    + """
+for name_of_call, call in CALLS.items():
+    print(name_of_call, end=": ")
+    child(call)
+"""
+)
+
+
+def each(host: ProgramHost, path: Path, **environment: str) -> dict[str, str]:
+    """What executing `path` by each of the calls prints."""
+    return dict(line.split(": ", 1) for line in printed(host, EACH, path, **environment))
 
 
 def script(path: Path, text: str) -> Path:
@@ -117,46 +118,38 @@ def tracer(tmp_path: Path) -> Path:
     return script(tmp_path / "tracer", TRACER)
 
 
-@pytest.mark.parametrize("call", CALLS)
-def test_exec_with_an_environment_of_its_own_keeps_ours(
-    program_host: ProgramHost, tmp_path: Path, call: str
-) -> None:
+def test_exec_with_an_environment_of_its_own_keeps_ours(program_host: ProgramHost, tmp_path: Path) -> None:
     show = script(tmp_path / "show", SHOW)
-    (line,) = printed(program_host, ONE_CALL, show, call)
-    arguments, environment = json.loads(line)
     ours = program_host.environment()
     del ours["PATH"]
-    assert arguments == ["one", ""]
-    assert {name: environment.get(name) for name in ours} == ours
-    if call not in ("execvp", "execl", "execlp"):  # which have no other than the process's
-        assert environment["OWN"] == "1"
+    shown = each(program_host, show)
+    assert len(shown) == 13
+    for call, line in shown.items():
+        arguments, environment = json.loads(line)
+        assert arguments == ["one", ""], call
+        assert {name: environment.get(name) for name in ours} == ours, call
+        if call not in ("execvp", "execl", "execlp"):  # which have no other than the process's
+            assert environment["OWN"] == "1", call
 
 
-@pytest.mark.parametrize("call", CALLS)
-def test_exec_of_a_static_program_is_traced(
-    program_host: ProgramHost, tmp_path: Path, raw: Path, tracer: Path, call: str
-) -> None:
-    (line,) = printed(program_host, ONE_CALL, raw, call, DAXFAULT_TRACER=str(tracer))
-    assert json.loads(line) == ["--argv0", "the name", str(raw), "one", ""]
+def test_exec_of_a_static_program_is_traced(program_host: ProgramHost, raw: Path, tracer: Path) -> None:
+    for call, line in each(program_host, raw, DAXFAULT_TRACER=str(tracer)).items():
+        assert json.loads(line) == ["--argv0", "the name", str(raw), "one", ""], call
 
 
-@pytest.mark.parametrize("call", CALLS)
-def test_exec_of_nothing_fails_as_ever(
-    program_host: ProgramHost, tmp_path: Path, tracer: Path, call: str
-) -> None:
+def test_exec_of_nothing_fails_as_ever(program_host: ProgramHost, tmp_path: Path, tracer: Path) -> None:
     """Neither tracer nor library makes up another error."""
-    missing, plain = tmp_path / "missing", tmp_path / "plain"
+    plain, shell, missing = tmp_path / "plain", tmp_path / "shell", tmp_path / "missing"
     plain.write_bytes(b"\x7fELF" + bytes(100))
-    results = {}
-    for served in (True, False):
-        environment = {"DAXFAULT_TRACER": str(tracer)} | ({} if served else {"DAXFAULT_SOCKET": ""})
-        results[served] = [
-            printed(program_host, ONE_CALL, path, call, **environment) for path in (plain, tmp_path)
-        ]
-        if call not in ("fexecve", "execveat, of a descriptor"):
-            results[served].append(printed(program_host, ONE_CALL, missing, call, **environment))
-    assert results[True] == results[False]
-    assert results[True][0] == ["EACCES"]
+    shell.write_text("echo by a shell")
+    shell.chmod(0o755)
+    missing.symlink_to("nowhere")  # which can be opened as a path, unlike nothing at all
+    for path in (plain, shell, missing, tmp_path):
+        served = each(program_host, path, DAXFAULT_TRACER=str(tracer))
+        assert served == each(program_host, path, DAXFAULT_SOCKET=""), path
+        assert len(served) == 13
+        assert served["execve"] == {shell: "ENOEXEC", missing: "ENOENT"}.get(path, "EACCES")
+        assert served["execvp"] == {shell: "by a shell", missing: "ENOENT"}.get(path, "EACCES")
 
 
 def test_exec_of_a_script_follows_its_interpreter(
@@ -186,6 +179,62 @@ def status(path):
 print([status(path) for path in sys.argv[1:]])
 """
 )
+
+
+# What makes a program's system calls: the libc, which LD_PRELOAD gets between, or the program.
+KINDS = {
+    "static": (["-static"], "", True),
+    "static, at any address": (["-static-pie"], "", True),
+    "dynamic": ([], "", False),
+    "dynamic, at one address": (["-no-pie"], "", False),
+    "dynamic, of Go": ([], GO_NOTE, True),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_program_is_traced_where_a_library_cannot_reach_it(
+    program_host: ProgramHost, tmp_path: Path, tracer: Path, kind: str
+) -> None:
+    flags, more, traced = KINDS[kind]
+    source, binary = tmp_path / "source.c", tmp_path / "binary"
+    source.write_text(more + RAW)
+    done = subprocess.run(["cc", *flags, source, "-o", binary], capture_output=True)
+    require(done.returncode == 0, f"cc {' '.join(flags)}")
+    lines = printed(program_host, STATUS, binary, DAXFAULT_TRACER=str(tracer))
+    assert lines[-1] == ("[0]" if traced else "[42]")
+    assert len(lines) == 1 + traced
+
+
+def test_dynamic_loader_called_by_its_name_is_not_traced(program_host: ProgramHost, tracer: Path) -> None:
+    """It has no interpreter either, and hears LD_PRELOAD."""
+    headers = subprocess.run(
+        ["readelf", "-l", "/bin/true"], capture_output=True, text=True, check=True
+    ).stdout
+    loader = headers.split("interpreter: ")[1].split("]")[0]
+    text = (
+        ARGUMENTS
+        + """
+child(lambda: libc.execve(path, strings(["ld.so", "/bin/echo", "hello"]), envp))
+"""
+    )
+    assert printed(program_host, text, loader, DAXFAULT_TRACER=str(tracer)) == ["hello"]
+
+
+def test_child_of_vfork_that_executes_is_followed(
+    program_host: ProgramHost, tmp_path: Path, raw: Path, tracer: Path
+) -> None:
+    """Python's own subprocess, which shares its parent's memory until then."""
+    show = script(tmp_path / "show", SHOW)
+    text = """
+import subprocess
+assert subprocess._USE_VFORK
+for path in sys.argv[1:]:
+    subprocess.run([path, "one", ""], env={"OWN": "1"}, close_fds=False)
+"""
+    shown, traced = printed(program_host, text, show, raw, DAXFAULT_TRACER=str(tracer))
+    arguments, environment = json.loads(shown)
+    assert (arguments, environment["LD_PRELOAD"]) == (["one", ""], str(native.preload()))
+    assert json.loads(traced) == ["--argv0", str(raw), str(raw), "one", ""]
 
 
 def test_privileged_program_is_not_traced(

@@ -308,14 +308,16 @@ MS_ASYNC, MS_INVALIDATE, MS_SYNC = 1, 2, 4
 at = map(os.open(sys.argv[1], os.O_RDWR))
 calls = [(at, 2 * PAGE, MS_SYNC), (at + PAGE, 10, MS_SYNC | MS_INVALIDATE),
          (at, PAGE, MS_ASYNC), (at, 0, MS_SYNC), (at + 1, PAGE, MS_SYNC),
-         (at, PAGE, MS_SYNC | MS_ASYNC), (0x10000, PAGE, MS_SYNC)]
+         (at, PAGE, MS_SYNC | MS_ASYNC), (0x10000, PAGE, MS_SYNC),
+         (at, 1 << 62, MS_SYNC), (1 << 50, PAGE, MS_SYNC)]
 print([failing(lambda: checked(libc.msync(*call))) for call in calls], at)
 """
     (line,) = printed(program_host, script, program_host.file("file"))
     results, at = line.rsplit(" ", 1)
-    assert results == "[None, None, None, None, 'EINVAL', 'EINVAL', 'ENOMEM']"
+    assert results == "[None, None, None, None, 'EINVAL', 'EINVAL', 'ENOMEM', 'ENOMEM', 'ENOMEM']"
     said = [(m["start"] - int(at), m["len"]) for m in program_host.saying("msync")]
     assert said[:2] == [(0, 2 * PAGE), (PAGE, PAGE)]
+    assert all(m["start"] + m["len"] <= 1 << 47 for m in program_host.saying("msync"))
 
 
 def test_msync_fails_with_the_hosts_errno(program_host: ProgramHost) -> None:

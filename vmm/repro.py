@@ -14,8 +14,7 @@ import errno
 import os
 import platform
 import shutil
-import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from vmm.cpu_time import cpu_seconds
 from vmm.designs import DESIGNS
 from vmm.errors import Unsupported, UsageError
 from vmm.host import Host, hosting
+from vmm.scratch import scratch
 from vmm.standin import Done, StandIn, standin
 from vmm.watchdog import Loop, Watchdog
 
@@ -176,24 +176,11 @@ class _Stage:
 
 @contextlib.asynccontextmanager
 async def _stage(file: Path | None, seconds: float) -> AsyncIterator[_Stage]:
-    with _temporary() as top:
-        backing, mount = Path(top, "backing"), Path(top, "mount")
-        for directory in (backing, mount):
-            os.mkdir(directory)
-        fs = fsd.Filesystem(backing)
+    with scratch() as place:
+        fs = fsd.Filesystem(place.backing)
         watchdog = Watchdog(seconds=seconds)
-        async with fsd.mounted(fs, mount), hosting(fs, watchdog=watchdog) as (host, nursery):
-            yield _Stage(backing, mount, file, seconds, host, nursery)
-
-
-@contextlib.contextmanager
-def _temporary() -> Iterator[str]:
-    try:
-        directory = tempfile.TemporaryDirectory(prefix="daxfault-")
-    except OSError as e:
-        raise Unsupported(f"nowhere to put temporary files: {e.strerror}") from e
-    with directory as top:
-        yield top
+        async with fsd.mounted(fs, place.mount), hosting(fs, watchdog=watchdog) as (host, nursery):
+            yield _Stage(place.backing, place.mount, file, seconds, host, nursery)
 
 
 def _make(path: Path, source: Path | None) -> int:

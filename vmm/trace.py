@@ -7,13 +7,11 @@ is vmm.timeline's.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import platform
-import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from native import PAGE_SIZE, RANGE_SIZE
 from vmm.designs import Design
 from vmm.errors import Unsupported
 from vmm.host import Host, hosting
+from vmm.scratch import scratch
 from vmm.standin import Done, StandIn, standin
 from vmm.timeline import Recording
 from vmm.watchdog import Watchdog
@@ -51,34 +50,21 @@ async def record(design: Design, *, progress: Progress = lambda _: None) -> Reco
     """
     about = {"design": design.name, "summary": design.summary, "kernel": f"Linux {platform.release()}"}
     recording = Recording([], [], [], about)
-    with _temporary() as top:
-        backing, mount = Path(top, "backing"), Path(top, "mount")
-        for directory in (backing, mount):
-            os.mkdir(directory)
-        _make(backing / "file")
-        fs = fsd.Filesystem(backing)
+    with scratch() as place:
+        _make(place.backing / "file")
+        fs = fsd.Filesystem(place.backing)
         tracing.trace(fs, recording.requests.append)
         async with (
-            fsd.mounted(fs, mount),
+            fsd.mounted(fs, place.mount),
             hosting(fs, watchdog=Watchdog(seconds=_LOOPS, cycles=_CYCLES)) as (host, nursery),
             standin(host, nursery, design, window=RANGE_SIZE) as guest,
         ):
             host.engine.trace(_CAPACITY)
             await guest.trace(True)
-            await _Story(host, guest, mount / "file", recording, progress).tell()
+            await _Story(host, guest, place.mount / "file", recording, progress).tell()
             await guest.trace(False)
             host.engine.trace(0)
     return recording
-
-
-@contextlib.contextmanager
-def _temporary() -> Iterator[str]:
-    try:
-        directory = tempfile.TemporaryDirectory(prefix="daxfault-")
-    except OSError as e:
-        raise Unsupported(f"nowhere to put temporary files: {e.strerror}") from e
-    with directory as top:
-        yield top
 
 
 def _make(path: Path) -> None:

@@ -143,6 +143,8 @@ int df_kvm_tell(struct df_kvm *machine, uint32_t vcpu, uint32_t via, const struc
 int df_kvm_translate(struct df_kvm *machine, uint32_t vcpu, uint64_t gva, uint64_t *gpa);
 
 int df_kvm_msi(struct df_kvm *machine, uint32_t vcpu, uint32_t vector);
+/* -> cycles of the guest's TSC in a millisecond. */
+int df_kvm_tsc_khz(struct df_kvm *machine, uint32_t vcpu);
 /* -> statistics of a vCPU, also of one that runs; -ENOSYS where there are none. */
 int df_kvm_stats(struct df_kvm *machine, uint32_t vcpu, struct df_kvm_stat *out, int most);
 

@@ -144,6 +144,13 @@ int df_kvm_machine_check(struct df_kvm *machine, uint32_t number, const struct d
 	return vcpu ? done(machine, kvm_ioctl(vcpu->fd, KVM_X86_SET_MCE, &arg, "KVM_X86_SET_MCE")) : busy();
 }
 
+int df_kvm_tsc_khz(struct df_kvm *machine, uint32_t number)
+{
+	struct vcpu *vcpu = stopped(machine, number);
+
+	return vcpu ? done(machine, kvm_ioctl(vcpu->fd, KVM_GET_TSC_KHZ, NULL, "KVM_GET_TSC_KHZ")) : busy();
+}
+
 int df_kvm_translate(struct df_kvm *machine, uint32_t number, uint64_t gva, uint64_t *gpa)
 {
 	struct vcpu *vcpu = stopped(machine, number);

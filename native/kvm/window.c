@@ -29,9 +29,12 @@ static int protection(int writable)
 	return PROT_READ | (writable ? PROT_WRITE : 0);
 }
 
+/* NORESERVE: of hugetlbfs; that a page cannot be had is for the fault to say, and nobody else asks. */
+#define OF_FILE	(MAP_SHARED | MAP_NORESERVE)
+
 int df_window_file(int fd, uint64_t offset, uint64_t len, int writable, uint64_t *hva)
 {
-	return mapped(mmap(NULL, len, protection(writable), MAP_SHARED, fd, (off_t)offset), len, hva);
+	return mapped(mmap(NULL, len, protection(writable), OF_FILE, fd, (off_t)offset), len, hva);
 }
 
 int df_window_anonymous(uint64_t len, uint64_t *hva)
@@ -46,7 +49,7 @@ int df_window_unmap(uint64_t hva, uint64_t len)
 
 int df_window_again(int fd, uint64_t offset, uint64_t hva, uint64_t len, int writable)
 {
-	int flags = MAP_SHARED | MAP_FIXED;
+	int flags = OF_FILE | MAP_FIXED;
 	uint64_t at;
 
 	return mapped(mmap((void *)hva, len, protection(writable), flags, fd, (off_t)offset), len, &at);

@@ -13,7 +13,6 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -21,7 +20,7 @@
 
 enum {
 	SCRIPTS_MAX = 5,		/* fs/exec.c, exec_binprm(): then it is ELOOP */
-	LINE_MAX_ = 256,		/* BINPRM_BUF_SIZE */
+	LINE_SIZE = 256,		/* BINPRM_BUF_SIZE */
 	HEADERS_MAX = 64,
 	NOTES_MAX = 1024,		/* bytes of notes looked at */
 #if defined(__x86_64__)
@@ -122,41 +121,34 @@ static char *script_interpreter(char *line, size_t len)
 }
 
 /* -> a descriptor, or -1.  Nothing but a regular file is opened: a device might notice. */
-static int open_regular(int dirfd, const char *path, struct stat *st)
+static int open_regular(const char *path, struct stat *st)
 {
-	char again[32];
-
-	if (syscall(SYS_newfstatat, dirfd, path, st, AT_EMPTY_PATH) || !S_ISREG(st->st_mode))
+	if (syscall(SYS_newfstatat, AT_FDCWD, path, st, 0) || !S_ISREG(st->st_mode))
 		return -1;
-	if (!*path) {	/* `dirfd` may be O_PATH */
-		snprintf(again, sizeof(again), "/proc/self/fd/%d", dirfd);
-		path = again;
-	}
-	return (int)syscall(SYS_openat, dirfd, path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0);
+	return (int)syscall(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0);
 }
 
-enum program_kind program_kind(int dirfd, const char *path)
+enum program_kind program_kind(const char *path)
 {
 	enum program_kind kind = PROGRAM_OTHER;
 	union {
 		Elf64_Ehdr elf;
-		char line[LINE_MAX_ + 1];
+		char line[LINE_SIZE + 1];
 	} head;
 	int depth, error = errno;
 	struct stat st;
 
 	for (depth = 0; path && depth <= SCRIPTS_MAX; depth++) {
-		int fd = open_regular(dirfd, path, &st);
+		int fd = open_regular(path, &st);
 		long n;
 
 		if (fd < 0)
 			break;
-		n = syscall(SYS_pread64, fd, head.line, LINE_MAX_, 0);
+		n = syscall(SYS_pread64, fd, head.line, LINE_SIZE, 0);
 		path = NULL;
 		if (n > 2 && !memcmp(head.line, "#!", 2)) {
 			head.line[n] = '\0';
 			path = script_interpreter(head.line, (size_t)n);
-			dirfd = AT_FDCWD;
 		} else if (n >= (long)sizeof(head.elf) && !memcmp(head.line, ELFMAG, SELFMAG) &&
 			   !is_privileged(fd, &st)) {
 			kind = elf_kind(fd, &head.elf);

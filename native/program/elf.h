@@ -16,8 +16,7 @@ enum program_kind {
 	PROGRAM_RAW,		/* makes its system calls itself: linked statically, or by Go */
 };
 
-/* Of the file itself, or of the interpreter that its "#!" line leads to.  As openat(2) takes
- * `dirfd` and `path`, an empty path being `dirfd` itself. */
-enum program_kind program_kind(int dirfd, const char *path);
+/* Of the file itself, or of the interpreter that its "#!" line leads to. */
+enum program_kind program_kind(const char *path);
 
 #endif

@@ -40,10 +40,10 @@ struct next {				/* the libc's, or of another library that interposes */
 	int (*execvpe)(const char *, char *const[], char *const[]);
 	int (*posix_spawn)(pid_t *, const char *, const posix_spawn_file_actions_t *, const posix_spawnattr_t *,
 			   char *const[], char *const[]);
-	int (*system)(const char *);
-	FILE *(*popen)(const char *, const char *);
 	int (*posix_spawnp)(pid_t *, const char *, const posix_spawn_file_actions_t *,
 			    const posix_spawnattr_t *, char *const[], char *const[]);
+	int (*system)(const char *);
+	FILE *(*popen)(const char *, const char *);
 };
 
 const struct settings *settings(void);
@@ -74,6 +74,10 @@ void wire_sigbus(uint64_t address, pid_t tid, int code, const uint64_t *frames, 
 /* Has this process, or one that it was forked from, ever mapped a page cache? */
 bool wire_mapped(void);
 void wire_set_mapped(void);
+/* Are forked children of this process unknown to the kernel's events? */
+bool wire_unfollowed(void);
+/* Give up the connection's descriptor.  -> whether there was one. */
+bool wire_drop(void);
 
 /* The calling process is the one that may keep a connection. */
 void wire_own(void);
@@ -81,8 +85,7 @@ void wire_own(void);
 /* Around a fork(): hold, if it is this process's to hold, then let go in the parent; the child begins anew. */
 bool wire_hold(void);
 void wire_release(void);
-/* -> whether the child's mappings are its own to have served. */
-bool wire_forked(void);
+void wire_forked(void);
 
 uint64_t signals_block(void);
 void signals_restore(uint64_t mask);
@@ -110,8 +113,8 @@ struct target {
 typedef int (*target_start)(const struct target *target, void *arg);
 
 /* Call `start` with the program's `argv` and `envp`, made such that the new program is
- * followed as this one is; `dirfd` and `path` say which file it is, NULL: nobody knows. */
-int target_call(int dirfd, const char *path, char *const *argv, char *const *envp, target_start start, void *arg);
+ * followed as this one is; `path` is its file, or NULL: nobody knows. */
+int target_call(const char *path, char *const *argv, char *const *envp, target_start start, void *arg);
 
 /* Does LD_PRELOAD's list, parted by colons or spaces (ld.so(8)), have `path`? */
 bool preload_lists(const char *paths, const char *path);

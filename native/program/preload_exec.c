@@ -88,7 +88,7 @@ EXPORT int execve(const char *path, char *const argv[], char *const envp[])
 {
 	struct exec e = { .path = path };
 
-	return target_call(AT_FDCWD, path, argv, envp, start_path, &e);
+	return target_call(path, argv, envp, start_path, &e);
 }
 
 EXPORT int execv(const char *path, char *const argv[])
@@ -104,7 +104,7 @@ EXPORT int execvpe(const char *file, char *const argv[], char *const envp[])
 	const char *path = find_in_path(file, room);
 
 	errno = error;
-	return target_call(AT_FDCWD, path, argv, envp, start_file, &e);
+	return target_call(path, argv, envp, start_file, &e);
 }
 
 EXPORT int execvp(const char *file, char *const argv[])
@@ -154,7 +154,7 @@ EXPORT int execveat(int dirfd, const char *path, char *const argv[], char *const
 	const char *name = path_at(dirfd, path, flags, room);
 
 	errno = error;
-	return target_call(AT_FDCWD, name, argv, envp, start_at, &e);
+	return target_call(name, argv, envp, start_at, &e);
 }
 
 EXPORT int fexecve(int fd, char *const argv[], char *const envp[])

@@ -8,8 +8,9 @@
  * the child has them served anew, or, if that cannot be, every touch of them becomes the
  * SIGBUS, or EFAULT, of a file that ends before it: a child that only wants to exec can.
  *
- * Followed: fork(), and what the libc builds upon it, and _Fork().  Not followed, where the
- * kernel does not do it: a child of clone(2) without CLONE_VM.
+ * Nothing tells a library of a clone(2) without CLONE_VM.  So where the kernel does not tell
+ * the host of it either, mappings are kept from children (MADV_DONTFORK) but in fork() and
+ * _Fork(): a child of clone(2) has not got them, and dies of what would have read zeros.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -29,6 +30,23 @@ static struct {
 	bool held;
 	uint64_t mask;
 } forking;			/* of the thread that holds what is held */
+
+static bool advise(const struct cache_mapping *m, void *advice)
+{
+	syscall(SYS_madvise, m->start, m->end - m->start, *(int *)advice);
+	return false;
+}
+
+/* `held`: the connection is ours to give up; its number will do when there is no other. */
+static void share_with_children(bool share, bool held)
+{
+	int advice = share ? MADV_DOFORK : MADV_DONTFORK;
+
+	if (!wire_mapped() || !wire_unfollowed())
+		return;
+	if (maps_each_cache(0, USER_END, advise, &advice) == -EMFILE && held && wire_drop())
+		maps_each_cache(0, USER_END, advise, &advice);
+}
 
 static bool make_unreadable(const struct cache_mapping *m, void *empty)
 {
@@ -84,8 +102,10 @@ static void adopt(void)
 static void forked(void)
 {
 	demoted_release();
-	if (wire_forked())
+	wire_forked();
+	if (wire_mapped() && wire_unfollowed())
 		adopt();
+	share_with_children(false, true);
 }
 
 static void before(void)
@@ -93,6 +113,7 @@ static void before(void)
 	uint64_t mask = signals_block();
 	bool held = wire_hold();
 
+	share_with_children(true, held);
 	demoted_hold();
 	forking.held = held;
 	forking.mask = mask;
@@ -101,10 +122,10 @@ static void before(void)
 static void after_in_parent(void)
 {
 	uint64_t mask = forking.mask;
-
 	bool held = forking.held;
 
 	demoted_release();
+	share_with_children(false, held);
 	if (held)
 		wire_release();
 	signals_restore(mask);
@@ -135,11 +156,16 @@ EXPORT pid_t _Fork(void)
 		errno = ENOSYS;
 		return -1;
 	}
+	if (!settings()->on)
+		return next()->fork();
 	mask = signals_block();
+	share_with_children(true, false);
 	pid = next()->fork();
 	error = errno;
-	if (pid == 0 && settings()->on)
+	if (pid == 0)
 		forked();
+	else
+		share_with_children(false, false);
 	signals_restore(mask);
 	errno = error;
 	return pid;

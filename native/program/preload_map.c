@@ -5,7 +5,8 @@
  * Owns how a page cache gets to where the program wants its file.  Nobody may touch a page
  * of it before the host has registered the mapping: the page would be made of zeros, for
  * everybody who has the file mapped.  So it is mapped PROT_NONE at first, which also keeps
- * MAP_POPULATE, MAP_LOCKED and mlockall(MCL_FUTURE) from it; and what is to replace other
+ * MAP_POPULATE, MAP_LOCKED and mlockall(MCL_FUTURE) from it (the former two are done later;
+ * with the latter, pages are locked as they come, and not read ahead); and what is to replace other
  * mappings (MAP_FIXED), which other threads may be reading, is made elsewhere and then
  * moved over them in one step, or, if that fails, not at all.
  *
@@ -24,6 +25,7 @@
 #include "preload.h"
 
 #define PAGE_MASK ((uint64_t)DF_PAGE_SIZE - 1)
+#define USER_END (UINT64_C(1) << 47)	/* unless a program asks for more by a hint */
 
 enum {
 	PROT_ALL = PROT_READ | PROT_WRITE | PROT_EXEC,
@@ -84,11 +86,15 @@ static bool refused_by_kernel(const struct request *q)
 static bool is_on_mount(int fd)
 {
 	struct statx st;
+	struct stat old;
 
+	if (fd < 0)
+		return false;
 	/* DONT_SYNC: neither changes, and its file system need not be asked */
-	return fd >= 0 &&
-	       !syscall(SYS_statx, fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &st) &&
-	       makedev(st.stx_dev_major, st.stx_dev_minor) == settings()->device && S_ISREG(st.stx_mode);
+	if (!syscall(SYS_statx, fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &st))
+		return makedev(st.stx_dev_major, st.stx_dev_minor) == settings()->device && S_ISREG(st.stx_mode);
+	/* some sandboxes have never heard of it */
+	return !syscall(SYS_fstat, fd, &old) && old.st_dev == settings()->device && S_ISREG(old.st_mode);
 }
 
 struct placed {
@@ -112,7 +118,7 @@ static void *map_elsewhere(uint64_t target, uint64_t len, int flags, int cache, 
 		if (at[n] == MAP_FAILED || !overlap((uint64_t)at[n], target, len))
 			break;
 	}
-	error = errno;
+	error = n < ELSEWHERE_TRIES ? errno : ENOMEM;
 	for (i = 0; i < n; i++)
 		syscall(SYS_munmap, at[i], len);
 	errno = error;
@@ -191,6 +197,8 @@ static int map_cache(struct client *client, const struct request *q, struct plac
 		syscall(SYS_munmap, p->at, p->len);
 		return error;
 	}
+	if (wire_unfollowed())
+		call(SYS_madvise, p->at, p->len, MADV_DONTFORK);
 	demoted_set(p->at, p->at + p->len, private && is_shared(q));
 	wire_set_mapped();
 	return 0;
@@ -271,6 +279,10 @@ static int sync_caches(uint64_t start, uint64_t len)
 	struct conversation c;
 	int r = -ENODEV;
 
+	if (start >= USER_END)
+		return 0;
+	if (len > USER_END - start)
+		len = USER_END - start;
 	if (!wire_begin(&c)) {
 		r = client_msync(c.client, start, len);
 		if (r < 0 && !wire_again(&c))

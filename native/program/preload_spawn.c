@@ -7,7 +7,6 @@
  * file actions change the child's directory.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
@@ -50,7 +49,7 @@ EXPORT int posix_spawn(pid_t *pid, const char *path, const posix_spawn_file_acti
 {
 	struct spawn s = { pid, path, actions, attributes };
 
-	return target_call(AT_FDCWD, path, argv, envp, start_path, &s);
+	return target_call(path, argv, envp, start_path, &s);
 }
 
 EXPORT int posix_spawnp(pid_t *pid, const char *file, const posix_spawn_file_actions_t *actions,
@@ -62,16 +61,16 @@ EXPORT int posix_spawnp(pid_t *pid, const char *file, const posix_spawn_file_act
 	const char *path = find_in_path(file, room);
 
 	errno = error;
-	return target_call(AT_FDCWD, path, argv, envp, start_file, &s);
+	return target_call(path, argv, envp, start_file, &s);
 }
 
 /* system() and popen() start a shell with `environ`, by calls of the libc's to itself.  Put
  * back what the program has taken out of it; it is no less safe than their use of it is. */
 static void mend_environ(void)
 {
-	const char *const *ours;
-	const char *preload = getenv("LD_PRELOAD");
 	const char *library = settings()->library;
+	const char *const *ours;
+	const char *preload;
 
 	if (!settings()->on)
 		return;
@@ -84,6 +83,7 @@ static void mend_environ(void)
 		if (!getenv(copy))
 			putenv((char *)*ours);
 	}
+	preload = getenv("LD_PRELOAD");
 	if (!preload || !*preload) {
 		setenv("LD_PRELOAD", library, 1);
 	} else if (!preload_lists(preload, library)) {

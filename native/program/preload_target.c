@@ -27,7 +27,7 @@
 #define PRELOAD "LD_PRELOAD="
 
 enum {
-	ON_STACK = 32768,
+	ON_STACK = 4096,		/* threads may have as little as PTHREAD_STACK_MIN */
 	TRACER_WORDS = 4,		/* TRACER --argv0 NAME PATH */
 	ENVIRONMENT_WORDS = 7,		/* of ours, and NULL */
 };
@@ -97,16 +97,16 @@ static bool is_traced(void)
 	return at && at[sizeof(field) - 1] != '0';
 }
 
-static bool wants_tracer(int dirfd, const char *path)
+static bool wants_tracer(const char *path)
 {
 	const char *tracer = settings()->tracer;
 
-	return tracer && path && program_kind(dirfd, path) == PROGRAM_RAW &&
-	       !faccessat(dirfd, path, X_OK, AT_EACCESS | (*path ? 0 : AT_EMPTY_PATH)) && !is_traced() &&
+	return tracer && path && program_kind(path) == PROGRAM_RAW &&
+	       !faccessat(AT_FDCWD, path, X_OK, AT_EACCESS) && !is_traced() &&
 	       !faccessat(AT_FDCWD, tracer, X_OK, AT_EACCESS);
 }
 
-static void make_plan(struct plan *plan, int dirfd, const char *path, char *const *argv, char *const *envp)
+static void make_plan(struct plan *plan, const char *path, char *const *argv, char *const *envp)
 {
 	static char *const none[] = { NULL };
 	const char *const *ours;
@@ -119,7 +119,7 @@ static void make_plan(struct plan *plan, int dirfd, const char *path, char *cons
 	plan->missing = !plan->preloaded;
 	for (ours = settings()->environment; *ours && !plan->missing; ours++)
 		plan->missing = !find(plan->envp, *ours);
-	plan->traced = wants_tracer(dirfd, path);
+	plan->traced = wants_tracer(path);
 	if (plan->traced)
 		plan->room += (plan->argc + TRACER_WORDS + 1) * sizeof(char *);
 	if (plan->missing)
@@ -204,7 +204,7 @@ static int in_mapping(const struct plan *plan, const char *path, target_start st
 	return r;
 }
 
-int target_call(int dirfd, const char *path, char *const *argv, char *const *envp, target_start start, void *arg)
+int target_call(const char *path, char *const *argv, char *const *envp, target_start start, void *arg)
 {
 	struct target as_asked = { .argv = argv, .envp = envp };
 	int error = errno;
@@ -212,7 +212,7 @@ int target_call(int dirfd, const char *path, char *const *argv, char *const *env
 
 	if (!settings()->on)
 		return start(&as_asked, arg);
-	make_plan(&plan, dirfd, path, argv, envp);
+	make_plan(&plan, path, argv, envp);
 	errno = error;
 	if (!plan.room)
 		return start(&as_asked, arg);

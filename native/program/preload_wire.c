@@ -118,7 +118,7 @@ static int serve_new(struct client *c)
 		syscall(SYS_close, device);
 	if (uffd < 0) {
 		client_close(c);
-		return -uffd;
+		return uffd == -EPERM ? EPERM : wire_errno(uffd);
 	}
 	r = client_serve(c, uffd, &flags);
 	syscall(SYS_close, uffd);
@@ -222,6 +222,19 @@ void wire_set_mapped(void)
 	atomic_store(&mapped, true);
 }
 
+bool wire_unfollowed(void)
+{
+	return atomic_load(&unfollowed);
+}
+
+bool wire_drop(void)
+{
+	if (!is_owner() || !still_ours())
+		return false;
+	client_close(&client);
+	return true;
+}
+
 bool wire_hold(void)
 {
 	if (!is_owner())
@@ -235,12 +248,11 @@ void wire_release(void)
 	drop_lock();
 }
 
-bool wire_forked(void)
+void wire_forked(void)
 {
 	atomic_store(&lock, FREE);
 	wire_own();
 	if (still_ours())	/* or the host would never see the parent's end of it */
 		client_close(&client);
 	client.fd = -1;
-	return wire_mapped() && atomic_load(&unfollowed);
 }

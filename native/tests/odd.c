@@ -57,10 +57,14 @@ static void need(const char *wrong, const char *where)
 
 static void ended_well(pid_t pid, const char *what)
 {
+	char how[32];
 	int status;
 
-	if (pid < 0 || waitpid(pid, &status, 0) != pid || status)
-		need("did not end well", what);
+	if (pid < 0 || waitpid(pid, &status, 0) != pid)
+		need("there is none", what);
+	snprintf(how, sizeof(how), "ended by signal %d", WTERMSIG(status));
+	if (status)
+		need(WIFSIGNALED(status) ? how : "wrong bytes", what);
 }
 
 /* ---- signals: at any instruction of an mmap(), another one */

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`daxfault compare`: every design on the same accesses.
 
-Owns the options and what is printed.  Must not know how a cell is run: that is
-vmm.compare's.
+Owns the options.  Must not know how a cell is run, which is vmm.compare's, nor how it is shown,
+which is compare_tables'.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from vmm.compare import Cell, Comparison, Row
+    from vmm.compare import Comparison
+    from vmm.compare.kvm.ways import Way
     from vmm.designs import Design
 
 # Names are written out here, for completion and errors must not wait for the imports that know them;
@@ -56,10 +55,39 @@ class ColumnName(enum.StrEnum):
     SLOW_PAGE = "slow-page"
     WAKE_ALL = "wake-all"
     KERNEL_AFTER_USER = "kernel-after-user"
+    USER_MASKED = "user-masked"
+    NO_IRQCHIP = "no-irqchip"
+    TWO_VCPUS = "two-vcpus"
     LATENCY = "latency"
     CPU = "cpu"
     OTHERS = "others"
     NESTED = "nested"
+
+
+class GuestName(enum.StrEnum):
+    """Who makes the accesses."""
+
+    STANDIN = "standin"
+    KVM = "kvm"
+    BOTH = "both"
+
+
+class RescueName(enum.StrEnum):
+    """How a dead tail under a KVM guest is made to fail."""
+
+    UNMAP = "unmap"
+    FORBID = "forbid"
+    SHRINK = "shrink"
+    POISON = "poison"
+
+
+class InjectionName(enum.StrEnum):
+    """How a KVM guest is told."""
+
+    AREA = "area"
+    PF = "pf"
+    MC = "mc"
+    EVENT = "event"
 
 
 class Posted(enum.StrEnum):
@@ -76,8 +104,23 @@ class Posted(enum.StrEnum):
 
 
 def compare(
+    guest: Annotated[
+        GuestName,
+        typer.Option(
+            help="A process that stands in for one, a real one on /dev/kvm, or the two side by side."
+        ),
+    ] = GuestName.STANDIN,
     design: Annotated[
-        list[DesignName] | None, typer.Option(help="Only this design; may be given again. Default: all.")
+        list[DesignName] | None,
+        typer.Option(help="Only this design, or its reality on KVM; may be given again. Default: all."),
+    ] = None,
+    rescue: Annotated[
+        list[RescueName] | None,
+        typer.Option(help="On KVM, only what ends loops so; may be given again. Default: all."),
+    ] = None,
+    injection: Annotated[
+        list[InjectionName] | None,
+        typer.Option(help="On KVM, only what tells the guest so; may be given again. Default: all."),
     ] = None,
     column: Annotated[
         list[ColumnName] | None, typer.Option(help="Only this column; may be given again. Default: all.")
@@ -104,11 +147,17 @@ def compare(
     ~ the right error without its address, ✗ no. docs/compare.md explains every column, and
     docs/designs every design.
 
-    Examples: `daxfault compare --design mainline --design report`, `daxfault compare
-    --column user-read --json`, `daxfault compare --design rfc-v1 --as-posted all`.
+    With `--guest kvm` the guest is a virtual machine, and the rows are what can be done on a stock
+    kernel: nothing (`kernel`), each way to end its loop with each way to tell the guest
+    (`unmap+area` ...), and memory that the engine serves (`engine+event` ...). With `--guest both`
+    each design stands beside its reality, and every difference is listed with its reason.
 
-    Ends with 0 when nothing hung and every access under `report` had its right end, with 1
-    when not, with 3 when this machine lacks what is needed (`daxfault doctor` says what).
+    Examples: `daxfault compare --design mainline --design report`, `daxfault compare
+    --column user-read --json`, `daxfault compare --design rfc-v1 --as-posted all`,
+    `daxfault compare --guest kvm --rescue unmap`, `daxfault compare --guest both`.
+
+    Ends with 0 when nothing hung and every access under `report` (on KVM: `engine+...`) had its
+    right end, with 1 when not, with 3 when this machine lacks what is needed (`daxfault doctor` says what).
     """
     if as_json and as_markdown:
         raise typer.BadParameter("--json and --markdown are one or the other")
@@ -119,24 +168,38 @@ def compare(
     from vmm import repro
     from vmm.designs import DESIGNS
     from vmm.errors import Unsupported, UsageError
+    from vmm.kvm.repro import check_machine as check_kvm
 
-    designs = [DESIGNS[name.value] for name in design or DesignName]
+    in_model, on_kvm = guest is not GuestName.KVM, guest is not GuestName.STANDIN
+    if not on_kvm and (rescue or injection):
+        raise UsageError("--rescue and --injection are of --guest kvm: the model's designs need neither")
+    if not in_model and as_posted:
+        raise UsageError("--as-posted is of --guest standin: no stock kernel has RFC v1's code")
+    chosen = [name.value for name in design or DesignName]
+    designs = [DESIGNS[name] for name in chosen] if in_model else []
     designs += _posted(as_posted or [])
+    picks = [name.value for name in rescue or []], [name.value for name in injection or []]
+    ways = _ways(chosen, *picks, every=not design and not in_model) if on_kvm else []
     columns = [name.value for name in column or ColumnName]
+    _check_columns(columns, guest)
     if html is not None and not html.absolute().parent.is_dir():
         raise UsageError(f"{html}: no such directory")
 
     async def run(progress: comparison.table.Progress) -> Comparison:
         return await comparison.run(
             designs=designs,
+            ways=ways,
             columns=[name for name in columns if name != ColumnName.NESTED],
             seconds=seconds,
-            in_nested=ColumnName.NESTED in columns,
+            in_nested=ColumnName.NESTED in columns and in_model,
             progress=progress,
         )
 
     try:
-        repro.check_machine()
+        if in_model:
+            repro.check_machine()
+        if on_kvm:
+            check_kvm()
         found = _with_progress(lambda progress: trio.run(run, progress))
     except (fsd.MountError, PermissionError) as e:
         hint = "Run `daxfault doctor`: it says what is missing here, and what mends it."
@@ -144,6 +207,8 @@ def compare(
         raise Unsupported(f"{why}\n{hint}") from e
     if html is not None:
         _write_page(html, found)
+    from vmm.commands.compare_tables import markdown, render
+
     if as_json:
         print(json.dumps(found.as_json(), indent=2))
     elif as_markdown:
@@ -165,6 +230,31 @@ def _posted(names: list[Posted]) -> list[Design]:
     return [as_posted([name]) for name in chosen]
 
 
+def _ways(designs: list[str], rescues: list[str], injections: list[str], *, every: bool) -> list[Way]:
+    """Those of KVM: by what they do, when that was asked for; the designs' realities; or `every` one."""
+    from vmm.compare.kvm.ways import WAYS, of_designs
+
+    if not rescues and not injections:
+        return list(WAYS.values()) if every else of_designs(designs)
+    return [
+        way
+        for way in WAYS.values()
+        if (not rescues or way.rescue in rescues) and (not injections or way.injection in injections)
+    ]
+
+
+def _check_columns(columns: list[str], guest: GuestName) -> None:
+    from vmm.compare.table import OF_GUEST
+    from vmm.errors import UsageError
+
+    guests = OF_GUEST if guest is GuestName.BOTH else [guest.value]
+    known = {name for of in guests for name in OF_GUEST[of]}
+    if GuestName.STANDIN in guests:
+        known.add(ColumnName.NESTED)
+    if not known.intersection(columns):
+        raise UsageError(f"--column {columns[0]} is not one of --guest {guest.value}'s")
+
+
 def _with_progress(body: object) -> Comparison:
     """Run `body(progress)`, showing on a terminal what is under way."""
     from rich.console import Console
@@ -182,97 +272,3 @@ def _write_page(path: Path, found: Comparison) -> None:
         path.write_text(page(found.as_json()), encoding="utf-8")
     except OSError as e:
         raise UsageError(f"{path}: {e.strerror}") from e
-
-
-# ---- tables: designs across, accesses down
-
-_MARK = {True: "✓", None: "~", False: "✗"}
-_NESTED = {"sigbus": "SIGBUS", "loop": "LOOP", "stopped": "VM stopped", "hang": "HANG"}
-_ACCESS_WIDTH, _DESIGN_WIDTH = 30, 25  # characters of a table's columns
-
-
-def render(found: Comparison, width: int) -> list[RenderableType]:
-    """Tables of as many designs as fit into `width` characters, and a verdict."""
-    from rich.text import Text
-
-    parts: list[RenderableType] = [
-        Text(f"Linux {found.kernel}; loops watched for {found.seconds:g} s", style="dim")
-    ]
-    across = max(2, (width - _ACCESS_WIDTH) // _DESIGN_WIDTH)
-    for first in range(0, len(found.rows), across):
-        parts.append(_table(found, found.rows[first : first + across]))
-    for series in found.series:
-        parts.append(Text(f"pace of another task, {series['label']}: {series['ratio']:.0%}"))
-    if found.kept:
-        parts.append(Text("Nothing hung, and under report every access had its right end.", style="green"))
-    else:
-        parts.append(Text("Something hung, or an access under report had a wrong end.", style="red"))
-    return parts
-
-
-def _table(found: Comparison, rows: list[Row]) -> RenderableType:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("access")
-    for row in rows:
-        table.add_column(row.design.name)
-    for column in found.columns:
-        cells = [row.cells.get(column.name) for row in rows]
-        shown = [Text(_words(cell), style=_style(cell)) for cell in cells]
-        table.add_row(column.title, *shown)
-    if found.nested:
-        table.add_row("guest in a guest", *(_nested(found, row.design.name) for row in rows))
-    return table
-
-
-def _nested(found: Comparison, design: str) -> str:
-    """What became of the access of a guest in a guest."""
-    for result in found.nested:
-        if result["design"] == design:
-            right = result["outcome"] == "sigbus"
-            mark = _MARK[None if right and not result["address_exact"] else right]
-            rate = f" {result['rate']:,.0f}/s" if result["rate"] else ""
-            return f"{mark} {_NESTED.get(result['outcome'], result['outcome'])}{rate}"
-    return ""
-
-
-def _words(cell: Cell | None) -> str:
-    if cell is None:
-        return ""
-    measured = cell.outcome == "measured"
-    return cell.text if measured else f"{_MARK[cell.ok]} {cell.text}"
-
-
-def _style(cell: Cell | None) -> str:
-    if cell is None or cell.outcome == "measured":
-        return ""
-    return {True: "green", None: "yellow", False: "red"}[cell.ok]
-
-
-def markdown(found: Comparison) -> str:
-    """docs/designs/table.md."""
-    names = [row.design.name for row in found.rows]
-    lines = [
-        "# What each design did",
-        "",
-        "`daxfault compare --markdown` writes this page: designs against accesses, what each got, on the",
-        f"machine where it ran. Linux {found.kernel}, loops watched for {found.seconds:g} s. ✓ is the right",
-        "end, ~ the right error without its address, ✗ a wrong end. What every row is:",
-        "[../compare.md](../compare.md).",
-        "",
-        f"| | {' | '.join(names)} |",
-        f"|---|{'---|' * len(names)}",
-    ]
-    for column in found.columns:
-        cells = [_words(row.cells.get(column.name)) for row in found.rows]
-        lines.append(f"| {column.title} | {' | '.join(cells)} |")
-    if found.nested:
-        cells = [_nested(found, name) for name in names]
-        lines.append(f"| guest in a guest | {' | '.join(cells)} |")
-    if found.series:
-        lines += ["", "Pace of a task while its neighbour waits for 20 ms a page, of its pace alone:", ""]
-        lines += [f"- {series['label']}: {series['ratio']:.0%}" for series in found.series]
-    return "\n".join(lines)

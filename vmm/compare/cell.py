@@ -23,14 +23,26 @@ class Outcome(enum.StrEnum):
     KILLED = "killed"
     HANG = "hang"  # nothing within the deadline
     WRONG = "wrong"  # anything else; the text says what
+    UNTRIED = "untried"  # it cannot be done here; `detail` says why
     MEASURED = "measured"  # of a cost: see `numbers`
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Looped:
+    """The proof of a loop: `cycles` in `seconds` of fault, no page, the same fault.  `page`: guest
+    address; `told`: the guest hears "not present" and "ready" each time, else its vCPU is halted."""
+
+    page: int
+    told: bool
+    cycles: int
+    seconds: float
 
 
 @dataclasses.dataclass(slots=True)
 class Cell:
     """One access under one design.
 
-    `ok`: it is the right end; None: the right error, but without its address.  `rate`: cycles a
+    `ok`: it is the right end; None: the right error, but without its address, or untried.  `rate`: cycles a
     second of a loop.  `events`: who said what to whom, as vmm.compare.sequence has them.
     `numbers`: what was measured; times in seconds unless the name says otherwise.
     """

@@ -67,7 +67,7 @@ async def latency_and_cpu(ground: Ground, design: Design) -> tuple[Cell, Cell, l
             cell = judge(end, Wanted(Outcome.SIGBUS))
             if cell.outcome is not Outcome.SIGBUS:
                 burnt = cpu_seconds(t.guest.process.pid) - began
-                return _without_end(cell, burnt, end.loop.seconds if end.loop else 0.0)
+                return without_end(cell, burnt, end.loop.seconds if end.loop else 0.0)
             samples.append(end.done[0].ns / 1e3 if end.done[0] else 0.0)
         burnt = (cpu_seconds(t.guest.process.pid) - began) / _SAMPLES
     p50, p99 = percentile(samples, 0.5), percentile(samples, 0.99)
@@ -86,7 +86,7 @@ async def latency_and_cpu(ground: Ground, design: Design) -> tuple[Cell, Cell, l
     return delivered, each, samples
 
 
-def _without_end(cell: Cell, burnt: float, seconds: float) -> tuple[Cell, Cell, list[float]]:
+def without_end(cell: Cell, burnt: float, seconds: float) -> tuple[Cell, Cell, list[float]]:
     """A loop or a stopped VM: nothing is ever delivered."""
     never = Cell(cell.outcome, "never", cell.detail, ok=False, rate=cell.rate)
     if cell.outcome is not Outcome.LOOP:

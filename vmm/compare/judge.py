@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from native import PAGE_SIZE, Failure, Wait
-from vmm.compare.cell import Cell, Outcome
+from vmm.compare.cell import Cell, Looped, Outcome
 from vmm.compare.trial import End
 from vmm.standin import Done
 
@@ -55,28 +54,27 @@ def judge(end: End, *wanted: Wanted) -> Cell:
         cells.append(_ended(done, right) if done is not None else _unended(end))
     if end.loop is not None:
         # the watchdog ends a loop when it has its proof, so its access is over
-        cells.append(looping(end.loop.failure, end.loop.cycles, end.loop.seconds))
+        cells.append(looping(end.loop))
     worst = min(cells, key=lambda cell: _WORST.index(cell.outcome))
     if len(wanted) > 1 and worst.ok is not False and any(cell.ok is not True for cell in cells):
         worst.ok = None
     return worst
 
 
-def looping(failure: Failure, cycles: int, seconds: float) -> Cell:
-    rate = cycles / seconds
-    told = failure.wait is Wait.TOLD
+def looping(loop: Looped) -> Cell:
+    rate = loop.cycles / loop.seconds
     detail = (
         'the guest is told "not present" and "ready" each time'
-        if told
+        if loop.told
         else "the vCPU is halted and resumed each time; the guest sees nothing of it"
     )
     return Cell(
         Outcome.LOOP,
-        f"LOOP {rate:,.0f}/s, {'told' if told else 'halted'}",
-        f"{cycles} cycles in {seconds:.2f} s on page {failure.address // PAGE_SIZE * PAGE_SIZE:#x}: {detail}",
+        f"LOOP {rate:,.0f}/s, {'told' if loop.told else 'halted'}",
+        f"{loop.cycles} cycles in {loop.seconds:.2f} s on page {loop.page:#x}: {detail}",
         ok=False,
         rate=rate,
-        numbers={"cycles": cycles},
+        numbers={"cycles": loop.cycles},
     )
 
 
@@ -89,7 +87,7 @@ def _unended(end: End) -> Cell:
     if end.stopped:
         return stopped()
     if end.loop is not None:
-        return looping(end.loop.failure, end.loop.cycles, end.loop.seconds)
+        return looping(end.loop)
     return Cell(Outcome.HANG, "HANG", "neither an end nor a sign of life", ok=False)
 
 
@@ -130,7 +128,9 @@ def _judge_address(cell: Cell, done: Done, wanted: Wanted) -> None:
             cell.ok = None if cell.ok else cell.ok
         return
     cell.address_exact = done.address == wanted.address
-    cell.detail = f"address {done.address:#x}, si_code {cell.si_code}"
+    cell.detail = f"address {done.address:#x}"
+    if cell.si_code is not None:
+        cell.detail += f", si_code {cell.si_code}"
     if cell.address_exact:
         cell.text += ", exact address" if cell.outcome is Outcome.SIGBUS else ""
     else:

@@ -23,6 +23,7 @@ import fsd
 from native import PAGE_SIZE, RANGE_SIZE, Delivery
 from vmm.designs import DESIGNS, Design
 from vmm.host import Host, hosting
+from vmm.scratch import Scratch, scratch
 from vmm.standin import Done, StandIn, nested, standin
 
 Progress = Callable[[str], None]
@@ -81,25 +82,20 @@ async def run(progress: Progress) -> list[dict[str, Any]]:
     a second of a loop, else None; `address_exact` None where there is no address to compare.
     """
     results = []
-    with tempfile.TemporaryDirectory(prefix="daxfault-") as top:
-        backing, mount = Path(top, "backing"), Path(top, "mount")
-        for directory in (backing, mount):
-            os.mkdir(directory)
-        fs = fsd.Filesystem(backing)
-        async with fsd.mounted(fs, mount):
+    with scratch() as place:
+        fs = fsd.Filesystem(place.backing)
+        async with fsd.mounted(fs, place.mount):
             for name, design in DESIGNS.items():
                 progress(f"nested guests: {name}")
                 # a host for each: what one has failed is not another one's
                 async with hosting(fs) as (host, nursery):
-                    results.append({"design": name} | await _bounded(host, nursery, design, backing, mount))
+                    results.append({"design": name} | await _bounded(host, nursery, design, place))
     return results
 
 
-async def _bounded(
-    host: Host, nursery: trio.Nursery, design: Design, backing: Path, mount: Path
-) -> dict[str, Any]:
+async def _bounded(host: Host, nursery: trio.Nursery, design: Design, place: Scratch) -> dict[str, Any]:
     with trio.move_on_after(_LIMIT):
-        return await observe(host, nursery, design, backing / design.name, mount / design.name)
+        return await observe(host, nursery, design, place.backing / design.name, place.mount / design.name)
     return _result("hang", f"not even the set-up ended in {_LIMIT:.0f} s")
 
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,13 @@ import trio
 
 import fsd
 import native
-from native import PAGE_SIZE, RANGE_SIZE, Delivery, File
+from native import PAGE_SIZE, RANGE_SIZE, Delivery, File, Wait
 from vmm.compare import sequence
+from vmm.compare.cell import Looped
 from vmm.designs import Design
 from vmm.errors import Unsupported
 from vmm.host import Host, hosting
+from vmm.scratch import scratch
 from vmm.standin import Done, StandIn, StandInError, standin
 from vmm.watchdog import Loop, Watchdog
 
@@ -47,7 +48,7 @@ class End:
     """
 
     done: tuple[Done | None, ...]
-    loop: Loop | None
+    loop: Looped | None
     stopped: bool
 
     @property
@@ -82,7 +83,7 @@ class Ground:
         """
         self.trials += 1
         name = f"file{self.trials}"
-        content = await trio.to_thread.run_sync(_make, self.backing / name, pages)
+        content = await trio.to_thread.run_sync(make_file, self.backing / name, pages)
         length = -(-len(content) // RANGE_SIZE) * RANGE_SIZE
         watchdog = Watchdog(seconds=self.seconds if watch is None else watch, cycles=_LOOP_CYCLES)
         async with (
@@ -102,26 +103,14 @@ class Ground:
 @contextlib.asynccontextmanager
 async def ground(seconds: float) -> AsyncIterator[Ground]:
     """Mount a fresh directory while the body runs."""
-    with _temporary() as top:
-        backing, mount = Path(top, "backing"), Path(top, "mount")
-        for directory in (backing, mount):
-            os.mkdir(directory)
-        fs = fsd.Filesystem(backing)
-        async with fsd.mounted(fs, mount):
-            yield Ground(backing, mount, fs, seconds)
+    with scratch() as place:
+        fs = fsd.Filesystem(place.backing)
+        async with fsd.mounted(fs, place.mount):
+            yield Ground(place.backing, place.mount, fs, seconds)
 
 
-@contextlib.contextmanager
-def _temporary() -> Iterator[str]:
-    try:
-        directory = tempfile.TemporaryDirectory(prefix="daxfault-")
-    except OSError as e:
-        raise Unsupported(f"nowhere to put temporary files: {e.strerror}") from e
-    with directory as top:
-        yield top
-
-
-def _make(path: Path, pages: int) -> bytes:
+def make_file(path: Path, pages: int) -> bytes:
+    """A file of noise, which is returned."""
     content = os.urandom(pages * PAGE_SIZE)
     try:
         path.write_bytes(content)
@@ -130,7 +119,12 @@ def _make(path: Path, pages: int) -> bytes:
     return content
 
 
-Wait = Callable[[], Awaitable[Done]]
+def _looped(loop: Loop) -> Looped:
+    page = loop.failure.address // PAGE_SIZE * PAGE_SIZE
+    return Looped(page, loop.failure.wait is Wait.TOLD, loop.cycles, loop.seconds)
+
+
+Waiting = Callable[[], Awaitable[Done]]
 
 
 class Trial:
@@ -166,19 +160,19 @@ class Trial:
         """Through the mount; when it returns no guest has a page past `size`."""
         await trio.to_thread.run_sync(os.truncate, self._path, size)
 
-    async def begin(self, text: str, task: int = 0, vcpu: int = 0) -> Wait:
+    async def begin(self, text: str, task: int = 0, vcpu: int = 0) -> Waiting:
         return await self.guest.start(vcpu, text, task)
 
     async def access(self, text: str, task: int = 0, vcpu: int = 0) -> End:
         return await self.end(await self.begin(text, task, vcpu))
 
-    async def end(self, *waits: Wait) -> End:
+    async def end(self, *waits: Waiting) -> End:
         """Wait until each has ended, or it is clear that it will not."""
         done: list[Done | None] = [None] * len(waits)
         seen = len(self.host.loops)
         put_by = not self._traced
 
-        async def wait(i: int, result: Wait) -> None:
+        async def wait(i: int, result: Waiting) -> None:
             done[i] = await result()
 
         async with trio.open_nursery() as nursery:
@@ -196,7 +190,7 @@ class Trial:
                 await trio.sleep(0.001)
             nursery.cancel_scope.cancel()
         loop = self.host.loops[seen] if len(self.host.loops) > seen else None
-        return End(tuple(done), loop, self.stopped and None in done)
+        return End(tuple(done), _looped(loop) if loop else None, self.stopped and None in done)
 
     @property
     def stopped(self) -> bool:

@@ -42,6 +42,7 @@ class Told:
     how: Injection
     why: str = ""
     ns: int = 0  # from the exit to the resume
+    at: int = 0  # the resume, in ns of CLOCK_MONOTONIC
 
 
 def inject(kvm: Kvm, fault: Fault, asked: Injection) -> Told | None:

@@ -41,13 +41,19 @@ class GuestPanicked(GuestEnded):
     """The guest ended itself, as a kernel does, for an error nobody had a table entry for."""
 
 
+class GuestStopped(GuestEnded):
+    """An access failed openly, and the guest is not told of it: its vCPU is not resumed."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rescued:
-    """A loop that was ended; `seconds` from its first fault seen, `work` of them for the rescue."""
+    """A loop that was ended.  `work`: seconds that the rescue took; `at`: when it was done, in ns of
+    CLOCK_MONOTONIC."""
 
     suspicion: Suspicion
     how: Rescue
     work: float
+    at: int
 
 
 class Vcpu:
@@ -65,20 +71,32 @@ class Vcpu:
 
 
 class Machine:
-    """Made by machine().  `told` and `rescued` are what was done, oldest first."""
+    """Made by machine().  `told` and `rescued` are what was done, oldest first; `helpless` counts the
+    suspicions on which no rescue could help, since nothing that can be known to be dead is."""
 
-    def __init__(self, kvm: Kvm, window: Window, rescue: Rescue | None, injection: Injection) -> None:
+    def __init__(self, kvm: Kvm, window: Window, rescue: Rescue | None, injection: Injection | None) -> None:
         self.kvm = kvm
         self.window = window
         self.rescue = rescue
         self.injection = injection
         self.told: list[Told] = []
         self.rescued: list[Rescued] = []
+        self.helpless = 0
         self.deferred = 0
         self.ended: GuestEnded | None = None
         # the window is being changed, or asked: what a vCPU is told comes after the rescue that led to it
         self._changing = trio.Lock()
         self.vcpus = tuple(Vcpu(kvm, number) for number in range(kvm.vcpus))
+
+    async def boot(self) -> None:
+        """Have every vCPU wait for its first script.  Unsupported: it does not get so far, and the guest has
+        done nothing yet but start.  So this KVM cannot run what a CPU can, whatever it promised."""
+        for vcpu in self.vcpus:
+            self._go(vcpu.number)
+            try:
+                await self.finish(0, vcpu=vcpu.number)
+            except GuestEnded as e:
+                raise Unsupported(f"/dev/kvm: the guest's CPU cannot run the guest: {e}") from e
 
     async def run(self, *steps: Step, vcpu: int = 0, seconds: float = 10.0) -> list[Result]:
         """Run a script; -> a result for each step.  GuestEnded when the guest does not come back
@@ -189,7 +207,10 @@ class Machine:
         async with self._changing:
             began = time.perf_counter()
             if await trio.to_thread.run_sync(self.window.rescue, how):
-                self.rescued.append(Rescued(suspicion, how, time.perf_counter() - began))
+                work = time.perf_counter() - began
+                self.rescued.append(Rescued(suspicion, how, work, time.monotonic_ns()))
+            elif self.window.rescued is None:
+                self.helpless += 1
 
     async def _answer(self, me: Vcpu, exit: Exit) -> None:
         ring = exit.value if exit.kind is ExitKind.DOORBELL else None
@@ -205,6 +226,9 @@ class Machine:
             self._end(me, f"it ended with {exit.kind.name}")
 
     async def _failed(self, me: Vcpu, exit: Exit) -> None:
+        if self.injection is None:
+            self._end(me, f"{exit.kind.name}, and nobody tells the guest", GuestStopped)
+            return
         async with self._changing:
             found = await trio.to_thread.run_sync(locate, self.kvm, self.window, exit)
         if isinstance(found, Unknown) and not found.elsewhere:
@@ -227,7 +251,8 @@ class Machine:
                 return
         else:
             me.deferred = 0
-            self.told.append(dataclasses.replace(told, ns=time.monotonic_ns() - exit.time_ns))
+            now = time.monotonic_ns()
+            self.told.append(dataclasses.replace(told, ns=now - exit.time_ns, at=now))
         me.detector.reset()
         self.kvm.resume(me.number)
 
@@ -240,10 +265,11 @@ async def machine(
     irqchip: bool = True,
     spin: bool = False,
     rescue: Rescue | None = Rescue.UNMAP,
-    injection: Injection = Injection.AREA,
+    injection: Injection | None = Injection.AREA,
 ) -> AsyncIterator[Machine]:
     """A machine whose vCPUs wait for their first script.  `memory` is called in a thread, since it may
-    open files of our own mount, as those are served that the guest touches.
+    open files of our own mount, as those are served that the guest touches.  Without a rescue nobody
+    ends a loop; without an injection the first access that fails openly ends the guest (GuestStopped).
 
     Unsupported when this machine has no KVM that can run it.
     """
@@ -260,9 +286,7 @@ async def machine(
             nursery.start_soon(made.serve)
             if kvm_has_stats(kvm):
                 nursery.start_soon(made.watch)
-            for number in range(vcpus):
-                made._go(number)
-                await made.finish(0, vcpu=number)
+            await made.boot()
             yield made
             nursery.cancel_scope.cancel()
     finally:

@@ -13,7 +13,6 @@ import dataclasses
 import os
 import platform
 import shutil
-import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from vmm.kvm.inject import Injection
 from vmm.kvm.machine import Machine, machine
 from vmm.kvm.script import Got, Op, Result, Step, Via, async_pf
 from vmm.kvm.window import FileMemory, Rescue
+from vmm.scratch import scratch
 
 VIAS = ("mount", "behind")
 SMALLEST = 8 * PAGE_SIZE
@@ -147,14 +147,8 @@ async def run(
     Raises UsageError, Unsupported, GuestEnded, fsd.MountError or OSError, perhaps in groups of one.
     """
     stories = []
-    try:
-        top = tempfile.TemporaryDirectory(prefix="daxfault-")
-    except OSError as e:
-        raise Unsupported(f"nowhere to put temporary files: {e.strerror}") from e
-    with top:
-        backing, mount = Path(top.name, "backing"), Path(top.name, "mount")
-        for directory in (backing, mount):
-            os.mkdir(directory)
+    with scratch() as place:
+        backing, mount = place.backing, place.mount
         async with fsd.mounted(fsd.Filesystem(backing), mount):
             for via in vias:
                 progress(f"a KVM guest, truncated {'through' if via == 'mount' else 'behind'} the mount")

@@ -86,7 +86,8 @@ def async_pf(*, always: bool = False) -> Step:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Result:
-    """struct df_kvm_result, as the guest tells it; `address` is a gva."""
+    """struct df_kvm_result, as the guest tells it; `address` is a gva, `tsc` cycles from the step's begin
+    to its end."""
 
     got: Got
     via: Via
@@ -95,6 +96,7 @@ class Result:
     code: int
     done: int
     errors: int
+    tsc: int
     data: bytes
 
 
@@ -179,4 +181,6 @@ class Mailbox:
             got, via = Got(told.outcome), Via(told.via)
         except ValueError as e:
             raise Nonsense(str(e)) from None
-        return Result(got, via, told.address, told.rip, told.code, told.done, told.errors, bytes(told.bytes))
+        return Result(
+            got, via, told.address, told.rip, told.code, told.done, told.errors, told.tsc, bytes(told.bytes)
+        )

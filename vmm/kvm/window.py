@@ -56,7 +56,8 @@ class Memory(Protocol):
 
 
 class FileMemory:
-    """A MAP_SHARED mapping of a file: the case of the 2020 series.  `fd` is taken over.
+    """A MAP_SHARED mapping of a file: the case of the 2020 series.  `fd` is taken over, closed in fact:
+    of a file of our own mount that is for a thread.
 
     With `writable`, KVM leaves dirty what the guest has only read (kvm_release_page_dirty(); a load's
     fault maps for writing where it may).  Of a file on a FUSE mount such pages are written back, and if it
@@ -64,20 +65,34 @@ class FileMemory:
     """
 
     def __init__(self, fd: int, offset: int = 0, *, writable: bool = True) -> None:
-        self._fd = fd
         self._offset = offset
+        self._access = os.O_RDWR if writable else os.O_RDONLY
+        # Kept without access: at a kill the kernel closes what we have, and a descriptor of our own mount
+        # would then wait for an answer of ours (FUSE_FLUSH), for ever.
         try:
-            self.mapping = Mapping.of_file(fd, offset, LENGTH, writable=writable)
-        except BaseException:
+            self._fd = self._reopen(fd, os.O_PATH)
+            try:
+                self.mapping = Mapping.of_file(fd, offset, LENGTH, writable=writable)
+            except BaseException:
+                os.close(self._fd)
+                raise
+        finally:
             os.close(fd)
-            raise
+
+    @staticmethod
+    def _reopen(fd: int, flags: int) -> int:
+        return os.open(f"/proc/self/fd/{fd}", flags | os.O_CLOEXEC)
 
     def live(self) -> int:
         size = os.fstat(self._fd).st_size - self._offset
         return min(LENGTH, max(0, (size + PAGE_SIZE - 1) // PAGE_SIZE * PAGE_SIZE))
 
     def revive(self, start: int) -> None:
-        self.mapping.map_tail_again(self._fd, self._offset, start)
+        fd = self._reopen(self._fd, self._access)
+        try:
+            self.mapping.map_tail_again(fd, self._offset, start)
+        finally:
+            os.close(fd)
 
     async def serve(self) -> None:
         """The kernel does."""

@@ -42,6 +42,7 @@ OUTCOMES = {
     "hang": "it never came back",
     "wrong": "wrong bytes, or the wrong error",
     "measured": "a measurement",
+    "untried": "cannot be done here",
 }
 MARKS = {"right": "the right end", "half": "the right error, without its address", "bad": "a wrong end"}
 _BAD = ("loop", "hang", "wrong", "stopped")
@@ -118,6 +119,9 @@ def render(result: Mapping[str, Any]) -> str:
         latency=Latency.of(result.get("latency") or [], titles),
         rates=Rates.of(result["rows"], columns, titles),
         nested=result.get("nested") or [],
+        differences=result.get("differences") or [],
+        accesses={column["name"]: column["title"] for column in columns},
+        real=any(row.get("guest") == "kvm" for row in result["rows"]),
         titles=titles,
         verdict=_verdict(rows),
         outcomes=OUTCOMES,
@@ -180,7 +184,7 @@ def _cell(
         outcome=outcome or "?",
         text=_text(outcome, str(cell.get("text") or "")),
         detail=str(cell.get("detail") or ""),
-        mark=_MARK[cell.get("ok")] if column.get("group") == "behaviour" else "",
+        mark=_MARK[cell.get("ok")] if column.get("group") == "behaviour" and outcome != "untried" else "",
         facts=_facts(cell),
         sequence=laid_out(cell.get("events") or [], cycles, per_second),
         open=shown,

@@ -31,7 +31,7 @@ SLACK_FROM = 5  # events of a turn from which on two turns may differ a little
 MOST = 60  # steps that are drawn
 LEFT_OUT = "..."  # an event that stands for others, which were left out
 
-_RANKS = {"guest kernel": 1, "host": 2, "file": 3}
+_RANKS = {"guest kernel": 1, "KVM": 2, "host": 3, "file": 4}
 _ERRORS = re.compile(
     r"error|sigbus|sigsegv|efault|panic|poison|\bstop|kill|fail|\bhang|no page", re.IGNORECASE
 )
@@ -150,7 +150,7 @@ def _lifelines(events: list[Event]) -> list[str]:
     def place(name: str) -> tuple[int, list[int], int]:
         if name.startswith("task"):
             return (0, [int(n) for n in re.findall(r"\d+", name)], 0)
-        return (_RANKS.get(name, 4), [], first[name])
+        return (_RANKS.get(name, 5), [], first[name])
 
     return sorted(names, key=place)
 
