@@ -95,6 +95,32 @@ class Place:
         report = json.loads(written.read_text()) if written.exists() else {}
         return Ran(done.returncode, done.stdout, done.stderr, report)
 
+    @contextlib.contextmanager
+    def started(self, *program: str | Path, **options: Any) -> Iterator[subprocess.Popen[str]]:
+        """A run that goes on, in a process group of its own; nothing of it is left in the end."""
+        # a shell's job in the background has SIGINT ignored, and so may this process
+        command = ["env", "--default-signal=INT", *self.command(program)]
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd="/",
+            env=environment(self.top),
+            start_new_session=True,
+            **options,
+        )
+        try:
+            yield process
+            process.communicate(timeout=PATIENCE)
+            assert not self.is_mounted()
+            assert_nothing_left(self.top)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            subprocess.run(["umount", "-l", self.mount], check=False, stderr=subprocess.DEVNULL)
+
     def python(self, script: str, *arguments: str, options: Sequence[str] = ()) -> Ran:
         """Run a script in the mount."""
         return self.ran("env", "-C", self.mount, "python3", "-c", script, *arguments, options=options)

@@ -135,61 +135,80 @@ def test_user_option_runs_the_program_as_that_user(program: Path) -> None:
     assert len(data) == 4 * 4096
 
 
-def test_interrupt_ends_program_and_run_and_leaves_nothing(place: Place) -> None:
-    # a shell's job in the background has SIGINT ignored, and so may this test
-    command = ["env", "--default-signal=INT", *place.command(["sh", "-c", "echo ready; exec sleep 1000"])]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env=environment(place.top),
-    )
+def read_line(process: "subprocess.Popen[str]") -> str:
     assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    process.communicate(timeout=PATIENCE)
-    assert process.returncode == 130
-    assert not place.is_mounted()
-    assert list(place.top.iterdir()) == []
+    return process.stdout.readline()
+
+
+def test_interrupt_ends_program_and_run_and_leaves_nothing(place: Place) -> None:
+    with place.started("sh", "-c", "echo ready; exec sleep 1000") as process:
+        assert read_line(process) == "ready\n"
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        process.wait(timeout=PATIENCE)
+        assert process.returncode == 130
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda n: n.name)
 def test_signal_to_the_run_is_the_programs(place: Place, number: signal.Signals) -> None:
     handler = f"trap 'echo got it; exit 9' {number.name[3:]}; echo ready; while :; do sleep 0.01; done"
-    process = subprocess.Popen(
-        place.command(["sh", "-c", handler]), stdout=subprocess.PIPE, text=True, env=environment(place.top)
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(number)
-    assert process.communicate(timeout=PATIENCE)[0] == "got it\n"
-    assert process.returncode == 9
-    assert not place.is_mounted()
+    with place.started("sh", "-c", handler) as process:
+        assert read_line(process) == "ready\n"
+        process.send_signal(number)
+        assert read_line(process) == "got it\n"
+        assert process.wait(timeout=PATIENCE) == 9
+
+
+def test_signal_before_the_program_runs_ends_it_and_leaves_nothing(place: Place) -> None:
+    with place.started("sleep", "1000") as process:
+        for _ in ended_before(PATIENCE):
+            if place.is_mounted():
+                break
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=PATIENCE) == 143
+
+
+# A daemon: it has left its starter, its session and its descriptors behind, and goes on when it is told to.
+DAEMON = (
+    MAP
+    + """
+r, w = os.pipe()
+if os.fork():
+    os.read(r, 1)
+    os._exit(0)
+os.setsid()
+os.write(w, b"x")
+os.closerange(0, 1024)
+while not os.path.exists(sys.argv[1]): pass
+m[3 * 4096:3 * 4096 + 6] = b"daemon"
+"""
+)
 
 
 def test_run_waits_for_the_daemon_that_a_program_leaves(place: Place) -> None:
     file_of(place.source)
-    script = MAP + (
-        "r, w = os.pipe()\n"
-        "if os.fork(): os.read(r, 1); os._exit(0)\n"
-        "os.setsid(); os.write(w, b'x'); os.closerange(0, 1024)\n"
-        "while not os.path.exists(sys.argv[1]): pass\n"
-        "m[3 * 4096:3 * 4096 + 6] = b'daemon'\n"
-    )
-    process = subprocess.Popen(
-        place.command(["env", "-C", place.mount, "python3", "-c", script, str(place.top.parent / "go")]),
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(place.top),
-    )
-    assert process.stderr is not None
-    assert "waiting for their end" in process.stderr.readline()
-    (place.top.parent / "go").touch()
-    process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0
+    go = place.top.parent / "go"
+    with place.started("env", "-C", place.mount, "python3", "-c", DAEMON, go) as process:
+        assert process.stderr is not None
+        assert "waiting for their end" in process.stderr.readline()
+        go.touch()
+        assert process.wait(timeout=PATIENCE) == 0
     assert (place.source / "f").read_bytes()[3 * 4096 :].startswith(b"daemond")
+
+
+def test_interrupt_while_a_daemon_is_waited_for_leaves_it_an_error(place: Place) -> None:
+    file_of(place.source)
+    pid_file, go = place.top.parent / "pid", place.top.parent / "go"
+    script = DAEMON.replace("os.setsid()", f"open('{pid_file}', 'w').write(str(os.getpid())); os.setsid()")
+    with place.started("env", "-C", place.mount, "python3", "-c", script, go) as process:
+        assert process.stderr is not None
+        assert "waiting for their end" in process.stderr.readline()
+        handle = os.pidfd_open(int(pid_file.read_text()))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=PATIENCE) == 130
+        go.touch()
+        assert select.select([handle], [], [], PATIENCE)[0]
+        os.close(handle)
+    assert (place.source / "f").read_bytes()[3 * 4096 :].startswith(b"ddd")
 
 
 # ---- a program that is killed
