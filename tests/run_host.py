@@ -39,8 +39,8 @@ def require_programs() -> None:
         require(False, f"userfaultfd: {e}")
 
 
-def ended_before(seconds: float) -> Iterator[None]:
-    """Once a look, for `seconds`: for what nobody tells of.  AssertionError when they are over."""
+def looks(seconds: float) -> Iterator[None]:
+    """Once for each look at what nobody tells of.  AssertionError when `seconds` are over."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         yield
@@ -201,7 +201,7 @@ class RunningHost(Place):
 
     def settled(self) -> Path:
         """Wait until no program maps a file and what they stored is written back; -> `source`."""
-        for _ in ended_before(PATIENCE):
+        for _ in looks(PATIENCE):
             if not self.ask("status")["busy"]:
                 break
         return self.source
@@ -209,7 +209,7 @@ class RunningHost(Place):
     def freed(self) -> Path:
         """Wait until the host has let go of what no program maps any more: what it may write to the kernel
         does not execute (ETXTBSY); -> `source`."""
-        for _ in ended_before(PATIENCE):
+        for _ in looks(PATIENCE):
             if not self.ask("status")["files"]:
                 break
         return self.source
@@ -233,8 +233,3 @@ class RunningHost(Place):
         finally:
             for id in ids:
                 assert self.ask("remove", id=id) == 1
-
-
-def killed_by(number: signal.Signals) -> int:
-    """The status of a program that a signal has ended."""
-    return -number

@@ -17,7 +17,7 @@ from command_line import environment
 from hypothesis import given
 from hypothesis import strategies as st
 from mapper import Mapper, compiled
-from run_host import PATIENCE, RunningHost, ended_before
+from run_host import PATIENCE, RunningHost, looks
 
 from vmm.program.faults import EVERYTHING, NEVER, BadRule, Rule, parse
 
@@ -174,7 +174,7 @@ def test_page_that_never_comes_comes_when_the_rule_is_taken_back(
     mapper("map m f 0 8p r s")
     before = parked(run_host)
     mapper.send("load m 1p 1")
-    for _ in ended_before(PATIENCE):
+    for _ in looks(PATIENCE):
         if parked(run_host) > before:
             break
     run_host.ask("remove", id=id)

@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lmdb
+import plyvel
 import pytest
 from needs import require
 from run_host import PATIENCE, RunningHost
@@ -173,7 +175,6 @@ while seen < 300:
 
 @pytest.mark.parametrize("writemap", [False, True])
 def test_lmdb_with_writers_and_readers_growing_its_map(run_host: RunningHost, writemap: bool) -> None:
-    lmdb = pytest.importorskip("lmdb")
     name = f"lmdb-{writemap}"
     directory(run_host, name)
     with run_host.serves():
@@ -194,7 +195,6 @@ def test_lmdb_with_writers_and_readers_growing_its_map(run_host: RunningHost, wr
 
 
 def test_lmdb_writer_killed_keeps_what_was_committed(run_host: RunningHost) -> None:
-    lmdb = pytest.importorskip("lmdb")
     directory(run_host, "lmdb-killed")
     script = """
 import lmdb, sys
@@ -257,7 +257,6 @@ db.close()
 
 
 def test_leveldb_reads_its_tables_through_mappings(run_host: RunningHost) -> None:
-    plyvel = pytest.importorskip("plyvel")
     with run_host.serves():
         run_host.python(LEVELDB)
     with contextlib.closing(plyvel.DB(str(run_host.settled() / "leveldb"), paranoid_checks=True)) as db:
