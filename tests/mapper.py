@@ -17,9 +17,9 @@ def compiled(directory: Path) -> Path:
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     require(compiler, "a C compiler")
     program = directory / "mapper"
-    source = Path(__file__).with_name("mapper.c")
-    command = [compiler or "cc", "-O1", "-g", "-Wall", "-Wextra", "-pthread", "-o", str(program), str(source)]
-    subprocess.run(command, check=True)
+    sources = [str(Path(__file__).with_name(name)) for name in ("mapper.c", "mapper_calls.c")]
+    flags = ["-O1", "-g", "-Wall", "-Wextra", "-pthread"]
+    subprocess.run([compiler or "cc", *flags, "-o", program, *sources], check=True)
     return program
 
 
@@ -77,3 +77,21 @@ class Mapper:
 def contents(top: Path) -> dict[str, bytes]:
     """What all files of a directory hold."""
     return {name: (top / name).read_bytes() for name in sorted(os.listdir(top))}
+
+
+def make_files(top: Path) -> None:
+    """The files of a scenario."""
+    top.mkdir()
+    (top / "f").write_bytes(b"".join(c * 4096 for c in (b"a", b"b", b"c", b"d")) + b"e" * 100)
+    (top / "g").write_bytes(b"G" * 4096)
+    (top / "h").touch()
+
+
+def same_both_ways(host: RunningHost, program: Path, directory: Path, name: str, script: str) -> None:
+    """Run a scenario on the file system of `directory` and on the mount, and compare."""
+    for top in (directory, host.source):
+        make_files(top / name)
+    expected = plainly(program, directory / name, script)
+    assert served(host, program, name, script) == expected
+    host.settled()
+    assert contents(host.source / name) == contents(directory / name)

@@ -39,8 +39,8 @@ def require_programs() -> None:
         require(False, f"userfaultfd: {e}")
 
 
-def ended_before(seconds: float) -> Iterator[None]:
-    """Once a look, for `seconds`: for what nobody tells of.  AssertionError when they are over."""
+def looks(seconds: float) -> Iterator[None]:
+    """Once for each look at what nobody tells of.  AssertionError when `seconds` are over."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         yield
@@ -94,6 +94,32 @@ class Place:
         assert not self.is_mounted()
         report = json.loads(written.read_text()) if written.exists() else {}
         return Ran(done.returncode, done.stdout, done.stderr, report)
+
+    @contextlib.contextmanager
+    def started(self, *program: str | Path, **options: Any) -> Iterator[subprocess.Popen[str]]:
+        """A run that goes on, in a process group of its own; nothing of it is left in the end."""
+        # a shell's job in the background has SIGINT ignored, and so may this process
+        command = ["env", "--default-signal=INT", *self.command(program)]
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd="/",
+            env=environment(self.top),
+            start_new_session=True,
+            **options,
+        )
+        try:
+            yield process
+            process.communicate(timeout=PATIENCE)
+            assert not self.is_mounted()
+            assert_nothing_left(self.top)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            subprocess.run(["umount", "-l", self.mount], check=False, stderr=subprocess.DEVNULL)
 
     def python(self, script: str, *arguments: str, options: Sequence[str] = ()) -> Ran:
         """Run a script in the mount."""
@@ -175,8 +201,16 @@ class RunningHost(Place):
 
     def settled(self) -> Path:
         """Wait until no program maps a file and what they stored is written back; -> `source`."""
-        for _ in ended_before(PATIENCE):
+        for _ in looks(PATIENCE):
             if not self.ask("status")["busy"]:
+                break
+        return self.source
+
+    def freed(self) -> Path:
+        """Wait until the host has let go of what no program maps any more: what it may write to the kernel
+        does not execute (ETXTBSY); -> `source`."""
+        for _ in looks(PATIENCE):
+            if not self.ask("status")["files"]:
                 break
         return self.source
 
@@ -199,8 +233,3 @@ class RunningHost(Place):
         finally:
             for id in ids:
                 assert self.ask("remove", id=id) == 1
-
-
-def killed_by(number: signal.Signals) -> int:
-    """The status of a program that a signal has ended."""
-    return -number

@@ -241,7 +241,6 @@ def test_python_mmap_is_as_on_an_ordinary_file_system(
 def test_numpy_memmap_is_as_on_an_ordinary_file_system(
     name: str, run_host: RunningHost, tmp_path: Path
 ) -> None:
-    pytest.importorskip("numpy")
     compare(f"numpy_{name}", PRELUDE + NUMPY[name], run_host, tmp_path)
 
 
@@ -270,7 +269,6 @@ def test_slice_past_a_truncation_kills_python_and_is_reported(run_host: RunningH
 
 
 def test_numpy_array_whose_file_is_truncated_is_reported(run_host: RunningHost) -> None:
-    pytest.importorskip("numpy")
     script = (
         "import numpy as np, os\n"
         "a = np.memmap('na', dtype='u1', mode='w+', shape=8 * 4096)\n"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from needs import require
-from run_host import RunningHost, ended_before, killed_by
+from run_host import RunningHost, looks
 
 JOURNALS = ["delete", "persist", "wal"]
 
@@ -125,7 +125,7 @@ sys.stdin.read()
         assert process.stdout.readline() == "in it\n"
         process.kill()
         process.communicate()
-        assert process.returncode == killed_by(signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL
     found = db_host.python(OPEN + "print(*db.execute('SELECT count(*), sum(n), sum(length(filler)) FROM t'))")
     db_host.settled()
     with contextlib.closing(judged(db_host.source)) as db:
@@ -174,7 +174,7 @@ def test_sqlite_command_line_on_a_wal_shares_it_with_python(db_host: RunningHost
     db_host.python(MAKE, "wal")
     with db_host.start(sys.executable, "-c", WRITE + "sys.stdin.read()", "1", "100") as process:
         sql = "PRAGMA mmap_size=100000000; SELECT count(*) FROM t WHERE writer = 1"
-        for _ in ended_before(60):
+        for _ in looks(60):
             found = db_host.does(shell or "", "-cmd", ".timeout 60000", "my.db", sql).split()
             if found[1] == "94":
                 break

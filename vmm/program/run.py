@@ -161,7 +161,11 @@ async def run(
     starts; `lingering` when it has ended and others still map files, for whose end is waited.
     Raises as stage().
     """
-    async with stage(source, mount, user=user, rules=rules, cache_limit=cache_limit) as s:
+    # from the first on: a host that dies of one leaves its mount behind
+    async with (
+        _received() as signals,
+        stage(source, mount, user=user, rules=rules, cache_limit=cache_limit) as s,
+    ):
         prepared(s)
         process = await _start(
             command,
@@ -169,7 +173,7 @@ async def run(
             dict(environment) | s.environment(stacks=stacks),
             user,
         )
-        async with _signals_to(process):
+        async with _passed_on(signals, process):
             status = await process.wait()
             ended = trio.current_time()
             told = False
@@ -208,21 +212,29 @@ async def _start(
 
 
 @contextlib.asynccontextmanager
-async def _signals_to(process: trio.Process) -> AsyncIterator[None]:
-    """While the body runs signals are the program's.  Ctrl-C reaches it from its terminal; what was sent to
-    us alone is passed on."""
+async def _received() -> AsyncIterator[AsyncIterator[int]]:
+    """Signals that are sent to us alone wait for whoever reads them, while the body runs."""
+    with trio.open_signal_receiver(*_FORWARDED) as signals:
+        yield signals
+
+
+@contextlib.asynccontextmanager
+async def _passed_on(signals: AsyncIterator[int], process: trio.Process) -> AsyncIterator[None]:
+    """While the body runs `signals` are the program's; Ctrl-C reaches it from its terminal.  When it has
+    ended, and others are waited for, they are ours."""
 
     async def forward(signals: AsyncIterator[int]) -> None:
         async for number in signals:
             if process.returncode is not None and number in (signal.SIGINT, signal.SIGTERM):
-                raise KeyboardInterrupt  # while others are waited for
+                raise KeyboardInterrupt
             if number != signal.SIGINT and process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
                     process.send_signal(number)
 
-    with trio.open_signal_receiver(signal.SIGINT, *_FORWARDED) as signals:
+    with trio.open_signal_receiver(signal.SIGINT) as interrupts:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(forward, signals)
+            nursery.start_soon(forward, interrupts)
             yield
             nursery.cancel_scope.cancel()
 
@@ -232,6 +244,7 @@ async def attached(
 ) -> int:
     """Run `command` with a host of another process, which wants `served` in its environment; -> its status,
     as Popen.returncode."""
-    process = await _start(command, None, {**os.environ, **served}, user)
-    async with _signals_to(process):
-        return await process.wait()
+    async with _received() as signals:
+        process = await _start(command, None, {**os.environ, **served}, user)
+        async with _passed_on(signals, process):
+            return await process.wait()
