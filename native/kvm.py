@@ -323,9 +323,23 @@ class Mapping:
             _check(lib.df_window_unmap(self.hva, length), f"hva {self.hva:#x}")
 
 
+def _program(name: str) -> Path:
+    return Path(str(files("native") / "bin" / name))
+
+
 def probe_program() -> Path:
     """daxfault-kvm-probe, which asks this kernel what its KVM makes of a page that is gone."""
-    return Path(str(files("native") / "bin" / "daxfault-kvm-probe"))
+    return _program("daxfault-kvm-probe")
+
+
+def level2_program() -> Path:
+    """daxfault-level2, the init of a Linux guest that touches a window."""
+    return _program("daxfault-level2")
+
+
+def rescue_program() -> Path:
+    """daxfault-rescue, which ends another process's loop."""
+    return _program("daxfault-rescue")
 
 
 def unsupported() -> str | None:

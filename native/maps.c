@@ -6,9 +6,11 @@
  * The kernel is asked, not the process: it cannot lie, and need not tell us of every
  * mremap() and mprotect().
  */
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/sysmacros.h>
@@ -95,4 +97,33 @@ int maps_find(int maps, uint64_t address, struct maps_area *out)
 	int error = query(maps, address, out);
 
 	return error == -ENOTTY ? scan(maps, address, out) : error;
+}
+
+static bool shows_anything(int maps)
+{
+	struct maps_area area;
+
+	return maps >= 0 && !maps_find(maps, 0, &area);
+}
+
+int maps_of_process(int process)
+{
+	int maps = maps_open(process);
+	struct dirent *entry;
+	char path[32];
+	DIR *tasks;
+
+	/* Its first thread may have ended before the others, and has no memory then. */
+	if (maps < 0 || shows_anything(maps))
+		return maps;
+	snprintf(path, sizeof(path), "/proc/%d/task", process);
+	tasks = opendir(path);
+	while (tasks && !shows_anything(maps) && (entry = readdir(tasks))) {
+		if (maps >= 0)
+			close(maps);
+		maps = maps_open(atoi(entry->d_name));
+	}
+	if (tasks)
+		closedir(tasks);
+	return maps;
 }

@@ -18,9 +18,10 @@ struct maps_area {
 	bool shared;
 };
 
-/* -> a descriptor for maps_find(), or a negative errno.  `task` is a process or one of
- * its threads. */
+/* -> a descriptor for maps_find(), or a negative errno.  `task` is one that lives: a thread,
+ * or a process whose first thread does. */
 int maps_open(int task);
+int maps_of_process(int process);	/* whichever of its threads live */
 /* The mapping that holds `address`, or the first one after it.  0, -ENOENT: there is none,
  * -ESRCH: the process has no address space any more, or another negative errno. */
 int maps_find(int maps, uint64_t address, struct maps_area *out);

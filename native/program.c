@@ -56,7 +56,7 @@ static int serve(struct df_guest *guest, const struct maps_area *area, struct df
 
 int df_guest_adopt(struct df_guest *guest, int pid, uint64_t start, uint64_t len)
 {
-	int maps = maps_open(pid), found = 0, error = 0;
+	int maps = maps_of_process(pid), found = 0, error = 0;
 	uint64_t end = start + len;
 	struct maps_area area;
 

@@ -132,6 +132,23 @@ int uffd_poison(int uffd, uint64_t start, uint64_t len, uint64_t *done)
 	return error;
 }
 
+int uffd_poison_fresh(int uffd, uint64_t start, uint64_t len)
+{
+	uint64_t ignored, done;
+	int error = df_uffd_api(uffd, 0);
+
+	if (!error)
+		error = uffd_register(uffd, start, len, DF_UFFD_MISSING, &ignored);
+	while (!error && len) {
+		error = uffd_poison(uffd, start, len, &done);
+		if (error == -EAGAIN)
+			error = 0;
+		start += done;
+		len -= done;
+	}
+	return error;
+}
+
 /* Zapping a page of a file that was write-protected leaves a marker in its place
  * (mm/memory.c, zap_install_uffd_wp_if_needed()).  UFFDIO_CONTINUE replaces it,
  * UFFDIO_POISON does not (mm/userfaultfd.c, mfill_atomic_pte_poison() wants

@@ -68,4 +68,7 @@ int uffd_alive(int uffd);
 /* The same as the kernel has them. */
 int uffd_read(int uffd, struct uffd_msg *msgs, size_t most);
 
+/* Poison fresh anonymous memory by a fresh userfaultfd: handshake, registration and all. */
+int uffd_poison_fresh(int uffd, uint64_t start, uint64_t len);
+
 #endif

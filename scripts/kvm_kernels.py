@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernels for scripts/kvm_matrix.py: found, fetched, taken out of their packages.
+"""Kernels for scripts/kvm_matrix.py and linux_guest.py: found, fetched, taken out of their packages.
 
 Owns the cache of packages ($XDG_CACHE_HOME/daxfault) and the initramfs.  Must not boot
 anything.  Debian packages are fetched by `apt-get download` and never installed.
@@ -12,6 +12,7 @@ import gzip
 import lzma
 import os
 import re
+import shutil
 import subprocess
 import tarfile
 from collections.abc import Callable, Iterable
@@ -24,16 +25,22 @@ _DEPENDS = re.compile(rb"(?:^|\0)depends=([^\0]*)\0")
 # what kvm_amd was ever seen to need; what else it depends upon is found by another look
 _LIKELY = {"kvm_amd", "kvm", "irqbypass", "ccp", "rng_core"}
 
-INIT = """#!/bin/busybox sh
+# what the init of every level 1 begins with
+BEGIN = """#!/bin/busybox sh
 /bin/busybox mkdir -p /proc /sys /tmp
 /bin/busybox mount -t proc none /proc
 /bin/busybox mount -t sysfs none /sys
 /bin/busybox mount -t devtmpfs none /dev
 /bin/busybox mount -t tmpfs none /tmp
-for module in {modules}; do /bin/busybox insmod /lib/$module.ko; done
+for module in $(/bin/busybox cat /modules); do /bin/busybox insmod /lib/$module.ko; done
+"""
+INIT = (
+    BEGIN
+    + """\
 /bin/probe >/dev/ttyS1
 /bin/busybox poweroff -f
 """
+)
 
 
 class Missing(Exception):
@@ -73,17 +80,28 @@ def newest(names: Iterable[str]) -> list[str]:
     return [best[series][1] for series in sorted(best, key=_version)]
 
 
-def offered() -> list[str]:
-    """newest() of what APT knows."""
+def _apt(*command: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
     try:
-        done = subprocess.run(
-            ["apt-cache", "--names-only", "search", "^linux-image-.*-cloud-amd64$"],
-            capture_output=True,
-            text=True,
-        )
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True)
     except FileNotFoundError:
-        raise Missing("apt-cache: not here; name a .deb or a bzImage instead") from None
-    names = newest(line.split()[0] for line in done.stdout.splitlines())
+        raise Missing(f"{command[0]}: not here; name a bzImage instead") from None
+
+
+def _lists_read(tell: Callable[[str], None]) -> bool:
+    """Read APT's lists anew, which only root may: a fresh machine has none, an old one has those of packages
+    that are gone."""
+    if os.geteuid() != 0:
+        return False
+    tell("reading the package lists")
+    return _apt("apt-get", "-q", "-o", "DPkg::Lock::Timeout=600", "update").returncode == 0
+
+
+def offered(tell: Callable[[str], None]) -> list[str]:
+    """newest() of what APT knows."""
+    search = ("apt-cache", "--names-only", "search", "^linux-image-.*-cloud-amd64$")
+    names = newest(line.split()[0] for line in _apt(*search).stdout.splitlines())
+    if not names and _lists_read(tell):
+        names = newest(line.split()[0] for line in _apt(*search).stdout.splitlines())
     if not names:
         raise Missing(
             "APT knows no linux-image-*-cloud-amd64: run `apt-get update`, or name a .deb or a bzImage"
@@ -91,22 +109,32 @@ def offered() -> list[str]:
     return names
 
 
+def _pattern(package: str) -> str | None:
+    """What the file of the version that APT would take is called, or None when it knows none."""
+    shown = _apt("apt-cache", "--no-all-versions", "show", package)
+    version = re.search(r"^Version: (\S+)", shown.stdout, re.MULTILINE)
+    return f"{package}_{version[1].replace(':', '%3a')}_*.deb" if version else None
+
+
 def fetched(package: str, tell: Callable[[str], None]) -> Path:
     """The package's file, downloaded unless it was before."""
-    shown = subprocess.run(
-        ["apt-cache", "--no-all-versions", "show", package], capture_output=True, text=True
-    )
-    version = re.search(r"^Version: (\S+)", shown.stdout, re.MULTILINE)
-    if not version:
-        raise Missing("APT knows no such package; run `apt-get update`")
     folder = cache()
-    found = sorted(folder.glob(f"{package}_{version[1].replace(':', '%3a')}_*.deb"))
+    pattern = _pattern(package)
+    if pattern is None and _lists_read(tell):
+        pattern = _pattern(package)
+    if pattern is None:
+        raise Missing("APT knows no such package; run `apt-get update`")
+    found = sorted(folder.glob(pattern))
     if not found:
         tell(f"{package}: downloading")
-        done = subprocess.run(["apt-get", "download", package], cwd=folder, capture_output=True, text=True)
+        done = _apt("apt-get", "download", package, folder=folder)
+        if done.returncode and _lists_read(tell):
+            pattern = _pattern(package) or pattern
+            done = _apt("apt-get", "download", package, folder=folder)
         if done.returncode:
-            raise Missing(f"apt-get download {package}: {done.stderr.strip()}")
-        found = sorted(folder.glob(f"{package}_{version[1].replace(':', '%3a')}_*.deb"))
+            words = done.stderr.strip().splitlines()
+            raise Missing(f"apt-get download {package}: {words[-1] if words else done.returncode}")
+        found = sorted(folder.glob(pattern))
     if not found:
         raise Missing(f"{package}: apt-get put it somewhere else than {folder}")
     return found[-1]
@@ -220,14 +248,33 @@ def of_image(image: Path, modules: Path | None) -> Kernel:
     return Kernel(image.name, image.read_bytes(), in_order(found))
 
 
-def initramfs(kernel: Kernel, probe: bytes, shell: bytes) -> bytes:
-    """A cpio archive ("newc": Documentation/driver-api/early-userspace/buffer-format.rst)."""
-    init = INIT.format(modules=" ".join(kernel.modules)).encode()
-    files: list[tuple[str, int, bytes]] = [(folder, 0o040755, b"") for folder in ("bin", "lib", "dev")]
-    files += [("init", 0o100755, init), ("bin/busybox", 0o100755, shell), ("bin/probe", 0o100755, probe)]
-    files += [(f"lib/{name}.ko", 0o100644, module) for name, module in kernel.modules.items()]
+def with_libraries(program: str) -> dict[str, tuple[int, bytes]]:
+    """A program and the shared libraries that ldd(1) finds for it, as files of an archive."""
+    path = shutil.which(program)
+    if path is None:
+        raise Missing(f"{program}: not here")
+    listed = subprocess.run(["ldd", path], capture_output=True, text=True).stdout
+    found = re.findall(r"(?:=> |^\s+)(/\S+) \(0x", listed, re.MULTILINE)
+    files = {f"bin/{program}": (0o755, Path(path).read_bytes())}
+    return files | {library.lstrip("/"): (0o755, Path(library).read_bytes()) for library in found}
+
+
+def modules_of(kernel: Kernel) -> dict[str, tuple[int, bytes]]:
+    """A kernel's modules, as files of an archive; BEGIN loads them."""
+    files = {f"lib/{name}.ko": (0o644, module) for name, module in kernel.modules.items()}
+    return {"modules": (0o644, "".join(f"{name}\n" for name in kernel.modules).encode()), **files}
+
+
+def archive(files: dict[str, tuple[int, bytes]]) -> bytes:
+    """An initramfs of paths, permissions and contents, with the directories that they want and /dev.
+
+    A cpio archive, "newc": Documentation/driver-api/early-userspace/buffer-format.rst.
+    """
+    folders = {"dev"} | {str(folder) for path in files for folder in list(Path(path).parents)[:-1]}
+    entries = [(folder, 0o040755, b"") for folder in sorted(folders)]
+    entries += [(path, 0o100000 | mode, content) for path, (mode, content) in files.items()]
     out = bytearray()
-    for number, (name, mode, content) in enumerate([*files, ("TRAILER!!!", 0, b"")], start=1):
+    for number, (name, mode, content) in enumerate([*entries, ("TRAILER!!!", 0, b"")], start=1):
         path = name.encode() + b"\0"
         fields = (number, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(path), 0)
         out += b"070701" + b"".join(b"%08X" % field for field in fields) + path
@@ -235,3 +282,15 @@ def initramfs(kernel: Kernel, probe: bytes, shell: bytes) -> bytes:
         out += content
         out += bytes(-len(out) % 4)
     return bytes(out)
+
+
+def initramfs(kernel: Kernel, probe: bytes, shell: bytes) -> bytes:
+    """Asks that kernel."""
+    return archive(
+        {
+            "init": (0o755, INIT.encode()),
+            "bin/busybox": (0o755, shell),
+            "bin/probe": (0o755, probe),
+            **modules_of(kernel),
+        }
+    )

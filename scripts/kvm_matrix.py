@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,7 +26,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from kvm_kernels import Kernel, Missing, busybox, fetched, initramfs, is_static, of_image, of_package, offered
+from kvm_kernels import Kernel, Missing, busybox, initramfs, is_static, offered
+from kvm_qemu import is_kernel, load, machine, need_qemu
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -37,10 +36,6 @@ from teller import Teller
 from native.kvm import probe_program
 from vmm.errors import DaxfaultError
 from vmm.kvm.probe import Answers, of_case, of_injection, of_rescue, understand
-
-QEMU = "qemu-system-x86_64"
-# spectre's mitigations double the boot under emulation; nokaslr: no entropy is waited for
-COMMAND_LINE = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable"
 
 
 @dataclasses.dataclass(slots=True)
@@ -59,20 +54,9 @@ def boot(kernel: Kernel, probe: bytes, shell: bytes, seconds: float) -> Answers:
         image, ramfs, answer = (Path(folder) / name for name in ("vmlinuz", "initramfs", "answer"))
         image.write_bytes(kernel.image)
         ramfs.write_bytes(initramfs(kernel, probe, shell))
-        # -smp 1: an emulated SVM with two CPUs stalls.  The second port: on the first, kernel messages
-        # would tear the answer
-        command = [QEMU, "-accel", "tcg", "-cpu", "max,+svm", "-smp", "1", "-m", "512", "-machine", "q35"]
-        command += [
-            "-nodefaults",
-            "-display",
-            "none",
-            "-no-reboot",
-            "-serial",
-            "stdio",
-            "-serial",
-            f"file:{answer}",
-        ]
-        command += ["-kernel", str(image), "-initrd", str(ramfs), "-append", COMMAND_LINE]
+        # the second port: on the first, kernel messages would tear the answer
+        ports = ["-serial", "stdio", "-serial", f"file:{answer}"]
+        command = [*machine(image, ramfs, memory=512), *ports]
         pipe = subprocess.PIPE
         with subprocess.Popen(
             command,
@@ -103,14 +87,6 @@ def boot(kernel: Kernel, probe: bytes, shell: bytes, seconds: float) -> Answers:
 def _last(console: str) -> str:
     lines = [line.strip() for line in console.splitlines() if line.strip()]
     return f"last on its console: {' | '.join(lines[-3:])}" if lines else "its console is empty"
-
-
-def load(name: str, modules: Path | None, tell: Teller) -> Kernel:
-    """The kernel that an argument means."""
-    path = Path(name)
-    if path.is_file():
-        return of_package(path, path.name) if path.suffix == ".deb" else of_image(path, modules)
-    return of_package(fetched(name, tell), name)
 
 
 def ask(name: str, modules: Path | None, probe: bytes, seconds: float, tell: Teller) -> Asked:
@@ -183,20 +159,19 @@ def main(
     here. Packages are kept in $XDG_CACHE_HOME/daxfault.
     """
     try:
-        if shutil.which(QEMU) is None:
-            raise Missing(f"{QEMU}: not here; apt-get install qemu-system-x86")
+        need_qemu()
         probe = probe_program().read_bytes()
         if not is_static(probe):
             raise Missing("daxfault-kvm-probe is not static: install a static libc, and build again")
-        names = kernels or offered()[-1 if newest else 0 :]
+        tell = Teller()
+        names = kernels or offered(tell)[-1 if newest else 0 :]
     except Missing as e:
         print(f"kvm_matrix: {e}", file=sys.stderr)
         raise typer.Exit(3) from None
     for name in names:
-        if not os.path.isfile(name) and not name.startswith("linux-image-"):
+        if not is_kernel(name):
             print(f"kvm_matrix: {name}: neither a file nor a package (linux-image-...)", file=sys.stderr)
             raise typer.Exit(2)
-    tell = Teller()
     with tell.shown():
         all_asked = [ask(name, modules, probe, seconds, tell) for name in names]
     if as_json:

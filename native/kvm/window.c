@@ -70,23 +70,6 @@ int df_window_forbid(uint64_t hva, uint64_t len)
 	return mprotect((void *)hva, len, PROT_NONE) ? kvm_refused("mprotect") : 0;
 }
 
-static int poisoned(int uffd, uint64_t at, uint64_t len)
-{
-	uint64_t ignored, done;
-	int error = df_uffd_api(uffd, 0);
-
-	if (!error)
-		error = uffd_register(uffd, at, len, DF_UFFD_MISSING, &ignored);
-	while (!error && len) {
-		error = uffd_poison(uffd, at, len, &done);
-		if (error == -EAGAIN)
-			error = 0;
-		at += done;
-		len -= done;
-	}
-	return error;
-}
-
 /* A mapping of a file cannot be poisoned, a move over it can: anonymous memory is
  * poisoned elsewhere and then takes its place.  The markers stay when the userfaultfd
  * that made them is closed. */
@@ -98,7 +81,7 @@ int df_window_poison(uint64_t hva, uint64_t len)
 	if (error)
 		return error;
 	uffd = df_uffd_open(1);
-	error = uffd < 0 ? uffd : poisoned(uffd, aside, len);
+	error = uffd < 0 ? uffd : uffd_poison_fresh(uffd, aside, len);
 	if (error) {
 		errno = -error;
 		error = kvm_refused("UFFDIO_POISON");
