@@ -94,7 +94,7 @@ class Programs:
 
     def sigbus(self, pid: int, message: wire.Sigbus) -> None:
         """A program is about to die; it waits for us to look at it."""
-        areas = where.areas(pid)
+        areas = where.areas(message.tid or pid)  # a process whose first thread has ended has none
         area = where.at(areas, message.address)
         held = None if area is None or area.file is None else self.files.find(area.file)
         offset = None if held is None or area is None else message.address - area.start + area.offset

@@ -28,11 +28,11 @@ class Area:
         return int(match[1]) if match else None
 
 
-def areas(pid: int) -> list[Area]:
-    """All mappings of a process; none when it is gone."""
+def areas(task: int) -> list[Area]:
+    """All mappings of a process, by any of its live threads; none when it is gone."""
     found = []
     try:
-        with open(f"/proc/{pid}/maps") as lines:
+        with open(f"/proc/{task}/maps") as lines:
             for line in lines:
                 span, _, offset, _, _, *path = line.rstrip("\n").split(maxsplit=5)
                 start, end = (int(x, 16) for x in span.split("-"))
