@@ -53,7 +53,8 @@ int64_t df_file_read(struct df_file *file, void *buffer, uint64_t offset, uint64
 		bool filled = false;
 
 		file_lock(file);
-		if (file->cache >= 0 && file->resident) {
+		/* who has read past an old EOF may expect that mappings reach there, too */
+		if (file->cache >= 0 && (file->resident || file->sized)) {
 			int bits = file_notice(file);
 
 			if (bits < 0) {

@@ -19,6 +19,7 @@
 #include "internal.h"
 
 #define SETTLE_NS 200000000u	/* how long a change waits for events that were read */
+#define CATCH_UP_NS 5000000000u	/* how long a mapping waits for them to be read */
 #define JOIN_SECONDS 1		/* how long a reader may take to see its end */
 
 static atomic_uint_fast64_t next_guest_id = 1;
@@ -279,6 +280,27 @@ void guest_settle(struct df_guest *guest)
 			atomic_store(&guest->stuck, true);
 		nanosleep(&pause, NULL);
 	}
+}
+
+/* The kernel has no events for us that say what the addresses of before meant: a munmap()
+ * frees its range before its event is read, and another thread's mmap() may be there by now. */
+int guest_catch_up(struct df_guest *guest)
+{
+	uint64_t until = now_ns() + CATCH_UP_NS, turn;
+	struct timespec pause = { .tv_nsec = 20000 };
+
+	while (uffd_changing(guest->uffd)) {
+		if (now_ns() > until)
+			return -EAGAIN;
+		nanosleep(&pause, NULL);
+	}
+	turn = atomic_load(&guest->turn);
+	while (turn % 2 && atomic_load(&guest->turn) == turn) {
+		if (now_ns() > until)
+			return -EAGAIN;
+		nanosleep(&pause, NULL);
+	}
+	return 0;
 }
 
 bool guest_shows(struct df_guest *guest, uint64_t address)

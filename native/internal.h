@@ -133,6 +133,7 @@ void *events_read(void *guest);			/* a reader's life; puts the guest */
 int guest_alloc(struct df_engine *engine, int uffd, int pid, struct df_guest **out);
 int guest_unblock(struct df_guest *guest);
 void guest_settle(struct df_guest *guest);	/* what was read of its events is acted upon */
+int guest_catch_up(struct df_guest *guest);	/* ... and all there are were read; or -EAGAIN */
 int guest_poison(struct df_guest *guest);
 bool guest_shows(struct df_guest *guest, uint64_t address);
 struct df_fault *guest_take_again(struct df_guest *guest);
@@ -152,6 +153,7 @@ void program_free(struct df_engine *engine);
 
 /* region.c */
 struct df_region *region_find(struct df_guest *guest, uint64_t address);
+struct df_region *region_next(struct df_guest *guest, uint64_t address);	/* or the first after it */
 int region_add(struct df_guest *guest, uint64_t start, uint64_t len, struct df_file *file,
 	       uint64_t offset, bool writable);
 void region_remove(struct df_guest *guest, uint64_t start, uint64_t end);

@@ -12,6 +12,8 @@
 #include "internal.h"
 #include "maps.h"
 
+#define ADOPT_TRIES 100		/* of a program that maps anew as often as we look */
+
 struct df_left {
 	struct df_left *next;
 	struct df_unmapped record;
@@ -28,6 +30,39 @@ static void clip(struct maps_area *area, uint64_t start, uint64_t end)
 		area->end = end;
 }
 
+static bool shows(const struct df_region *region, uint64_t address, const struct maps_area *area,
+		  const struct df_file *file)
+{
+	return region->file == file && region->writable == area->shared &&
+	       region->offset + (address - region->start) == area->offset + (address - area->start);
+}
+
+/* The kernel says what is there now: what we knew of before is gone, unless it is the same,
+ * poisoned pages and all. */
+static int know(struct df_guest *guest, const struct maps_area *area, struct df_file *file)
+{
+	uint64_t at = area->start, next;
+	int error = atomic_load(&guest->dead) ? -ESRCH : 0;
+
+	for (; !error && at < area->end; at = next) {
+		const struct df_region *region = region_next(guest, at);
+
+		if (region && region->start <= at) {
+			next = region->start + region->len;
+			if (shows(region, at, area, file))
+				continue;
+		} else {
+			next = region ? region->start : area->end;
+		}
+		if (next > area->end)
+			next = area->end;
+		region_remove(guest, at, next);
+		error = region_add(guest, at, next - at, file, area->offset + (at - area->start),
+				   area->shared);
+	}
+	return error;
+}
+
 /* A mapping that could not be registered shows nobody's bytes yet, and must show none. */
 static int serve(struct df_guest *guest, const struct maps_area *area, struct df_file *file)
 {
@@ -39,24 +74,42 @@ static int serve(struct df_guest *guest, const struct maps_area *area, struct df
 	if (area->shared && guest->tracks)
 		modes |= DF_UFFD_WP;
 	pthread_rwlock_wrlock(&guest->lock);
-	/* The kernel says what is there now: what we knew of before is gone. */
-	region_remove(guest, area->start, area->end);
-	error = atomic_load(&guest->dead)
-		? -ESRCH
-		: region_add(guest, area->start, area->end - area->start, file, area->offset,
-			     area->shared);
+	error = know(guest, area, file);
 	pthread_rwlock_unlock(&guest->lock);
-	if (error)
-		return error;
-	error = uffd_register(guest->uffd, area->start, area->end - area->start, modes, &ioctls);
+	if (!error)
+		error = uffd_register(guest->uffd, area->start, area->end - area->start, modes, &ioctls);
 	if (error)
 		df_guest_unmap(guest, area->start, area->end - area->start);
 	return error;
 }
 
+/* Nobody tells of what becomes of a mapping before it is registered: somebody else's may be
+ * at its address by then. */
+static bool still_there(int maps, const struct maps_area *area)
+{
+	struct maps_area now;
+	uint64_t at = area->start;
+
+	while (at < area->end) {
+		if (maps_find(maps, at, &now) || now.start > at || now.inode != area->inode ||
+		    now.device != area->device || now.shared != area->shared ||
+		    now.offset + (at - now.start) != area->offset + (at - area->start))
+			return false;
+		at = now.end;
+	}
+	return true;
+}
+
+static void leave_alone(struct df_guest *guest, const struct maps_area *area)
+{
+	uffd_unregister(guest->uffd, area->start, area->end - area->start);
+	df_guest_unmap(guest, area->start, area->end - area->start);
+	uffd_wake(guest->uffd, area->start, area->end - area->start);
+}
+
 int df_guest_adopt(struct df_guest *guest, int pid, uint64_t start, uint64_t len)
 {
-	int maps = maps_of_process(pid), found = 0, error = 0;
+	int maps = maps_of_process(pid), found = 0, error = 0, failed = 0, tries = 0;
 	uint64_t end = start + len;
 	struct maps_area area;
 
@@ -64,22 +117,34 @@ int df_guest_adopt(struct df_guest *guest, int pid, uint64_t start, uint64_t len
 		return maps;
 	if ((start | len) % PAGE || end < start)
 		error = -EINVAL;
-	guest_settle(guest);
+	if (!error)
+		error = guest_catch_up(guest);
 	while (!error && start < end && !(error = maps_find(maps, start, &area)) &&
 	       area.start < end) {
 		struct df_file *file = file_of_cache(area.device, area.inode);
 		uint64_t from = start;
+		int refused;
 
 		start = area.end;
 		if (!file)
 			continue;
 		clip(&area, from, end);
-		error = serve(guest, &area, file);
+		refused = serve(guest, &area, file);
+		if (!refused && !still_there(maps, &area)) {
+			leave_alone(guest, &area);
+			start = area.start;
+			error = ++tries < ADOPT_TRIES ? 0 : -EAGAIN;
+		} else if (refused) {
+			failed = refused;	/* the others are to be served all the same */
+		} else {
+			found++;
+		}
 		df_file_put(file);
-		found++;
 	}
 	close(maps);
-	return error && error != -ENOENT ? error : found;
+	if (error && error != -ENOENT)
+		return error;
+	return failed ? failed : found;
 }
 
 bool program_discover(struct df_guest *guest, uint64_t page, int tid)

@@ -36,6 +36,13 @@ struct df_region *region_find(struct df_guest *guest, uint64_t address)
 	return NULL;
 }
 
+struct df_region *region_next(struct df_guest *guest, uint64_t address)
+{
+	size_t i = find(guest, address);
+
+	return i < guest->nregions ? guest->regions[i] : NULL;
+}
+
 static void link_file(struct df_region *region)
 {
 	struct df_file *file = region->file;

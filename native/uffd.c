@@ -204,6 +204,15 @@ int uffd_alive(int uffd)
 	return uffd_continue(uffd, 0x7fffffffe000, PAGE, false, &done) != -ESRCH;
 }
 
+bool uffd_changing(int uffd)
+{
+	uint64_t done;
+
+	/* EAGAIN comes before anything else there, from before a munmap() lets others at its
+	 * range until it has been told that its event was read. */
+	return uffd_continue(uffd, 0x7fffffffe000, PAGE, false, &done) == -EAGAIN;
+}
+
 int uffd_read(int uffd, struct uffd_msg *msgs, size_t most)
 {
 	ssize_t n = read(uffd, msgs, most * sizeof(*msgs));

@@ -3,14 +3,17 @@
 
 The stress is C (native/tests): guests that fault, move, unmap and fork while their files
 change, every word checked against a model.  It is built here, plain and for
-ThreadSanitizer; DAXFAULT_STRESS_SECONDS makes it longer and adds AddressSanitizer.
+ThreadSanitizer; DAXFAULT_STRESS_SECONDS makes it longer and adds AddressSanitizer,
+DAXFAULT_STRESS_SEED begins elsewhere.
 """
 
 import fcntl
+import functools
 import mmap
 import os
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,7 @@ from needs import require
 import native
 
 NATIVE = Path(__file__).parent.parent / "native"
+SEED = os.environ.get("DAXFAULT_STRESS_SEED", "1")
 SECONDS = float(os.environ.get("DAXFAULT_STRESS_SECONDS", "0"))
 HOST = ["stress.c", "stress_files.c"]
 GUEST = ["stress_guest.c", "stress_vcpu.c"]
@@ -41,20 +45,36 @@ def build(program: Path, sources: list[Path], *options: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize("sanitizer", ["", "thread", *(["address,undefined"] if SECONDS else [])])
-def test_stress(tmp_path: Path, sanitizer: str) -> None:
+@pytest.fixture(scope="module")
+def stress(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path]]:
+    """The host with a sanitizer, and the guest."""
     if not NATIVE.joinpath("tests").is_dir():
         pytest.skip("the C sources are not beside the tests")
-    tests = NATIVE / "tests"
+    directory, tests = tmp_path_factory.mktemp("stress"), NATIVE / "tests"
     engine = [path for path in NATIVE.glob("*.c") if path.name != "probe.c"]
-    options = [f"-fsanitize={sanitizer}"] if sanitizer else []
-    host, guest = tmp_path / "stress", tmp_path / "stress_guest"
-    built = build(host, engine + [tests / name for name in HOST], *options)
-    require(built, f"gcc -fsanitize={sanitizer}")
+    guest = directory / "stress_guest"
     # never sanitized: the runtime's own mappings would be in the way of its windows
     assert build(guest, [*(tests / name for name in GUEST), NATIVE / "uffd.c"])
+
+    @functools.cache
+    def host(sanitizer: str) -> tuple[Path, Path]:
+        host = directory / f"stress.{sanitizer}"
+        options = [f"-fsanitize={sanitizer}"] if sanitizer else []
+        built = build(host, engine + [tests / name for name in HOST], *options)
+        require(built, f"gcc -fsanitize={sanitizer}")
+        return host, guest
+
+    return host
+
+
+@pytest.mark.parametrize("guests", [[], ["programs"]], ids=["guests", "programs"])
+@pytest.mark.parametrize("sanitizer", ["", "thread", *(["address,undefined"] if SECONDS else [])])
+def test_stress(
+    stress: Callable[[str], tuple[Path, Path]], tmp_path: Path, sanitizer: str, guests: list[str]
+) -> None:
+    host, guest = stress(sanitizer)
     run = subprocess.run(
-        [host, guest, tmp_path, str(SECONDS or 1), "1"],
+        [host, guest, tmp_path, str(SECONDS or 1), SEED, *guests],
         capture_output=True,
         text=True,
         timeout=120 + 4 * SECONDS,

@@ -168,9 +168,12 @@ long place_populates(const struct placed *p, const struct map_request *q, uint64
 	memset(args, 0, 6 * sizeof(*args));
 	args[0] = p->at;
 	args[1] = p->len;
-	if (q->flags & MAP_LOCKED)
-		return SYS_mlock;
-	if ((q->flags & (MAP_POPULATE | MAP_NONBLOCK)) != MAP_POPULATE || !(q->prot & PROT_ALL))
+	/* Not mlock(), which takes MLOCK_ONFAULT away: an mremap() that makes a mapping longer would
+	 * then wait for its new pages before it tells the host of itself, and while it is not told the
+	 * kernel takes no page from the host (mm/mremap.c, do_mremap()). */
+	if (!(q->flags & MAP_LOCKED) && (q->flags & (MAP_POPULATE | MAP_NONBLOCK)) != MAP_POPULATE)
+		return -1;
+	if (!(q->prot & PROT_ALL))
 		return -1;
 	args[2] = copies ? MADV_POPULATE_WRITE : MADV_POPULATE_READ;
 	return SYS_madvise;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * preload_map.c - mmap() and msync() of files on the mount.
+ * preload_map.c - mmap(), msync() and madvise() of files on the mount.
  *
  * Owns which calls are ours, and their place in the conversation with the host; place.h has
  * what is then done in the address space.
@@ -176,4 +176,16 @@ EXPORT int msync(void *addr, size_t len, int flags)
 	}
 	errno = error ? error : before;
 	return error ? -1 : 0;
+}
+
+/* It would take pages out of the page cache, and what was stored there with them, but nothing out of the
+ * file.  The mount has no fallocate(): this is what madvise(2) has for such a file system. */
+EXPORT int madvise(void *addr, size_t len, int advice)
+{
+	if (advice == MADV_REMOVE && settings()->on && wire_mapped() &&
+	    maps_each_cache(MAPS_SELF, (uint64_t)addr, (uint64_t)addr + len, any, NULL)) {
+		errno = EOPNOTSUPP;
+		return -1;
+	}
+	return (int)syscall(SYS_madvise, addr, len, advice);
 }

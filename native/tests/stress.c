@@ -5,7 +5,8 @@
  * written back and changed behind the host.  Every word read is checked against a
  * model (stress.h), nothing may stand still, and at the end nothing may be left.
  *
- * stress GUEST_PROGRAM DIRECTORY SECONDS SEED
+ * stress GUEST_PROGRAM DIRECTORY SECONDS SEED [programs]
+ *     programs: the guests are ordinary programs, with sized page caches that are too small
  * exit status: 0, 1 after a violation, 77 when the kernel lacks something
  */
 #include <errno.h>
@@ -26,6 +27,7 @@
 #include <unistd.h>
 
 #include "../engine.h"
+#include "../keeper.h"
 #include "../uffd.h"
 #include "stress_host.h"
 
@@ -36,8 +38,11 @@
 		  UFFD_FEATURE_WP_UNPOPULATED)
 #define STUCK_SECONDS 20
 
+#define CACHE_BYTES (40 * PAGE_BYTES)	/* of all files together, with `programs` */
+
 struct shared *shared;
 struct df_file *files[FILES];
+bool programs;
 static struct df_engine *engine;
 static struct guest {
 	int pid, sock;
@@ -46,6 +51,19 @@ static struct guest {
 } guests[GUESTS];
 
 /* ----------------------------------------------------------------- the guests */
+
+/* What was mapped; now and then whatever there is, as for a forked child. */
+static int adopt(struct guest *guest, uint64_t start)
+{
+	bool all = start / PAGE_BYTES % 4 == 0;
+	uint64_t ids[FILES];
+	int found = df_guest_adopt(guest->handle, guest->pid, all ? 0 : start,
+				   all ? (uint64_t)1 << 47 : (uint64_t)PAGES * PAGE_BYTES);
+
+	if (found < 0)
+		return -found;
+	return df_guest_files(guest->handle, 0, UINT64_MAX, ids, FILES) && found ? 0 : ENOENT;
+}
 
 static int answer_request(struct guest *guest, const struct request *request, uint64_t features)
 {
@@ -57,15 +75,17 @@ static int answer_request(struct guest *guest, const struct request *request, ui
 	};
 	int pidfd, uffd, area;
 
-	options.flags = guest == &guests[0] ? DF_GUEST_TELL_FAILURES : 0;
+	options.flags = programs ? DF_GUEST_PROGRAM : guest == &guests[0] ? DF_GUEST_TELL_FAILURES : 0;
+	if (request->uffd < 0 && programs)
+		return adopt(guest, request->start);
 	if (request->uffd < 0)
 		return -df_guest_map(guest->handle, request->start, (uint64_t)PAGES * PAGE_BYTES,
 				     files[request->file], 0, request->file != FILE_BEHIND);
 	pidfd = (int)syscall(SYS_pidfd_open, guest->pid, 0);
 	uffd = pidfd < 0 ? -1 : (int)syscall(SYS_pidfd_getfd, pidfd, request->uffd, 0);
-	area = uffd < 0 ? -1 : (int)syscall(SYS_pidfd_getfd, pidfd, request->area, 0);
+	area = uffd < 0 || programs ? -1 : (int)syscall(SYS_pidfd_getfd, pidfd, request->area, 0);
 	close(pidfd);
-	if (uffd < 0 || area < 0)
+	if (uffd < 0 || (area < 0 && !programs))
 		return errno;
 	return -df_guest_new(engine, uffd, area, &options, &guest->handle);
 }
@@ -83,7 +103,7 @@ static bool answer(struct guest *guest, const struct request *request)
 	int bell = -1;
 	ssize_t sent;
 
-	if (!error && request->uffd >= 0) {
+	if (!error && request->uffd >= 0 && !programs) {
 		bell = df_guest_doorbell(guest->handle);
 		memcpy(CMSG_DATA(&control.header), &bell, sizeof(bell));
 		msg.msg_control = &control;
@@ -109,7 +129,7 @@ static void *guest_body(void *arg)
 static void start_guest(unsigned i, const char *program, uint64_t features)
 {
 	char number[16], hex[32];
-	char *argv[] = { "stress_guest", number, hex, NULL }, *env[] = { NULL };
+	char *argv[] = { "stress_guest", number, hex, programs ? "program" : NULL, NULL }, *env[] = { NULL };
 	posix_spawn_file_actions_t actions;
 	int caches[FILES], pair[2], shared_fd = open("/proc/self/fd/10", O_RDWR | O_CLOEXEC);
 
@@ -121,7 +141,8 @@ static void start_guest(unsigned i, const char *program, uint64_t features)
 	posix_spawn_file_actions_adddup2(&actions, shared_fd, FD_SHARED);
 	posix_spawn_file_actions_adddup2(&actions, pair[1], FD_SOCKET);
 	for (int f = 0; f < FILES; f++) {
-		caches[f] = df_file_cache_fd(files[f], f != FILE_BEHIND);
+		caches[f] = df_file_cache_fd(files[f], (f != FILE_BEHIND ? DF_CACHE_WRITABLE : 0) |
+						       (programs ? DF_CACHE_SIZED : 0));
 		posix_spawn_file_actions_adddup2(&actions, caches[f], FD_CACHE + f);
 	}
 	errno = posix_spawn(&guests[i].pid, program, &actions, NULL, argv, env);
@@ -151,7 +172,7 @@ static void *answers_body(void *arg)
 			for (int i = 0; i < n; i++) {
 				uint32_t r = next_random(&seed) % 16;
 
-				if (failures[i].reason != DF_REASON_EOF)
+				if (failures[i].reason != DF_REASON_EOF || programs)
 					violation(0, 0, "a failure that is no EOF",
 						  failures[i].reason);
 				if (r)		/* one in 16 is left to its deadline */
@@ -162,6 +183,46 @@ static void *answers_body(void *arg)
 							 DF_ANSWER_POISON);
 			}
 	}
+	return NULL;
+}
+
+/* Who has to let files go, and a keeper that keeps nothing. */
+static void *unmapped_body(void *arg)
+{
+	struct pollfd fd = { .fd = df_engine_unmapped_fd(engine), .events = POLLIN };
+	struct df_unmapped unmapped[16];
+	int n;
+
+	while (!*(_Atomic bool *)arg) {
+		poll(&fd, 1, 20);
+		while ((n = df_engine_unmapped(engine, unmapped, 16)) > 0)
+			atomic_fetch_add(&shared->let_go, n);
+	}
+	return NULL;
+}
+
+static void *keeper_body(void *arg)
+{
+	int sock = (int)(intptr_t)arg, fd;
+	union {
+		char bytes[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr header;
+	} control;
+	struct keep message;
+	struct iovec iov = { &message, sizeof(message) };
+	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control };
+
+	for (;;) {
+		msg.msg_controllen = sizeof(control);
+		if (recvmsg(sock, &msg, MSG_CMSG_CLOEXEC) != sizeof(message))
+			break;
+		if (!CMSG_FIRSTHDR(&msg))
+			continue;
+		memcpy(&fd, CMSG_DATA(&control.header), sizeof(fd));
+		close(fd);
+		atomic_fetch_add(&shared->kept, 1);
+	}
+	close(sock);
 	return NULL;
 }
 
@@ -235,6 +296,8 @@ static void report(const struct df_counters *c)
 	       (unsigned long long)shared->buses, (unsigned long long)shared->forks,
 	       (unsigned long long)shared->moves, (unsigned long long)shared->unmaps,
 	       (unsigned long long)shared->drops, (unsigned long long)shared->punches);
+	printf("let go %llu kept %llu\n", (unsigned long long)shared->let_go,
+	       (unsigned long long)shared->kept);
 	printf("told %llu ready %llu errors %llu\n", (unsigned long long)shared->told,
 	       (unsigned long long)shared->ready, (unsigned long long)shared->errors);
 	printf("faults %llu failed %llu late %llu overflow %llu healed %llu retries %llu again %llu "
@@ -253,12 +316,13 @@ int main(int argc, char **argv)
 	int64_t offered = df_uffd_probe(0);
 	uint64_t features = WANTED | ((uint64_t)offered & UFFD_FEATURE_POISON);
 	_Atomic bool answered = false;
-	pthread_t answers, writers[FILES];
+	pthread_t answers, unmapped, keeper, writers[FILES];
 	struct df_counters counters;
-	int fd, fds, status;
+	int fd, fds, status, pair[2];
 
-	if (argc != 5)
+	if (argc != 5 && argc != 6)
 		return 2;
+	programs = argc == 6;
 	if (offered < 0 || (features & ~(uint64_t)offered)) {
 		fprintf(stderr, "no userfaultfd, or too old a one\n");
 		return 77;
@@ -271,7 +335,15 @@ int main(int argc, char **argv)
 		return 2;
 	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	shared->seed = strtoull(argv[4], NULL, 10);
+	if (programs)
+		df_cache_limit(CACHE_BYTES);	/* which opens what is never closed */
 	fds = open_fds();
+	if (programs) {
+		if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
+			return 2;
+		pthread_create(&keeper, NULL, keeper_body, (void *)(intptr_t)pair[1]);
+		df_keeper(pair[0]);
+	}
 	check(df_engine_new(&options, &engine), "df_engine_new");
 	check(df_engine_trace(engine, 4096), "df_engine_trace");
 	for (unsigned f = 0; f < FILES; f++)
@@ -279,6 +351,8 @@ int main(int argc, char **argv)
 	for (unsigned g = 0; g < GUESTS; g++)
 		start_guest(g, argv[1], features);
 	pthread_create(&answers, NULL, answers_body, &answered);
+	if (programs)
+		pthread_create(&unmapped, NULL, unmapped_body, &answered);
 	for (unsigned f = 0; f < FILES; f++)
 		pthread_create(&writers[f], NULL, file_body, (void *)(uintptr_t)f);
 
@@ -295,14 +369,23 @@ int main(int argc, char **argv)
 		close(guests[g].sock);
 		df_guest_free(guests[g].handle);
 	}
-	if (!shared->told || shared->ready < shared->told / 2 || !shared->errors)
+	if (programs && !shared->kept)
+		violation(0, 0, "the keeper was given nothing", 0);
+	if (!programs && (!shared->told || shared->ready < shared->told / 2 || !shared->errors))
 		violation(0, 0, "guests were hardly told anything", shared->told);
 	df_engine_counters(engine, &counters);
 	atomic_store(&answered, true);
 	pthread_join(answers, NULL);
+	if (programs)
+		pthread_join(unmapped, NULL);
 	df_engine_free(engine);
 	for (unsigned f = 0; f < FILES; f++)
 		check_end(f);
+	if (programs) {
+		df_keeper(-1);
+		close(pair[0]);
+		pthread_join(keeper, NULL);
+	}
 	if (open_fds() != fds)
 		violation(0, 0, "descriptors left open", (uint64_t)(open_fds() - fds));
 	report(&counters);

@@ -52,6 +52,7 @@ struct shared {
 	_Atomic uint64_t progress[WRITERS];
 	_Atomic uint64_t reads, stores, buses, forks, moves, unmaps, drops, punches;
 	_Atomic uint64_t told, ready, errors;	/* as the guests' kernels have heard */
+	_Atomic uint64_t let_go, kept;		/* of programs: files, descriptors */
 };
 
 /* guest -> host: serve these addresses; the answer is one int, an errno, with the doorbell

@@ -199,6 +199,13 @@ void check_end(unsigned file)
 		read_page(file, p, false);
 		read_page(file, p, true);	/* every store has reached the file itself */
 	}
+	if (programs) {
+		check(df_file_retire(files[file]), "retire");
+		df_file_state(files[file], &state);
+		if (state.resident)
+			violation(file, 0, "pages of a page cache that was given up", state.resident);
+		read_page(file, 0, false);
+	}
 	df_file_state(files[file], &state);
 	if (state.mappings || state.fills || state.waiting || state.poisoned)
 		violation(file, 0, "something was left behind", state.poisoned);

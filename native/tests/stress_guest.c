@@ -31,7 +31,7 @@ struct window {
 
 static struct shared *shared;
 static int uffd, guest_number, doorbell = -1;
-static bool tracks;
+static bool tracks, program;		/* program: an ordinary one, without vCPUs */
 static pthread_barrier_t begun;		/* no stack may land where a window has just been */
 static pthread_mutex_t socket_lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -88,6 +88,38 @@ static char *reserve(char *at)
 	return got;
 }
 
+/* Nobody touches it before the host has registered it. */
+static void show_as_program(struct window *w, unsigned file)
+{
+	int prot = PROT_READ | (file != FILE_BEHIND ? PROT_WRITE : 0), error;
+	char *at = mmap(w->at, LENGTH, PROT_NONE,
+			(file != FILE_BEHIND ? MAP_SHARED : MAP_PRIVATE) | MAP_FIXED, FD_CACHE + (int)file, 0);
+
+	error = at == w->at ? ask((struct request){ .start = (uintptr_t)at, .file = file, .uffd = -1 }) : errno;
+	if (error || mprotect(at, LENGTH, prot)) {
+		fprintf(stderr, "program %d: mapping file %u: %s\n", guest_number, file,
+			strerror(error ? error : errno));
+		exit(2);
+	}
+}
+
+/* Shorter, and as long again where it is, which no event tells of. */
+static void grow_in_place(struct window *w, unsigned file, uint64_t *seed)
+{
+	size_t less = (size_t)(1 + next_random(seed) % (PAGES - 1)) * PAGE_BYTES;
+
+	if (mremap(w->at, LENGTH, less, 0) == MAP_FAILED) {
+		perror("mremap");
+		exit(2);
+	}
+	if (mremap(w->at, less, LENGTH, 0) == MAP_FAILED) {	/* somebody else took the place */
+		munmap(w->at, less);
+		w->at = reserve(NULL);
+		show_as_program(w, file);
+	}
+	atomic_fetch_add(&shared->moves, 1);
+}
+
 static void show(struct window *w, unsigned file)
 {
 	bool writable = file != FILE_BEHIND;
@@ -96,8 +128,13 @@ static void show(struct window *w, unsigned file)
 		.mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR |
 			(writable && tracks ? UFFDIO_REGISTER_MODE_WP : 0),
 	};
-	int error = ask((struct request){ .start = (uintptr_t)w->at, .file = file, .uffd = -1 });
+	int error;
 
+	if (program) {
+		show_as_program(w, file);
+		return;
+	}
+	error = ask((struct request){ .start = (uintptr_t)w->at, .file = file, .uffd = -1 });
 	if (error || mmap(w->at, LENGTH, PROT_READ | (writable ? PROT_WRITE : 0),
 			  (writable ? MAP_SHARED : MAP_PRIVATE) | MAP_FIXED, FD_CACHE + (int)file,
 			  0) != w->at || ioctl(uffd, UFFDIO_REGISTER, &reg)) {
@@ -214,14 +251,17 @@ static void *body(void *arg)
 		show(&windows[f], f);
 	}
 	pthread_barrier_wait(&begun);
-	vcpu_enable(writer % THREADS);
+	if (!program)
+		vcpu_enable(writer % THREADS);
 	while (!atomic_load(&shared->stop)) {
 		unsigned f = next_random(&seed) % FILES, what = next_random(&seed) % 1000;
 		struct window *w = &windows[f];
 
 		atomic_fetch_add(&shared->progress[writer], 1);
-		if (what == 999) {
+		if (what == 999 && !program) {
 			vcpu_toggle(writer % THREADS);
+		} else if (what >= 990 && program) {
+			grow_in_place(w, f, &seed);
 		} else if (what < 5) {
 			fork_once(windows, writer, &seed);
 		} else if (what < 15) {
@@ -255,7 +295,8 @@ static void *body(void *arg)
 			touch(windows, writer, &seed);
 		}
 	}
-	vcpu_leave(writer % THREADS);
+	if (!program)
+		vcpu_leave(writer % THREADS);
 	return NULL;
 }
 
@@ -268,6 +309,7 @@ int main(int argc, char **argv)
 	if (argc < 3)
 		return 2;
 	guest_number = atoi(argv[1]);
+	program = argc > 3;
 	tracks = features & UFFD_FEATURE_WP_UNPOPULATED;
 	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED, FD_SHARED, 0);
 	sigaction(SIGBUS, &action, NULL);
@@ -275,9 +317,10 @@ int main(int argc, char **argv)
 	uffd = guest_number == 1 ? (int)syscall(SYS_userfaultfd, O_CLOEXEC) : df_uffd_open(0);
 	if (shared == MAP_FAILED || uffd < 0 || df_uffd_api(uffd, features))
 		return 2;
-	if (ask((struct request){ .uffd = uffd, .area = vcpu_area(), .features = features }))
+	if (ask((struct request){ .uffd = uffd, .area = program ? -1 : vcpu_area(), .features = features }))
 		return 2;
-	vcpu_host(doorbell, shared);
+	if (!program)
+		vcpu_host(doorbell, shared);
 	pthread_barrier_init(&begun, NULL, THREADS);
 	for (int i = 0; i < THREADS; i++)
 		pthread_create(&threads[i], NULL, body,

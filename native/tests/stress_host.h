@@ -10,6 +10,7 @@
 
 extern struct shared *shared;
 extern struct df_file *files[FILES];
+extern bool programs;		/* the guests are ordinary programs */
 extern bool notices;		/* mtime is fine enough to tell every change behind the host */
 
 void violation(unsigned file, unsigned page, const char *what, uint64_t value);

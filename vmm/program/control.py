@@ -107,7 +107,7 @@ class Control:
             return {"is": answers[do](**request)}
         except (faults.BadRule, OSError) as e:
             return {"error": str(e)}
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
             return {"error": f"not a request: {e}"}
 
     def _inject(self, rule: str) -> int:

@@ -92,9 +92,11 @@ class Programs:
         """Some program maps a file, or what it has stored is being written back."""
         return self.files.used
 
-    def sigbus(self, pid: int, message: wire.Sigbus) -> None:
+    async def sigbus(self, pid: int, message: wire.Sigbus) -> None:
         """A program is about to die; it waits for us to look at it."""
-        areas = where.areas(message.tid or pid)  # a process whose first thread has ended has none
+        # In a thread: its address space may be locked by one that waits for this mount.  Of the thread that
+        # died: a process whose first thread has ended shows nothing.
+        areas = await trio.to_thread.run_sync(where.areas, message.tid or pid)
         area = where.at(areas, message.address)
         held = None if area is None or area.file is None else self.files.find(area.file)
         offset = None if held is None or area is None else message.address - area.start + area.offset

@@ -39,7 +39,7 @@ class Observer(Protocol):
     """Who wants to know what became of programs, and closes what they sent: close(2) of a file of our
     own mount waits for this very process (fs/fuse/file.c, fuse_flush()), and no program should."""
 
-    def sigbus(self, pid: int, message: wire.Sigbus) -> None: ...
+    async def sigbus(self, pid: int, message: wire.Sigbus) -> None: ...
 
     def close_later(self, fds: list[int]) -> None: ...
 
@@ -82,6 +82,9 @@ class ProgramSession:
         self._observer = observer
         self._held: dict[int, Held] = {}
         self._mapping: Held | None = None  # an mmap() whose address is not known yet
+        self._closed = False
+        # taken by a thread that uses the guest beside serve(), and to end it
+        self._looking = trio.Lock()
 
     async def greet(self, seconds: float = HELLO_SECONDS) -> Guest:
         """Let the program attach; -> the engine's guest.
@@ -99,7 +102,7 @@ class ProgramSession:
             message, fds = await self._first()
         if isinstance(message, wire.Sigbus):
             # a forked child that has mapped nothing itself
-            self._observer.sigbus(self.pid, message)
+            await self._observer.sigbus(self.pid, message)
             await self._peer.send(wire.reply(message))
             raise OSError(errno.EFAULT, "it has died of a mapping")
         if not isinstance(message, wire.Serve):
@@ -151,8 +154,10 @@ class ProgramSession:
     async def close(self) -> None:
         """End the service: what is absent is poisoned.  release() lets go of the files."""
         self._peer.close()
-        if self.guest is not None:
-            await trio.to_thread.run_sync(self.guest.close)
+        self._closed = True
+        async with self._looking:
+            if self.guest is not None:
+                await trio.to_thread.run_sync(self.guest.close)
 
     async def orphans_gone(self) -> None:
         """Files.reap() leaves alone what forked children map."""
@@ -175,9 +180,21 @@ class ProgramSession:
         return held.file if held else None
 
     async def unmapped(self, file: int) -> None:
-        """The program may have lost its last mapping of a file: let it go."""
-        if file in self._held and not self._maps(file):
-            await self._let_go(file)
+        """The program may have lost its last mapping of a file: let it go.
+
+        mremap() makes mappings of which nobody tells (in place, of a length of 0, MREMAP_DONTUNMAP), and
+        which are known only when they are touched: so the kernel is asked once more.
+        """
+        async with self._looking:
+            if self._closed or file not in self._held or self._maps(file):
+                return
+            with contextlib.suppress(OSError):  # it is gone, or some mapping is another userfaultfd's
+                await trio.to_thread.run_sync(self._look_everywhere)
+        await self._let_go(file)
+
+    def _look_everywhere(self) -> None:
+        assert self.guest is not None
+        self.guest.adopt(self.pid, 0, wire.ADDRESSES)
 
     def _maps(self, file: int) -> bool:
         if self._mapping is not None and self._mapping.file.id == file:
@@ -186,7 +203,8 @@ class ProgramSession:
 
     async def _let_go(self, file: int) -> None:
         async with self.mender.lock:
-            held = self._held.pop(file, None)
+            # an mmap() may have come while it was waited for
+            held = self._held.pop(file, None) if self._closed or not self._maps(file) else None
         if held is not None:
             await self._files.let_go(held)
 
@@ -201,7 +219,7 @@ class ProgramSession:
             elif isinstance(message, wire.Msync):
                 await self._msync(message)
             elif isinstance(message, wire.Sigbus):
-                self._observer.sigbus(self.pid, message)
+                await self._observer.sigbus(self.pid, message)
                 await self._peer.send(wire.reply(message))
             else:
                 raise ProtocolError(f"{type(message).__name__} comes once")
