@@ -9,6 +9,7 @@ import shutil
 import signal
 import sqlite3
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,11 +72,16 @@ print(seen)
 )
 
 
-def judged(source: Path) -> sqlite3.Connection:
-    """The database as another SQLite finds it, behind the mount."""
-    db = sqlite3.connect(source / "my.db")
-    assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-    return db
+@contextlib.contextmanager
+def judged(source: Path) -> Iterator[sqlite3.Connection]:
+    """The database as another SQLite finds it, in a copy of what is behind the mount: it would remove files
+    that the mount has just been asked for."""
+    with tempfile.TemporaryDirectory() as copy:
+        for file in source.glob("my.db*"):
+            shutil.copy(file, copy)
+        with contextlib.closing(sqlite3.connect(Path(copy) / "my.db")) as db:
+            assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+            yield db
 
 
 @pytest.fixture
@@ -94,7 +100,7 @@ def test_sqlite_with_writers_and_readers_keeps_every_row(db_host: RunningHost, j
     for process in others:
         _, err = process.communicate(timeout=60)
         assert process.returncode == 0, err
-    with contextlib.closing(judged(db_host.settled())) as db:
+    with judged(db_host.settled()) as db:
         rows = db.execute("SELECT writer, n, filler FROM t ORDER BY writer, n").fetchall()
     wanted = [
         (w, n, bytes([w]) * (700 + n // 10 * 10 % 900))
@@ -128,7 +134,7 @@ sys.stdin.read()
         assert process.returncode == -signal.SIGKILL
     found = db_host.python(OPEN + "print(*db.execute('SELECT count(*), sum(n), sum(length(filler)) FROM t'))")
     db_host.settled()
-    with contextlib.closing(judged(db_host.source)) as db:
+    with judged(db_host.source) as db:
         rows = db.execute("SELECT count(*), sum(n), sum(length(filler)) FROM t").fetchone()
         assert found == f"{rows}\n"
         # n % 10 == 3 was deleted up to 53
@@ -164,7 +170,7 @@ def test_sqlite_vacuum_while_another_reads_leaves_a_smaller_whole_file(db_host: 
     db_host.python(OPEN + "db.execute('DELETE FROM t WHERE writer = 2'); db.execute('VACUUM')")
     assert (db_host.settled() / "my.db").stat().st_size < before / 3
     assert last.startswith("(")
-    with contextlib.closing(judged(db_host.source)) as db:
+    with judged(db_host.source) as db:
         assert db.execute("SELECT count(*), count(DISTINCT n), max(n) FROM t").fetchone() == (45, 45, 49)
 
 
@@ -182,5 +188,5 @@ def test_sqlite_command_line_on_a_wal_shares_it_with_python(db_host: RunningHost
         assert (db_host.source / "my.db-shm").exists()
         db_host.does(shell or "", "my.db", "INSERT INTO t (writer, n) VALUES (7, 7)")
         process.communicate(timeout=60)
-    with contextlib.closing(judged(db_host.settled())) as db:
+    with judged(db_host.settled()) as db:
         assert db.execute("SELECT count(*) FROM t").fetchone() == (95,)
