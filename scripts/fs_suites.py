@@ -5,7 +5,7 @@
 Owns the order, the comparison and the table.  Must not know how a suite is run (fs_programs.py) or a
 place is made (fs_places.py).
 
-    scripts/fs_suites                          everything, about half an hour
+    scripts/fs_suites                          everything, an hour or so
     scripts/fs_suites --quick                  some of each, a few minutes
     scripts/fs_suites --suite fsx --suite fio --on daxfault --on backing
 
