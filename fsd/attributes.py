@@ -32,8 +32,8 @@ class Attributes(Files):
     @operation
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
         node = self.inodes.get(inode)
-        if node.file is not None:
-            self.recheck(node)  # who is told a new size may rely on it in a mapping
+        if self.direct_io and node.file is not None:
+            self.recheck(node)  # a program that is told a new size may rely on it in a mapping
         return self.attributes(node, os.fstat(self.inodes.fd(node)))
 
     @operation
