@@ -225,7 +225,7 @@ def _line(said: str, word: str) -> str:
 
 FIO = {
     "psync": "--ioengine=psync --bs=4k --rw=randrw",
-    "psync, O_APPEND-like": "--ioengine=psync --bs=3001 --rw=write",
+    "psync, odd blocks": "--ioengine=psync --bs=3001 --rw=write",
     "pvsync2": "--ioengine=pvsync2 --bs=16k --rw=randwrite",
     "mmap": "--ioengine=mmap --bs=4k --rw=randwrite",
     "mmap, sequential": "--ioengine=mmap --bs=64k --rw=write",
