@@ -11,15 +11,19 @@ from pathlib import Path
 from needs import require
 from run_host import PATIENCE, RunningHost
 
+import native
 
-def compiled(directory: Path) -> Path:
+
+def compiled(directory: Path, *, static: bool = False) -> Path:
     """Build it, with the C compiler that builds everything else here."""
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     require(compiler, "a C compiler")
     program = directory / "mapper"
     sources = [str(Path(__file__).with_name(name)) for name in ("mapper.c", "mapper_calls.c")]
-    flags = ["-O1", "-g", "-Wall", "-Wextra", "-pthread"]
-    subprocess.run([compiler or "cc", *flags, "-o", program, *sources], check=True)
+    flags = ["-O1", "-g", "-Wall", "-Wextra", "-pthread", *(["-static"] if static else [])]
+    made = subprocess.run([compiler or "cc", *flags, "-o", program, *sources], check=False)
+    require(made.returncode == 0 or not static, "a static libc")
+    made.check_returncode()
     return program
 
 
@@ -35,9 +39,10 @@ def plainly(program: Path, top: Path, script: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def served(host: RunningHost, program: Path, top: str, script: str) -> list[str]:
-    """Its answers in the directory `top` of the host's mount."""
-    answers = host.does(program, host.mount / top, host.source / top, lines(script))
+def served(host: RunningHost, program: Path, top: str, script: str, *, traced: bool = False) -> list[str]:
+    """Its answers in the directory `top` of the host's mount; `traced`: by way of the tracer."""
+    by = [native.tracer()] if traced else []
+    answers = host.does(*by, program, host.mount / top, host.source / top, lines(script))
     return answers.splitlines()
 
 
@@ -87,11 +92,13 @@ def make_files(top: Path) -> None:
     (top / "h").touch()
 
 
-def same_both_ways(host: RunningHost, program: Path, directory: Path, name: str, script: str) -> None:
+def same_both_ways(
+    host: RunningHost, program: Path, directory: Path, name: str, script: str, *, traced: bool = False
+) -> None:
     """Run a scenario on the file system of `directory` and on the mount, and compare."""
     for top in (directory, host.source):
         make_files(top / name)
     expected = plainly(program, directory / name, script)
-    assert served(host, program, name, script) == expected
+    assert served(host, program, name, script, traced=traced) == expected
     host.settled()
     assert contents(host.source / name) == contents(directory / name)

@@ -227,7 +227,12 @@ class ProgramHost:
                 assert header.len == len(message) == ffi.sizeof(f"struct df_{what}")
                 assert len(fds) == (what in ("serve", "mmap"))
                 values = _values(m, what)
-                reply, sent = getattr(self, "_" + what)(m, fds, peer)
+                try:
+                    reply, sent = getattr(self, "_" + what)(m, fds, peer)
+                except OSError:
+                    if _maps(peer.pid):
+                        raise
+                    break  # it was killed meanwhile
                 with self._told:
                     self.said.append(Said(number, peer.pid, what, values))
                     self._told.notify_all()

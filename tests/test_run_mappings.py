@@ -42,6 +42,19 @@ SCENARIOS = {
         read f 1p 7
         read f 2p 6
         load m 0 2""",
+    "remap_lengthens_what_is_locked": """
+        open f f rw
+        map m f 0 2p rw s
+        lock m 0 2p
+        store m 1p locked
+        remap m 0 2p 4p m
+        load m 2p 2
+        store m 3p new
+        read f 1p 6
+        read f 3p 3
+        unlock m 0 4p
+        remap m 0 4p 5p m
+        load m 4p 1""",
     "remap_grows_where_it_is": """
         open f f rw
         map r - 0 16p - pa
@@ -273,7 +286,9 @@ SCENARIOS = {
         store n 1p x
         unlock n 0 5p
         lockonfault n 0 5p
-        load n 1p 2
+        load n 1p 2""",
+    "locked_past_the_end": """
+        open f f rw
         map o f 0 8p rw s
         lock o 0 8p
         load o 0 1""",
@@ -309,3 +324,16 @@ def test_mapping_is_as_on_an_ordinary_file_system(
     name: str, run_host: RunningHost, mapper: Path, tmp_path: Path
 ) -> None:
     same_both_ways(run_host, mapper, tmp_path, name, SCENARIOS[name])
+
+
+@pytest.fixture(scope="module")
+def static_mapper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compiled(tmp_path_factory.mktemp("static"), static=True)
+
+
+# the tracer, for which others would wait, locks pages without bringing them: no error of theirs is told
+@pytest.mark.parametrize("name", [name for name in SCENARIOS if name != "locked_past_the_end"])
+def test_mapping_of_a_static_program_is_as_on_an_ordinary_file_system(
+    name: str, run_host: RunningHost, static_mapper: Path, tmp_path: Path
+) -> None:
+    same_both_ways(run_host, static_mapper, tmp_path, f"static_{name}", SCENARIOS[name], traced=True)

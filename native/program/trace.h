@@ -149,6 +149,7 @@ void msync_returned(struct thread *t);
 void worker_ended(struct thread *worker, int status);
 void tell_sigbus(struct thread *t);
 void handle_mprotect(struct thread *t);
+void handle_mlock(struct thread *t);
 
 #define USER_END (UINT64_C(1) << 47)
 

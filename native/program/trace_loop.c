@@ -41,6 +41,10 @@ void handle_syscall(struct thread *t)
 	case SYS_msync:
 		handle_msync(t);
 		break;
+	case SYS_mlock:
+	case SYS_mlockall:
+		handle_mlock(t);
+		break;
 	case SYS_mprotect:
 	case SYS_pkey_mprotect:
 		handle_mprotect(t);

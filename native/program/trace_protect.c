@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * trace_protect.c - mprotect(PROT_WRITE) of a tracee.
+ * trace_protect.c - mprotect(PROT_WRITE), mlock() and mlockall() of a tracee.
  *
  * A program maps a file that it opened read-only MAP_SHARED; the page cache is mapped
  * MAP_PRIVATE in its place (abi.h, struct df_mmap).  The kernel would let mprotect() make
@@ -11,7 +11,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/ptrace.h>
+#include <sys/syscall.h>
 
 #include "cache_maps.h"
 #include "trace.h"
@@ -86,4 +88,26 @@ void handle_mprotect(struct thread *t)
 		shorter.rsi = denied - start;
 	if (!ptrace(PTRACE_SETREGS, t->tid, 0, &shorter) && inject_finish_call(t, &result))
 		inject_end(t, denied != end && !result ? -EACCES : result);
+}
+
+/* Locked on fault: see preload_lock.c for why.  What is not there yet is not brought, for which
+ * this process would have to wait. */
+void handle_mlock(struct thread *t)
+{
+	struct user_regs_struct onfault;
+	long result;
+
+	if (!inject_begin(t)) {
+		resume(t, 0);
+		return;
+	}
+	onfault = t->regs;
+	if (onfault.orig_rax == SYS_mlock) {
+		onfault.orig_rax = SYS_mlock2;
+		onfault.rdx = MLOCK_ONFAULT;
+	} else if (onfault.rdi & (MCL_CURRENT | MCL_FUTURE)) {
+		onfault.rdi |= MCL_ONFAULT;
+	}
+	if (!ptrace(PTRACE_SETREGS, t->tid, 0, &onfault) && inject_finish_call(t, &result))
+		inject_end(t, result);
 }

@@ -150,12 +150,14 @@ static int install_filter(void)
 {
 	struct sock_filter f[] = {
 		LOAD(arch),			/* i386, x32: as if nobody traced it */
-		UNLESS(AUDIT_ARCH_X86_64, 25),
+		UNLESS(AUDIT_ARCH_X86_64, 27),
 		LOAD(nr),
-		IF(SYS_mmap, 5),
-		IF(SYS_mprotect, 11),
-		IF(SYS_pkey_mprotect, 10),
-		IF(SYS_msync, 12),
+		IF(SYS_mmap, 7),
+		IF(SYS_mprotect, 13),
+		IF(SYS_pkey_mprotect, 12),
+		IF(SYS_msync, 14),
+		IF(SYS_mlock, 15),
+		IF(SYS_mlockall, 14),
 		IF(SYS_close, 14),
 		RETURN(SECCOMP_RET_ALLOW),
 		/* mmap */
@@ -170,7 +172,7 @@ static int install_filter(void)
 		LOAD(args[2]),
 		UNLESS_ANY(PROT_WRITE, 9),
 		RETURN(SECCOMP_RET_TRACE),
-		/* msync */
+		/* msync; mlock and mlockall join at its end */
 		LOAD(args[2]),
 		UNLESS_ANY(MS_SYNC, 6),
 		RETURN(SECCOMP_RET_TRACE),
