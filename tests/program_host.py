@@ -20,11 +20,12 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
 from needs import require
+from process_maps import areas, lives
 
 import native
 from native import ffi, lib
@@ -230,7 +231,7 @@ class ProgramHost:
                 try:
                     reply, sent = getattr(self, "_" + what)(m, fds, peer)
                 except OSError:
-                    if _maps(peer.pid):
+                    if lives(peer.pid):
                         raise
                     break  # it was killed meanwhile
                 with self._told:
@@ -277,7 +278,7 @@ class ProgramHost:
 
     def _mapped(self, m: Any, _fds: list[int], peer: _Peer) -> tuple[Any, list[int]]:
         assert peer.uffd is not None
-        for area in _maps(peer.pid):
+        for area in areas(peer.pid):
             start, end = max(area.start, m.start), min(area.end, m.start + m.len)
             if area.is_cache and start < end:
                 peer.uffd.register(start, end - start, native.Mode.MISSING)
@@ -310,30 +311,11 @@ class ProgramHost:
             pass  # it is gone, or has unmapped it
 
     def _content(self, tid: int, page: int) -> bytes:
-        for area in _maps(tid):
+        for area in areas(tid):
             if area.start <= page < area.end:
                 file = next(f for c, f in self._caches.values() if os.fstat(c).st_ino == area.inode)
                 return os.pread(file, PAGE, area.offset + page - area.start).ljust(PAGE, b"\0")
         raise ProcessLookupError(errno.ESRCH, "unmapped meanwhile")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Area:
-    start: int
-    end: int
-    offset: int
-    inode: int
-    is_cache: bool
-
-
-def _maps(task: int) -> Iterator[_Area]:
-    text = Path(f"/proc/{task}/maps").read_text()
-    for thread in os.listdir(f"/proc/{task}/task"):  # the first may have ended: then it shows nothing
-        text = text or Path(f"/proc/{task}/task/{thread}/maps").read_text()
-    for line in text.splitlines():
-        span, _, offset, _, inode, *name = line.split(maxsplit=5)
-        start, end = (int(x, 16) for x in span.split("-"))
-        yield _Area(start, end, int(offset, 16), int(inode), "".join(name).startswith("/memfd:daxfault:"))
 
 
 def _access(fd: int) -> int:
