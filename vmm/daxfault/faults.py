@@ -23,6 +23,8 @@ class Fault:
     (BUS_ADRERR) or 4 (BUS_MCEERR_AR).  `time_ns`: of time.monotonic_ns().
     """
 
+    __module__ = "daxfault"
+
     address: int
     pages: int
     path: str | None
@@ -46,6 +48,8 @@ class MappingError(OSError):
 
     `records` are the faults in the order in which they were met, `omitted` how many there was no room for.
     """
+
+    __module__ = "daxfault"
 
     records: tuple[Fault, ...] = ()
     omitted: int = 0

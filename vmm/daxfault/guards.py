@@ -98,9 +98,10 @@ class Guard:
     @property
     def records(self) -> tuple[Fault, ...]:
         """The faults that the end of the block would raise, were it now."""
-        if self._native is not None:
-            self._gather(None, self._native)
-        return tuple(self._records)
+        if self._native is None:
+            return ()
+        found, _ = _notes(lib.df_guard_faults, self._native, {})
+        return (*self._records, *found)[:_MOST]
 
     def _held(self) -> Any:
         if self._native is None:
@@ -122,25 +123,31 @@ class Guard:
         self._omitted = 0
         return error, raised
 
-    def _gather(self, then: Callable[[Any], object] | None, native: Any) -> bool:
-        """Take the notes there are; `then` puts the pages back.  -> whether there were any."""
+    def _gather(self, put_back: Callable[[Any], object], native: Any) -> bool:
+        """Take the notes there are, after putting the pages back.  -> whether there were any."""
         self._busy = True
         try:
             # before: a mapping that is no longer there may be known by its pages that were moved aside
             known = faults.paths() if lib.df_guard_faults(native, ffi.NULL) else {}
-            if then is not None:
-                then(native)
-            notes = ffi.new("struct df_guard_fault[]", _MOST)
-            met = lib.df_guard_take(native, notes)
-            if not met:
-                return False
-            found = faults.faults(notes[0 : min(met, _MOST)], known | faults.paths())
+            put_back(native)
+            found, met = _notes(lib.df_guard_take, native, known)
             room = _MOST - len(self._records)
             self._records += found[:room]
             self._omitted += met - len(found[:room])
-            return True
+            return met > 0
         finally:
             self._busy = False
+
+
+def _notes(
+    ask: Callable[[Any, Any], int], native: Any, known: dict[tuple[int, int], str]
+) -> tuple[list[Fault], int]:
+    """What a guard has noted, and how much it would have, were there room."""
+    notes = ffi.new("struct df_guard_fault[]", _MOST)
+    met = ask(native, notes)
+    if not met:
+        return [], 0
+    return faults.faults(notes[0 : min(met, _MOST)], known | faults.paths()), met
 
 
 def _settle(native: Any) -> None:
