@@ -249,15 +249,21 @@ def test_guard_may_be_used_again_but_not_inside_itself(file: FailingFile) -> Non
         guard.__exit__(None, None, None)
 
 
-def test_guard_that_is_forgotten_is_left(file: FailingFile, tmp_path: Path) -> None:
+def test_guard_that_is_forgotten_is_left_and_its_error_shown(tmp_path: Path) -> None:
     """As when an interrupt comes just before its __exit__()."""
     script = """
 def forget():
-    daxfault.guard().__enter__()
-forget()
+    guard = daxfault.guard()
+    guard.__enter__()
+    bytes(array)
+in_thread(forget)
+print("left", flush=True)
 array[PAGE]
 """
-    assert program(tmp_path, script).returncode == -7  # SIGBUS
+    done = program(tmp_path, script)
+    assert (done.returncode, done.stdout) == (-7, "left\n")
+    assert "Exception ignored in: <function Guard.__del__" in done.stderr
+    assert "daxfault.MappingError: [Errno 14] a mapping failed at offset 4096, 3 pages" in done.stderr
 
 
 def test_guard_in_a_generator_is_the_threads_until_it_is_left(file: FailingFile) -> None:

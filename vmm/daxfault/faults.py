@@ -6,6 +6,7 @@ Owns their shape, and which file an address shows.  Must not catch anything.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import os
@@ -72,9 +73,9 @@ def error(records: Sequence[Fault], omitted: int) -> MappingError:
 
 
 def paths() -> dict[tuple[int, int], str]:
-    """What this process has mapped: (st_dev, st_ino) -> path."""
+    """What this process has mapped: (st_dev, st_ino) -> path; nothing when the kernel does not say."""
     found = {}
-    with open("/proc/self/maps", errors="surrogateescape") as lines:
+    with contextlib.suppress(OSError), open("/proc/self/maps", errors="surrogateescape") as lines:
         for line in lines:
             _, _, _, device, inode, *path = line.rstrip("\n").split(maxsplit=5)
             if path and inode != "0":

@@ -45,9 +45,9 @@ class Guard:
     """See guard().  Belongs to the thread that has entered it; may be entered again when it was left."""
 
     def __init__(self, *buffers: ReadableBuffer, threads: bool = False) -> None:
+        self._native: Any = None
         self._spans = [_span(buffer) for buffer in buffers]
         self._threads = threads
-        self._native: Any = None
         self._records: list[Fault] = []
         self._omitted = 0
         self._raised: MappingError | None = None  # in advance
@@ -59,8 +59,7 @@ class Guard:
         out = ffi.new("struct df_guard **")
         spans = ffi.new("struct df_guard_span[]", self._spans)
         check(lib.df_guard_enter(spans, len(spans), self._threads, out), "guard")
-        # should an interrupt keep __exit__() from running, it is left when it is forgotten
-        self._native = ffi.gc(out[0], lib.df_guard_free)
+        self._native = out[0]
         if threading.current_thread() is threading.main_thread():
             _entered.append(weakref.ref(self))
         return self
@@ -77,7 +76,7 @@ class Guard:
         finally:
             self._native = None
             _entered[:] = [entered for entered in _entered if entered() not in (None, self)]
-            ffi.release(native)
+            lib.df_guard_free(native)
         error, raised = self._take()
         if error is None:
             return
@@ -94,6 +93,11 @@ class Guard:
         error, _ = self._take()
         if error is not None:
             raise error
+
+    def __del__(self) -> None:
+        # entered and never left: the interpreter prints what cannot be raised
+        if self._native is not None:
+            self.__exit__(None, None, None)
 
     @property
     def records(self) -> tuple[Fault, ...]:
