@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from failing_file import program
-from program_host import ProgramHost, run
 
 GUARDED = """
 try:
@@ -130,15 +129,3 @@ with daxfault.guard():
 def test_guard_in_a_program_that_closed_all_descriptors_works(tmp_path: Path) -> None:
     script = GUARDED + "os.closerange(3, 100)" + GUARDED
     assert outcome(tmp_path, script) == (0, ["caught 1"] * 2, "")
-
-
-def test_guard_beside_the_preloaded_library_lets_it_tell_the_host(program_host: ProgramHost) -> None:
-    script = """
-import daxfault
-fd = os.open(sys.argv[1], os.O_RDWR)
-at = map(fd)
-byte(at)
-os.ftruncate(int(sys.argv[2]), 0)
-"""
-    pytest.skip("later")
-    assert run(program_host, script)

@@ -22,6 +22,9 @@ class Fault:
     /proc/self/maps has it, None when the mapping is gone.  `write`: something was stored there, and is lost.
     `tid`: the thread that met it, as threading.get_native_id().  `code`: the SIGBUS' si_code, 2
     (BUS_ADRERR) or 4 (BUS_MCEERR_AR).  `time_ns`: of time.monotonic_ns().
+
+    In a program that a daxfault host serves, `errno` and `reason` are as in that host's record (docs/abi.md);
+    otherwise EFAULT and None: the kernel does not say why.
     """
 
     __module__ = "daxfault"
@@ -34,6 +37,8 @@ class Fault:
     code: int
     tid: int
     time_ns: int
+    errno: int = errno.EFAULT
+    reason: str | None = None
 
     def __str__(self) -> str:
         return f"{self.path}: {self._where()}" if self.path else self._where()
@@ -41,7 +46,8 @@ class Fault:
     def _where(self) -> str:
         where = f"address {self.address:#x}" if self.offset is None else f"offset {self.offset}"
         pages = f", {self.pages} pages" if self.pages > 1 else ""
-        return f"{where}{pages}{', stores lost' if self.write else ''}"
+        why = f" ({self.reason})" if self.reason else ""
+        return f"{where}{pages}{', stores lost' if self.write else ''}{why}"
 
 
 class MappingError(OSError):
@@ -66,7 +72,7 @@ def error(records: Sequence[Fault], omitted: int) -> MappingError:
     more = len(records) + omitted - 1
     text = f"a mapping failed at {first._where()}" + (f", and {more} more" if more else "")
     # with the path, which str() ends with
-    made = MappingError(errno.EFAULT, text, *((first.path,) if first.path else ()))
+    made = MappingError(first.errno, text, *((first.path,) if first.path else ()))
     made.records = tuple(records)
     made.omitted = omitted
     return made

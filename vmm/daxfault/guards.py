@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 from native import ffi, lib
 from native.errors import check
 
-from . import faults
+from . import faults, hosted
 from .faults import Fault, MappingError
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class Guard:
             put_back(native)
             found, met = _notes(lib.df_guard_take, native, known)
             room = _MOST - len(self._records)
-            self._records += found[:room]
+            self._records += hosted.explained(found[:room])
             self._omitted += met - len(found[:room])
             return met > 0
         finally:
