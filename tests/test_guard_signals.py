@@ -129,3 +129,36 @@ with daxfault.guard():
 def test_guard_in_a_program_that_closed_all_descriptors_works(tmp_path: Path) -> None:
     script = GUARDED + "os.closerange(3, 100)" + GUARDED
     assert outcome(tmp_path, script) == (0, ["caught 1"] * 2, "")
+
+
+def test_guard_memory_that_cannot_be_moved_dies_as_without_it(tmp_path: Path) -> None:
+    script = """
+sealed = ctypes.CDLL(None).syscall(
+    462, ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(array))), ctypes.c_size_t(4 * PAGE), 0)
+print(sealed, flush=True)
+with daxfault.guard():
+    array[PAGE]
+"""
+    end, out, _ = outcome(tmp_path, script)
+    if out != ["0"]:
+        pytest.skip("missing: mseal(2), Linux 6.10")
+    assert end == DIES
+
+
+def test_guard_mapping_cannot_be_resized_while_zeros_stand_in(tmp_path: Path) -> None:
+    script = """
+def resize():
+    try:
+        with daxfault.guard():
+            array[PAGE]
+            try:
+                array.resize(8 * PAGE)
+            except OSError as e:
+                print(e.errno)
+    except daxfault.MappingError:
+        pass
+    array.resize(2 * PAGE)
+    print(array[0], array[PAGE])
+in_thread(resize)
+"""
+    assert outcome(tmp_path, script) == (0, ["14", "120 0"], "")

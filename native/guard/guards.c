@@ -227,7 +227,10 @@ static sigset_t before_fork;
 
 static void fork_prepare(void)
 {
-	lock_all(&before_fork);
+	sigset_t before;
+
+	lock_all(&before);
+	before_fork = before;
 }
 
 static void fork_parent(void)

@@ -27,6 +27,7 @@ enum {				/* arch/x86/include/asm/trap_pf.h */
 	ERROR_FETCH = 1 << 4,
 };
 
+/* Whose the signal was.  Changed only while it is not ours. */
 static struct sigaction before;
 
 /* A handler that is called for a fault and then raises the signal anew wants it to kill: faulthandler

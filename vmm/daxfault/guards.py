@@ -60,7 +60,7 @@ class Guard:
         spans = ffi.new("struct df_guard_span[]", self._spans)
         check(lib.df_guard_enter(spans, len(spans), self._threads, out), "guard")
         self._native = out[0]
-        if threading.current_thread() is threading.main_thread():
+        if threading.get_ident() == threading.main_thread().ident:
             _entered.append(weakref.ref(self))
         return self
 
