@@ -122,7 +122,7 @@ def read(word):
         with daxfault.guard():
             bytes(array)
     except daxfault.MappingError as e:
-        os.write(1, f"{word} {len(e.records)}\n".encode())
+        os.write(1, f"{word} {len(e.records)}\\n".encode())
 read("before")
 pid = os.fork()
 read("child" if not pid else "parent")

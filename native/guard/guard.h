@@ -50,9 +50,7 @@ int df_guard_enter(const struct df_guard_span *spans, size_t nspans, bool all_th
 /* -> how many notes there are (at most DF_GUARD_FAULTS are copied to `out`, which may be
  * NULL); any thread may ask. */
 uint64_t df_guard_faults(struct df_guard *guard, struct df_guard_fault *out);
-/* Put all pages back, whoever has had them moved aside. */
-void df_guard_settle(void);
-/* df_guard_faults(), and begin anew. */
+/* df_guard_faults(), and begin anew, with all pages back in their places. */
 uint64_t df_guard_take(struct df_guard *guard, struct df_guard_fault *out);
 /* From now on it catches nothing; what stands in for pages that it has noted goes.  Any thread may. */
 void df_guard_leave(struct df_guard *guard);

@@ -348,21 +348,14 @@ uint64_t df_guard_faults(struct df_guard *guard, struct df_guard_fault *out)
 	return met;
 }
 
-void df_guard_settle(void)
-{
-	sigset_t before;
-
-	lock_all(&before);
-	stand_down(note_stores);
-	unlock_all(&before);
-}
-
 uint64_t df_guard_take(struct df_guard *guard, struct df_guard_fault *out)
 {
 	uint64_t met;
 	sigset_t before;
 
 	lock_all(&before);
+	/* what went on standing in would be without a note */
+	stand_down(note_stores);
 	met = guard->met;
 	memcpy(out, guard->faults, noted(guard) * sizeof(*out));
 	guard->met = 0;

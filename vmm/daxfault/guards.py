@@ -72,7 +72,7 @@ class Guard:
     ) -> None:
         native = self._held()
         try:
-            self._gather(lib.df_guard_leave, native)
+            self._gather(native, leave=True)
         finally:
             self._native = None
             _entered[:] = [entered for entered in _entered if entered() not in (None, self)]
@@ -89,7 +89,7 @@ class Guard:
 
         For the thread that has entered the guard.  The end of the block does it anyway.
         """
-        self._gather(_settle, self._held())
+        self._gather(self._held())
         error, _ = self._take()
         if error is not None:
             raise error
@@ -115,7 +115,7 @@ class Guard:
     def _notice(self) -> None:
         """Raise what is new in advance.  Whoever is called in the block may swallow it: its end raises it
         again, unless it is just this that ends the block."""
-        if not self._busy and self._native is not None and self._gather(_settle, self._native):
+        if not self._busy and self._native is not None and self._gather(self._native):
             self._raised = faults.error(self._records, self._omitted)
             raise self._raised
 
@@ -127,13 +127,14 @@ class Guard:
         self._omitted = 0
         return error, raised
 
-    def _gather(self, put_back: Callable[[Any], object], native: Any) -> bool:
-        """Take the notes there are, after putting the pages back.  -> whether there were any."""
+    def _gather(self, native: Any, *, leave: bool = False) -> bool:
+        """Take the notes there are, and have the pages put back.  -> whether there were any."""
         self._busy = True
         try:
             # before: a mapping that is no longer there may be known by its pages that were moved aside
             known = faults.paths() if lib.df_guard_faults(native, ffi.NULL) else {}
-            put_back(native)
+            if leave:
+                lib.df_guard_leave(native)
             found, met = _notes(lib.df_guard_take, native, known)
             room = _MOST - len(self._records)
             self._records += hosted.explained(found[:room])
@@ -152,10 +153,6 @@ def _notes(
     if not met:
         return [], 0
     return faults.faults(notes[0 : min(met, _MOST)], known | faults.paths()), met
-
-
-def _settle(native: Any) -> None:
-    lib.df_guard_settle()
 
 
 def _leads_to(exception: BaseException | None, cause: MappingError | None) -> bool:
