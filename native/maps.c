@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
@@ -45,6 +46,7 @@ static int query(int maps, uint64_t address, struct maps_area *out)
 		.offset = q.vma_offset,
 		.inode = q.inode,
 		.device = makedev(q.dev_major, q.dev_minor),
+		.prot = (int)q.vma_flags & (PROT_READ | PROT_WRITE | PROT_EXEC),	/* the same bits */
 		.shared = q.vma_flags & PROCMAP_QUERY_VMA_SHARED,
 	};
 	return 0;
@@ -65,6 +67,8 @@ static bool parse(const char *line, struct maps_area *out)
 		.offset = offset,
 		.inode = inode,
 		.device = makedev(major, minor),
+		.prot = (rights[0] == 'r' ? PROT_READ : 0) | (rights[1] == 'w' ? PROT_WRITE : 0) |
+			(rights[2] == 'x' ? PROT_EXEC : 0),
 		.shared = rights[3] == 's',
 	};
 	return true;

@@ -15,6 +15,7 @@ struct maps_area {
 	uint64_t offset;		/* in the file, of `start` */
 	uint64_t inode;			/* 0: no file */
 	dev_t device;
+	int prot;			/* PROT_READ, PROT_WRITE, PROT_EXEC */
 	bool shared;
 };
 

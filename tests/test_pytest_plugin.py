@@ -116,6 +116,34 @@ def test_plugin_map_serves_the_process_of_the_test_itself(check: pytest.Pytester
     )
 
 
+def test_plugin_map_in_a_guard_raises_what_its_host_knows(check: pytest.Pytester) -> None:
+    run(
+        check,
+        """
+        import daxfault
+        import pytest
+
+        def test_cut_then_failed(daxfault_mount):
+            path = daxfault_mount.write("f", b"x" * 8 * PAGE)
+            view = daxfault_mount.map("f")
+            daxfault_mount.truncate("f", 6 * PAGE)
+            daxfault_mount.fail("f", "EIO", offset=f"{2 * PAGE}-{3 * PAGE}")
+            with pytest.raises(daxfault.MappingError) as caught, daxfault.guard(view):
+                bytes(view)
+            assert caught.value.filename == str(path)
+            seen = [(r.offset, r.pages, r.reason) for r in caught.value.records]
+            assert seen == [(2 * PAGE, 1, "io"), (6 * PAGE, 2, "eof")]
+            assert "DAXFAULT_MOUNT" in os.environ
+
+        def test_healed(daxfault_mount):
+            daxfault_mount.write("f", b"y" * 8 * PAGE)
+            with daxfault.guard():
+                assert bytes(daxfault_mount.map("f")) == b"y" * 8 * PAGE
+        """,
+        passed=2,
+    )
+
+
 def test_plugin_program_that_is_left_is_killed(check: pytest.Pytester) -> None:
     run(
         check,

@@ -38,6 +38,7 @@ class DaxfaultHost:
         self.source = source
         self.mount = mount
         self._loaded: Any = None
+        self._named = pytest.MonkeyPatch()
         command = [sys.executable, "-m", "vmm", "mount", "--programs", str(source), str(mount)]
         self._process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -66,6 +67,8 @@ class DaxfaultHost:
                 for name, value in wanted.items():
                     patch.setenv(name, value)
                 self._loaded = ctypes.CDLL(os.fspath(preload()), use_errno=True)
+            # for daxfault.guard() to name the file
+            self._named.setenv("DAXFAULT_MOUNT", wanted["DAXFAULT_MOUNT"])
             self._loaded.mmap.restype = ctypes.c_void_p
             self._loaded.mmap.argtypes = [
                 ctypes.c_void_p,
@@ -78,6 +81,7 @@ class DaxfaultHost:
         return self._loaded
 
     def close(self) -> None:
+        self._named.undo()
         self._process.send_signal(signal.SIGINT)
         try:
             self._process.communicate(timeout=PATIENCE)

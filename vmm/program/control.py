@@ -8,6 +8,9 @@ way, on a unix socket.  Must not know the command line.
     {"do": "remove", "id": 1}                  ->  {"is": 1}, how many; without id: all
     {"do": "rules"}                            ->  {"is": [{"id", "rule", "on"}, ...]}
     {"do": "records"}                          ->  {"is": [...]}, the newest failed faults
+    {"do": "failed", "pid": 5, "file": 1, "offset": 4096}
+                                               ->  {"is": {"path", "errno", "reason"}}, of a page that
+                                                   this process could not touch; file: of memfd:daxfault:1
     {"do": "environment"}                      ->  {"is": {...}}, for a program to be served
     {"do": "status"}                           ->  {"is": {...}}, counters and memory
 
@@ -101,6 +104,7 @@ class Control:
                 "remove": self._remove,
                 "rules": self._rules,
                 "records": self._records,
+                "failed": self._failed,
                 "environment": lambda: self._environment,
                 "status": self._status,
             }
@@ -121,6 +125,21 @@ class Control:
 
     def _records(self) -> list[dict[str, Any]]:
         return [record.as_json() for record in self._programs.host.records]
+
+    def _failed(self, pid: int, file: int, offset: int) -> dict[str, Any]:
+        held = self._programs.files.find(file)
+        if held is None:
+            return {"path": None, "errno": None, "reason": None}
+        # past the end the kernel has failed it, and nobody has a record
+        if offset >= held.file.size:
+            return {"path": held.name, "errno": "EFAULT", "reason": "eof"}
+        page = offset // native.PAGE_SIZE * native.PAGE_SIZE
+        for record in reversed(tuple(self._programs.host.records)):
+            failure = record.failure
+            if (record.pid, record.name, failure.offset) == (pid, held.name, page):
+                known = record.as_json()
+                return {"path": held.name, "errno": known["errno"], "reason": known["reason"]}
+        return {"path": held.name, "errno": None, "reason": None}
 
     def _status(self) -> dict[str, Any]:
         return {

@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * interpreter.c - telling the interpreter's main thread, as soon as it runs Python code again, that
+ * one of its guards has noted a fault.
+ *
+ * Owns the one call that is handed to the interpreter (Py_AddPendingCall(), which runs in the
+ * main thread, may be made by any thread with or without the GIL, and may raise what it wants).
+ * Must not know what is raised: daxfault.guards does.
+ */
+#include <Python.h>
+
+#include <stdatomic.h>
+
+#include "internal.h"
+#include "interpreter.h"
+
+static atomic_bool pending;
+
+static int tell(void *unused)
+{
+	PyObject *name, *module, *result = NULL;
+
+	(void)unused;
+	atomic_store(&pending, false);
+	name = PyUnicode_FromString("daxfault.guards");
+	module = name ? PyImport_GetModule(name) : NULL;
+	Py_XDECREF(name);
+	if (!module)
+		return PyErr_Occurred() ? -1 : 0;
+	result = PyObject_CallMethod(module, "_met", NULL);
+	Py_DECREF(module);
+	if (!result)
+		return -1;
+	Py_DECREF(result);
+	return 0;
+}
+
+static void hand_over(void)
+{
+	/* one is enough for any number of faults; a full queue only means that it is told later */
+	if (!atomic_exchange(&pending, true) && Py_AddPendingCall(tell, NULL))
+		atomic_store(&pending, false);
+}
+
+void df_guard_tell_python(void)
+{
+	guards_tell = hand_over;
+}

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A fault that a guard has caught, and the exception that carries it.
+
+Owns their shape, and which file an address shows.  Must not catch anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Fault:
+    """A page of a mapping that failed, or several in a row.
+
+    `offset` is that of `address` in the file, None when no file is mapped there; `path` as
+    /proc/self/maps has it, None when the mapping is gone.  `write`: something was stored there, and is lost.
+    `tid`: the thread that met it, as threading.get_native_id().  `code`: the SIGBUS' si_code, 2
+    (BUS_ADRERR) or 4 (BUS_MCEERR_AR).  `time_ns`: of time.monotonic_ns().
+
+    In a program that a daxfault host serves, `errno` and `reason` are as in that host's record (docs/abi.md);
+    otherwise EFAULT and None: the kernel does not say why.
+    """
+
+    __module__ = "daxfault"
+
+    address: int
+    pages: int
+    path: str | None
+    offset: int | None
+    write: bool
+    code: int
+    tid: int
+    time_ns: int
+    errno: int = errno.EFAULT
+    reason: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self._where()}" if self.path else self._where()
+
+    def _where(self) -> str:
+        where = f"address {self.address:#x}" if self.offset is None else f"offset {self.offset}"
+        pages = f", {self.pages} pages" if self.pages > 1 else ""
+        why = f" ({self.reason})" if self.reason else ""
+        return f"{where}{pages}{', stores lost' if self.write else ''}{why}"
+
+
+class MappingError(OSError):
+    """Pages of a mapping could not be had: what was computed from them is void.
+
+    `records` are the faults in the order in which they were met, `omitted` how many there was no room for.
+    """
+
+    __module__ = "daxfault"
+
+    records: tuple[Fault, ...] = ()
+    omitted: int = 0
+
+    def covers(self, later: MappingError) -> bool:
+        """Does it tell of everything that `later`, of the same guard, does?"""
+        return (len(self.records), self.omitted) == (len(later.records), later.omitted)
+
+
+def error(records: Sequence[Fault], omitted: int) -> MappingError:
+    """The exception for these faults, at least one."""
+    first = records[0]
+    more = len(records) + omitted - 1
+    text = f"a mapping failed at {first._where()}" + (f", and {more} more" if more else "")
+    # with the path, which str() ends with
+    made = MappingError(first.errno, text, *((first.path,) if first.path else ()))
+    made.records = tuple(records)
+    made.omitted = omitted
+    return made
+
+
+def paths() -> dict[tuple[int, int], str]:
+    """What this process has mapped: (st_dev, st_ino) -> path; nothing when the kernel does not say."""
+    found = {}
+    with contextlib.suppress(OSError), open("/proc/self/maps", errors="surrogateescape") as lines:
+        for line in lines:
+            _, _, _, device, inode, *path = line.rstrip("\n").split(maxsplit=5)
+            if path and inode != "0":
+                major, minor = (int(number, 16) for number in device.split(":"))
+                found[os.makedev(major, minor), int(inode)] = path[0]
+    return found
+
+
+def faults(notes: Iterable[Any], known: dict[tuple[int, int], str]) -> list[Fault]:
+    """struct df_guard_fault -> Fault, with what paths() has said."""
+    return [
+        Fault(
+            address=note.address,
+            pages=note.pages,
+            path=known.get((note.device, note.inode)),
+            offset=note.offset if note.inode else None,
+            write=bool(note.write),
+            code=note.code,
+            tid=note.tid,
+            time_ns=note.time_ns,
+        )
+        for note in notes
+    ]

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""guard(): the `with` block in which a page that fails is an exception.
+
+Owns when it is raised: when the block ends, at check(), and in the main thread as soon as Python
+code runs again.  Must not move pages, nor decide whose a fault is (native/guard).
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import types
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Self
+
+from native import ffi, lib
+from native.errors import check
+
+from . import faults, hosted
+from .faults import Fault, MappingError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+_MOST: int = lib.DF_GUARD_FAULTS
+
+_entered: list[weakref.ref[Guard]] = []  # of the main thread, the innermost last
+
+
+def guard(*buffers: ReadableBuffer, threads: bool = False) -> Guard:
+    """A context manager: inside, the calling thread's accesses to pages that fail raise MappingError.
+
+    A page that fails (the file was truncated, it cannot be read, its host says so) reads as zeros until
+    C code on the stack has returned; nothing that was computed meanwhile leaves the block without the
+    exception.  `buffers` (mmap, array, memoryview, ...): only accesses to these; otherwise to any mapping.
+    `threads`: also those of threads that are not guarded themselves, such as a library's own.
+
+    Entering raises OSError when the kernel's interfaces cannot be had.  Limits are in docs/guard.md.
+    """
+    return Guard(*buffers, threads=threads)
+
+
+class Guard:
+    """See guard().  Belongs to the thread that has entered it; may be entered again when it was left."""
+
+    def __init__(self, *buffers: ReadableBuffer, threads: bool = False) -> None:
+        self._native: Any = None
+        self._spans = [_span(buffer) for buffer in buffers]
+        self._threads = threads
+        self._records: list[Fault] = []
+        self._omitted = 0
+        self._raised: MappingError | None = None  # in advance
+        self._busy = False
+
+    def __enter__(self) -> Self:
+        if self._native is not None:
+            raise RuntimeError("this guard has been entered already")
+        out = ffi.new("struct df_guard **")
+        spans = ffi.new("struct df_guard_span[]", self._spans)
+        check(lib.df_guard_enter(spans, len(spans), self._threads, out), "guard")
+        self._native = out[0]
+        if threading.get_ident() == threading.main_thread().ident:
+            _entered.append(weakref.ref(self))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        native = self._held()
+        try:
+            self._gather(native, leave=True)
+        finally:
+            self._native = None
+            _entered[:] = [entered for entered in _entered if entered() not in (None, self)]
+            lib.df_guard_free(native)
+        error, raised = self._take()
+        if error is None:
+            return
+        if raised is not None and raised.covers(error) and _leads_to(exception, raised):
+            return
+        raise error from exception
+
+    def check(self) -> None:
+        """Raise MappingError if a page has failed since the block began or the last check(); then begin anew.
+
+        For the thread that has entered the guard.  The end of the block does it anyway.
+        """
+        self._gather(self._held())
+        error, _ = self._take()
+        if error is not None:
+            raise error
+
+    def __del__(self) -> None:
+        # entered and never left: the interpreter prints what cannot be raised
+        if self._native is not None:
+            self.__exit__(None, None, None)
+
+    @property
+    def records(self) -> tuple[Fault, ...]:
+        """The faults that the end of the block would raise, were it now."""
+        if self._native is None:
+            return ()
+        found, _ = _notes(lib.df_guard_faults, self._native, {})
+        return (*self._records, *found)[:_MOST]
+
+    def _held(self) -> Any:
+        if self._native is None:
+            raise RuntimeError("this guard has not been entered")
+        return self._native
+
+    def _notice(self) -> None:
+        """Raise what is new in advance.  Whoever is called in the block may swallow it: its end raises it
+        again, unless it is just this that ends the block."""
+        if not self._busy and self._native is not None and self._gather(self._native):
+            self._raised = faults.error(self._records, self._omitted)
+            raise self._raised
+
+    def _take(self) -> tuple[MappingError | None, MappingError | None]:
+        """What is to be raised, and what was in advance; then begin anew."""
+        error = faults.error(self._records, self._omitted) if self._records else None
+        raised, self._raised = self._raised, None
+        self._records = []
+        self._omitted = 0
+        return error, raised
+
+    def _gather(self, native: Any, *, leave: bool = False) -> bool:
+        """Take the notes there are, and have the pages put back.  -> whether there were any."""
+        self._busy = True
+        try:
+            # before: a mapping that is no longer there may be known by its pages that were moved aside
+            known = faults.paths() if lib.df_guard_faults(native, ffi.NULL) else {}
+            if leave:
+                lib.df_guard_leave(native)
+            found, met = _notes(lib.df_guard_take, native, known)
+            room = _MOST - len(self._records)
+            self._records += hosted.explained(found[:room])
+            self._omitted += met - len(found[:room])
+            return met > 0
+        finally:
+            self._busy = False
+
+
+def _notes(
+    ask: Callable[[Any, Any], int], native: Any, known: dict[tuple[int, int], str]
+) -> tuple[list[Fault], int]:
+    """What a guard has noted, and how much it would have, were there room."""
+    notes = ffi.new("struct df_guard_fault[]", _MOST)
+    met = ask(native, notes)
+    if not met:
+        return [], 0
+    return faults.faults(notes[0 : min(met, _MOST)], known | faults.paths()), met
+
+
+def _leads_to(exception: BaseException | None, cause: MappingError | None) -> bool:
+    """Does `exception` tell of `cause`?"""
+    seen: set[int] = set()
+    waiting = [exception]
+    while waiting and cause is not None:
+        one = waiting.pop()
+        if one is cause:
+            return True
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            waiting += [one.__cause__, one.__context__]
+    return False
+
+
+def _span(buffer: ReadableBuffer) -> tuple[int, int]:
+    """Where it is; TypeError or ValueError when it is no buffer, or not in one piece."""
+    with memoryview(buffer) as view, ffi.from_buffer(view) as start:
+        return int(ffi.cast("uintptr_t", start)), view.nbytes
+
+
+def _met() -> None:
+    """The interpreter calls this in the main thread, soon after a guard of it has noted a fault."""
+    interrupted = sys._getframe().f_back
+    if interrupted is not None and interrupted.f_code.co_filename == __file__:
+        return  # in check() or __exit__(), which raise it themselves
+    for entered in reversed(_entered):
+        guard = entered()
+        if guard is not None:
+            guard._notice()
+
+
+lib.df_guard_tell_python()

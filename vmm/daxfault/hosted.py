@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the host of this very process knows of its faults, when it runs under `daxfault run`.
+
+Owns the question.  Without a host, or when it does not answer, a fault stays as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import re
+
+from .faults import Fault
+
+_CACHE = re.compile(r"/memfd:daxfault:(\d+)")
+
+
+def explained(faults: list[Fault]) -> list[Fault]:
+    """The same, with the file's own path in place of its page cache's, and why each page failed."""
+    mount = os.environ.get("DAXFAULT_MOUNT")  # see vmm.program.run, Stage.environment()
+    return [_explained(mount, fault) for fault in faults] if mount else faults
+
+
+def _explained(mount: str, fault: Fault) -> Fault:
+    cache = _CACHE.match(fault.path or "")
+    if cache is None:
+        return fault
+    # late, for it is slow, and most programs never come here
+    from vmm.errors import DaxfaultError
+    from vmm.program import control
+
+    try:
+        known = control.ask(mount, "failed", pid=os.getpid(), file=int(cache[1]), offset=fault.offset)
+    except DaxfaultError:
+        return fault
+    return dataclasses.replace(
+        fault,
+        path=known["path"] or fault.path,
+        errno=getattr(errno, known["errno"] or "", fault.errno),
+        reason=known["reason"],
+    )
