@@ -24,6 +24,7 @@ from native.engine import (
     Posted,
     Reason,
     Wait,
+    process_files,
 )
 from native.errors import check
 from native.file import CHANGED_CONTENT, CHANGED_SIZE, File, FileState
@@ -65,6 +66,7 @@ __all__ = [
     "lib",
     "poison_code",
     "preload",
+    "process_files",
     "standin",
     "uffd_probe",
 ]

@@ -193,8 +193,12 @@ int df_guest_unmap(struct df_guest *guest, uint64_t start, uint64_t len);
 /* For a program: register, and serve from now on, what [start, start + len) of the address
  * space of process `pid` shows of page caches.  -> how many mappings, or a negative errno. */
 int df_guest_adopt(struct df_guest *guest, int pid, uint64_t start, uint64_t len);
-/* Files of which the guest maps something, at most `most`; -> how many there are. */
-int df_guest_files(struct df_guest *guest, uint64_t start, uint64_t len, uint64_t *ids, int most);
+/* Files of which the guest maps something, as far as it is served, at most `most`; -> how many
+ * there are. */
+int df_guest_files(struct df_guest *guest, uint64_t *ids, int most);
+/* The same of what the kernel says that a range of a process shows, whoever serves it: also what
+ * a forked child has inherited, and what was moved a moment ago.  Or a negative errno. */
+int df_process_files(int pid, uint64_t start, uint64_t len, uint64_t *ids, int most);
 int df_guest_alive(struct df_guest *guest);
 /* Ends the service.  What is left registered is poisoned first: a guest that
  * lives on gets SIGBUS, never zeros. */

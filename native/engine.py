@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections.abc import Callable
 from typing import Any
 
 from native._daxfault import ffi, lib
@@ -161,6 +162,26 @@ class Counters:
     latency: tuple[int, ...]
 
 
+def _ids(fill: Callable[[Any, int], int]) -> set[int]:
+    """All ids of a call that returns how many there are, and keeps as many as there is room for."""
+    most = 64
+    while True:
+        ids = ffi.new("uint64_t[]", most)
+        n = check(fill(ids, most), "files")
+        if n <= most:
+            return set(ids[0:n])
+        most = 2 * n
+
+
+def process_files(pid: int, start: int, length: int) -> set[int]:
+    """Ids of the files whose page caches [start, start + length) of a process shows.
+
+    The kernel is asked (/proc/PID/maps), so whoever serves the process does not matter.  OSError: ESRCH
+    when it is gone, EACCES when it cannot be looked at.
+    """
+    return _ids(lambda ids, most: lib.df_process_files(pid, start, length, ids, most))
+
+
 class Guest:
     """An address space whose faults the engine resolves."""
 
@@ -203,15 +224,9 @@ class Guest:
             f"process {pid}, registering {length:#x} bytes at {start:#x}",
         )
 
-    def files(self, start: int = 0, length: int = 1 << 63) -> set[int]:
-        """Ids of the files of which the guest maps something in [start, start + length)."""
-        most = 64
-        while True:
-            ids = ffi.new("uint64_t[]", most)
-            n = lib.df_guest_files(self._live(), start, length, ids, most)
-            if n <= most:
-                return set(ids[0:n])
-            most = 2 * n
+    def files(self) -> set[int]:
+        """Ids of the files of which the guest maps something, as far as it is served."""
+        return _ids(lambda ids, most: lib.df_guest_files(self._live(), ids, most))
 
     @property
     def alive(self) -> bool:

@@ -186,28 +186,47 @@ bool program_discover(struct df_guest *guest, uint64_t page, int tid)
 	return !error;
 }
 
-int df_guest_files(struct df_guest *guest, uint64_t start, uint64_t len, uint64_t *ids, int most)
+/* Adds an id that is not there yet; -> how many there are, of which `most` at most are kept. */
+static int add_id(uint64_t *ids, int n, int most, uint64_t id)
 {
-	uint64_t end = start + len;
+	for (int i = 0; i < n && i < most; i++)
+		if (ids[i] == id)
+			return n;
+	if (n < most)
+		ids[n] = id;
+	return n + 1;
+}
+
+int df_guest_files(struct df_guest *guest, uint64_t *ids, int most)
+{
 	int n = 0;
 
 	pthread_rwlock_rdlock(&guest->lock);
-	for (size_t i = 0; i < guest->nregions; i++) {
-		const struct df_region *region = guest->regions[i];
-		int known = 0;
-
-		if (region->start >= end || region->start + region->len <= start)
-			continue;
-		for (int j = 0; j < n && j < most; j++)
-			known |= ids[j] == region->file->id;
-		if (known)
-			continue;
-		if (n < most)
-			ids[n] = region->file->id;
-		n++;
-	}
+	for (size_t i = 0; i < guest->nregions; i++)
+		n = add_id(ids, n, most, guest->regions[i]->file->id);
 	pthread_rwlock_unlock(&guest->lock);
 	return n;
+}
+
+int df_process_files(int pid, uint64_t start, uint64_t len, uint64_t *ids, int most)
+{
+	int maps = maps_of_process(pid), n = 0, error = 0;
+	uint64_t end = start + len;
+	struct maps_area area;
+
+	if (maps < 0)
+		return maps;
+	while (start < end && !(error = maps_find(maps, start, &area)) && area.start < end) {
+		struct df_file *file = file_of_cache(area.device, area.inode);
+
+		start = area.end;
+		if (!file)
+			continue;
+		n = add_id(ids, n, most, file->id);
+		df_file_put(file);
+	}
+	close(maps);
+	return error && error != -ENOENT ? error : n;
 }
 
 int df_guest_alive(struct df_guest *guest)

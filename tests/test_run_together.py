@@ -270,3 +270,23 @@ def test_file_replaced_by_rename_leaves_the_old_ones_mapping_alone(
     for mapper in (one, two):
         assert mapper.end() == 0
     assert (run_host.settled() / "f").read_bytes()[:5] == b"newNN"
+
+
+def test_msync_of_a_forked_child_is_of_what_it_has_inherited(run_host: RunningHost) -> None:
+    """The child's own connection, which is made for the msync, has mapped nothing."""
+    (run_host.source / "inherited").write_bytes(bytes(3 * 4096))
+    run_host.python(
+        """
+import mmap, os, sys
+with open("inherited", "r+b") as file:
+    m = mmap.mmap(file.fileno(), 0)
+if os.fork() == 0:
+    m[5000:5005] = b"child"
+    m.flush()
+    with open(sys.argv[1], "rb") as backing:
+        os._exit(backing.read()[5000:5005] != b"child")
+_, status = os.wait()
+sys.exit(os.waitstatus_to_exitcode(status))
+""",
+        str(run_host.source / "inherited"),
+    )

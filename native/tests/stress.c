@@ -62,7 +62,7 @@ static int adopt(struct guest *guest, uint64_t start)
 
 	if (found < 0)
 		return -found;
-	return df_guest_files(guest->handle, 0, UINT64_MAX, ids, FILES) && found ? 0 : ENOENT;
+	return df_guest_files(guest->handle, ids, FILES) && found ? 0 : ENOENT;
 }
 
 static int answer_request(struct guest *guest, const struct request *request, uint64_t features)

@@ -91,8 +91,6 @@ class Files:
 
     async def sync(self, held: Held) -> None:
         """Have what was stored to the file on its disk.  OSError as File.sync()."""
-        if not held.file.mapped_writable:
-            return
         held.users += 1  # whoever unmaps it meanwhile
         try:
             await trio.to_thread.run_sync(functools.partial(held.file.sync, datasync=True))

@@ -285,7 +285,10 @@ class ProgramSession:
 
     async def _msync(self, message: wire.Msync) -> None:
         assert self.guest is not None
-        for id in self.guest.files(message.start, message.len):
+        # In a thread, as _adopt().  Of the process, not of its guest: a forked child that is served as its
+        # parent's, or a move that is not acted upon yet, must not pass for nothing to be done.
+        ids = await trio.to_thread.run_sync(native.process_files, self.pid, message.start, message.len)
+        for id in ids:
             if (held := self._files.find(id)) is not None:
                 await self._files.sync(held)
         await self._peer.send(wire.reply(message))
