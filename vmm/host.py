@@ -28,7 +28,7 @@ from vmm import wire
 from vmm.designs import Design, Verdict
 from vmm.errors import alone
 from vmm.mender import Mender
-from vmm.records import Record, Records
+from vmm.records import Newest, Record
 from vmm.session import HELLO_SECONDS, FileServer, Session
 from vmm.watchdog import Loop, Watchdog
 
@@ -64,7 +64,7 @@ class Host:
 
     def __init__(self, files: FileServer, engine: Engine, watchdog: Watchdog | None) -> None:
         self.engine = engine
-        self.records = Records()
+        self.records: Newest[Record] = Newest()
         self.loops: list[Loop] = []
         self.hello_seconds = HELLO_SECONDS
         self._files = files

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The record of every failed fault: what failed, where, and how it was delivered.
 
-Owns the shape that people and tools read.  Bounded: the newest are kept.
+Owns the shape that people and tools read, and keeping no more than the newest of anything
+that guests can make more of without end.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import collections
 import dataclasses
 import errno
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from native import Delivery, Failure
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,19 +48,19 @@ class Record:
         }
 
 
-class Records:
-    """The newest `keep` records, and how many there were in all."""
+class Newest(Generic[T]):
+    """The newest `keep` that were added, and how many there were in all."""
 
     def __init__(self, keep: int = 4096) -> None:
-        self._records: collections.deque[Record] = collections.deque(maxlen=keep)
+        self._kept: collections.deque[T] = collections.deque(maxlen=keep)
         self.total = 0
 
-    def add(self, record: Record) -> None:
-        self._records.append(record)
+    def add(self, one: T) -> None:
+        self._kept.append(one)
         self.total += 1
 
-    def __iter__(self) -> Iterator[Record]:
-        return iter(tuple(self._records))
+    def __iter__(self) -> Iterator[T]:
+        return iter(tuple(self._kept))
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._kept)

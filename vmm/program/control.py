@@ -145,7 +145,7 @@ class Control:
         return {
             "programs": self._programs.served,
             "busy": self._programs.busy,
-            "deaths": len(self._programs.deaths),
+            "deaths": self._programs.deaths.total,
             "files": [held.name for held in self._programs.files],
             "cache_used": native.cache_used(),
             "cache_limit": self._programs.cache_limit,

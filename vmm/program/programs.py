@@ -28,12 +28,14 @@ from vmm.program import where, wire
 from vmm.program.faults import Rules
 from vmm.program.files import Files, Held
 from vmm.program.session import ProgramSession
+from vmm.records import Newest
 from vmm.session import FileServer
 
 log = logging.getLogger(__name__)
 
 WRITE_BACK_SECONDS = 5.0  # as the kernel's own flusher (vm.dirty_writeback_centisecs)
 FULL_SECONDS = 0.02  # between two attempts, while the page caches are over their limit
+DEATHS_KEPT = 1024  # with their stacks; a program may say without end that it dies
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ class Programs:
         self.files = Files(server, self._opened)
         self.rules = Rules(self._mapped)
         self._mount = mount
-        self.deaths: list[Death] = []
+        self.deaths: Newest[Death] = Newest(DEATHS_KEPT)
         self.served = 0  # programs, ever
         self._to_close, self._closing = trio.open_memory_channel[int](math.inf)
 
@@ -102,7 +104,7 @@ class Programs:
         offset = None if held is None or area is None else message.address - area.start + area.offset
         stack = tuple(where.described(areas, frame) for frame in message.frames)
         name = None if held is None else held.name
-        self.deaths.append(
+        self.deaths.add(
             Death(time.monotonic_ns(), pid, message.tid, message.address, message.code, name, offset, stack)
         )
 

@@ -29,7 +29,7 @@ def ending(status: int) -> str:
 
 def as_json(ended: Ended) -> dict[str, Any]:
     """Stable keys.  `failed` are the newest failed faults of `failed_total` (abi.md, records), `deaths`
-    the programs that died of a mapping."""
+    the newest of `deaths_total` programs that died of a mapping."""
     return {
         "version": 1,
         "exit_code": ended.exit_code,
@@ -39,6 +39,7 @@ def as_json(ended: Ended) -> dict[str, Any]:
         "filled": ended.counters.filled,
         "failed_total": ended.failed,
         "failed": [record.as_json() for record in ended.records],
+        "deaths_total": ended.died,
         "deaths": [death.as_json() for death in ended.deaths],
     }
 
@@ -91,4 +92,6 @@ def _deaths(ended: Ended) -> Table:
         )
         for frame in death.stack:
             table.add_row("", "", "", frame, "")
+    if ended.died > SHOWN:
+        table.caption = f"the newest {SHOWN} of {ended.died}"
     return table

@@ -60,7 +60,8 @@ class Ended:
     status: int  # as Popen.returncode: negative for a signal
     records: tuple[Record, ...]
     failed: int  # faults in all; `records` are the newest
-    deaths: tuple[Death, ...]
+    deaths: tuple[Death, ...]  # the newest of `died`
+    died: int
     served: int  # processes that mapped a file of ours
     counters: native.Counters
 
@@ -189,6 +190,7 @@ async def run(
             records=tuple(records),
             failed=records.total,
             deaths=tuple(s.programs.deaths),
+            died=s.programs.deaths.total,
             served=s.programs.served,
             counters=s.host.engine.counters(),
         )

@@ -92,8 +92,9 @@ class ProgramSession:
         Raises ProtocolError, OSError, or trio.TooSlowError when that takes longer than `seconds`.
         """
         with trio.fail_after(seconds):
-            message, _ = await self._first()
+            message, fds = await self._first()
             if not isinstance(message, wire.Attach):
+                await close_all(fds)
                 raise ProtocolError("an attachment comes first")
             if message.pid != self.pid and tracer_of(message.pid) != self.pid:
                 raise ProtocolError(f"says it is process {message.pid}, the kernel says {self.pid}")
@@ -148,6 +149,7 @@ class ProgramSession:
                 await self._answer(message, fds)
             finally:
                 self._observer.close_later(fds)
+        await self._mapped_nowhere()  # nobody will tell of it any more
         while self.guest.alive:  # noqa: ASYNC110 - nobody tells of an exec(2)
             await trio.sleep(_LOOK_SECONDS)
 
@@ -164,11 +166,15 @@ class ProgramSession:
 
     async def release(self) -> None:
         """Let go of the files, after close()."""
-        if self._mapping is not None:
-            held, self._mapping = self._mapping, None
-            await self._files.let_go(held)
+        await self._mapped_nowhere()
         while self._held:
             await self._let_go(next(iter(self._held)))
+
+    async def _mapped_nowhere(self) -> None:
+        """The mmap() that is under way, if one is, came to nothing."""
+        held, self._mapping = self._mapping, None
+        if held is not None:
+            await self._files.let_go(held)
 
     def name_of(self, file: int) -> str:
         """What the program calls the file with this native id, or the id."""
