@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from needs import require
 from program_host import PAGE, SECONDS, ProgramHost, hang_up, program, refuse
 from test_preload_mapping import ANSWERS, REQUESTS
 from tracing import run_traced, static, traced_host

@@ -30,6 +30,7 @@ from vmm.wire import ProtocolError
 
 log = logging.getLogger(__name__)
 
+_LEAVE_SECONDS = 0.05  # from a munmap() to its writing back
 _LOOK_SECONDS = 0.5  # at an address space whose connection is gone
 _FORK = 1 << 1
 _FEATURES = sum(1 << bit for bit in (0, 2, 3, 5, 6, 8, 10, 11, 12, 13))  # uffd_features.py
@@ -84,6 +85,7 @@ class ProgramSession:
         self._mapping: Held | None = None  # an mmap() whose address is not known yet
         self._closed = False
         # taken by a thread that uses the guest beside serve(), and to end it
+        self._leaving: set[int] = set()  # files whose last mapping may have gone a moment ago
         self._looking = trio.Lock()
 
     async def greet(self, seconds: float = HELLO_SECONDS) -> Guest:
@@ -189,8 +191,14 @@ class ProgramSession:
         """The program may have lost its last mapping of a file: let it go.
 
         mremap() makes mappings of which nobody tells (in place, of a length of 0, MREMAP_DONTUNMAP), and
-        which are known only when they are touched: so the kernel is asked once more.
+        which are known only when they are touched: so the kernel is asked once more.  Not at once: who
+        unmaps a file often maps it again.
         """
+        if file in self._leaving:
+            return
+        self._leaving.add(file)
+        await trio.sleep(_LEAVE_SECONDS)
+        self._leaving.discard(file)
         async with self._looking:
             if self._closed or file not in self._held or self._maps(file):
                 return
