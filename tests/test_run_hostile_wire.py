@@ -19,10 +19,13 @@ from mapper import Mapper, compiled
 from raw_guest import message, uffd
 from raw_program import GONE, RawProgram
 from run_host import PATIENCE, RunningHost, looks
+from stage import stage
+from trio.testing import trio_test
 
 from native import lib
 from vmm.program import wire
-from vmm.program.programs import DEATHS_KEPT
+from vmm.program.programs import DEATHS_KEPT, Programs
+from vmm.wire import ProtocolError
 
 PAGE = 4096
 PAGES = 8
@@ -171,6 +174,25 @@ def test_second_attachment_on_a_connection_ends_it(
         program = connect()
         program.serve()
         assert program.ask(data, *[null.fileno()] * (data == raw_program.serve())) == GONE
+
+
+def test_attachment_from_a_pid_namespace_that_is_not_ours_is_refused(tmp_path: Path) -> None:
+    """SO_PEERCRED says 0 then, which is also the tracer of a process that has none."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    @trio_test
+    async def body() -> None:
+        async with stage(tmp_path) as s:
+            session = Programs(s.host, s.fs, s.mount).make(ours, 0)
+            theirs.send(raw_program.attach())
+            try:
+                with pytest.raises(ProtocolError, match="another pid namespace"):
+                    await session.greet()
+            finally:
+                await session.close()
+
+    with theirs:
+        body()
 
 
 @pytest.mark.parametrize(
