@@ -73,6 +73,8 @@ int64_t df_file_read(struct df_file *file, void *buffer, uint64_t offset, uint64
 			n = pages_read(file, (char *)buffer + done, at, end - at);
 		file_unlock(file);
 
+		if (filled && n == -ESTALE)
+			continue;		/* the source has them */
 		if (filled && !n) {
 			done += end - at;
 			continue;
@@ -185,7 +187,7 @@ static bool protect(struct df_file *file, uint64_t start, uint64_t end)
  * comes in between makes the page exposed again, after us. */
 static int write_back_run(struct df_file *file, uint64_t start, uint64_t end)
 {
-	uint64_t stop = end < file->size ? end : file->size;
+	uint64_t stop = end < file->size ? end : file->size, most = RANGE;
 	char *bytes = fill_buffer();
 	int error = 0;
 	ssize_t n;
@@ -194,10 +196,17 @@ static int write_back_run(struct df_file *file, uint64_t start, uint64_t end)
 		pages_clear_exposed(file, start, end);
 	atomic_store(&file->used, 0);	/* there are clean pages again, and old ones */
 	while (start < stop && !error) {
-		uint64_t len = stop - start < RANGE ? stop - start : RANGE;
+		uint64_t len = stop - start < most ? stop - start : most;
 
+		if (!pages_filled(file, start)) {
+			start = PAGE_DOWN(start) + PAGE;	/* lost with what was stored to it */
+			continue;
+		}
 		error = bytes ? pages_read(file, bytes, start, len) : -ENOMEM;
-		if (!error) {
+		if (error == -ESTALE) {
+			error = 0;
+			most = PAGE;	/* the others are to be written all the same */
+		} else if (!error) {
 			n = pwrite(file->fd, bytes, len, (off_t)start);
 			error = n < 0 ? -errno : n == 0 ? -ENOSPC : 0;
 			start += n > 0 ? (uint64_t)n : 0;

@@ -140,6 +140,7 @@ void poison_mend(struct df_file *file);
 
 /* pages.c: the page cache; all under file->lock */
 struct df_chunk *pages_chunk(struct df_file *file, uint64_t offset, bool create);
+/* -ESTALE: a guest has taken some of them out of the memfd, and those are forgotten. */
 int pages_read(struct df_file *file, char *to, uint64_t offset, uint64_t len);
 int pages_write(struct df_file *file, const char *from, uint64_t offset, uint64_t len);
 /* Whole pages from the source, [start, end) in at most two chunks. */

@@ -72,18 +72,42 @@ struct df_chunk *pages_chunk(struct df_file *file, uint64_t offset, bool create)
 	return chunk;
 }
 
+/* A guest that may store to the memfd may take pages out of it as well, by ftruncate(2) or
+ * FALLOC_FL_PUNCH_HOLE, and they read as zeros then.  Forgets those of a range that was read;
+ * -> whether there were any. */
+static bool lost(struct df_file *file, const char *bytes, uint64_t offset, uint64_t len)
+{
+	uint64_t end = offset + len, next;
+	bool some = false;
+
+	for (; offset < end; bytes += next - offset, offset = next) {
+		next = PAGE_DOWN(offset) + PAGE < end ? PAGE_DOWN(offset) + PAGE : end;
+		if (*bytes || memcmp(bytes, bytes + 1, next - offset - 1) ||
+		    pages_present(file, PAGE_DOWN(offset)))
+			continue;
+		pages_drop(file, PAGE_DOWN(offset), PAGE_DOWN(offset) + PAGE);
+		some = true;
+	}
+	return some;
+}
+
 int pages_read(struct df_file *file, char *to, uint64_t offset, uint64_t len)
 {
-	while (len) {
-		ssize_t n = pread(file->cache, to, len, (off_t)offset);
+	uint64_t done = 0;
 
-		if (n <= 0)
-			return n < 0 ? -errno : -EIO;
-		to += n;
-		offset += (uint64_t)n;
-		len -= (uint64_t)n;
+	while (done < len) {
+		ssize_t n = pread(file->cache, to + done, len - done, (off_t)(offset + done));
+
+		if (n < 0)
+			return -errno;
+		if (!n) {
+			pages_drop(file, PAGE_DOWN(offset + done), PAGE_UP(offset + len));
+			file_fit(file);
+			return -ESTALE;
+		}
+		done += (uint64_t)n;
 	}
-	return 0;
+	return lost(file, to, offset, len) ? -ESTALE : 0;
 }
 
 int pages_write(struct df_file *file, const char *from, uint64_t offset, uint64_t len)

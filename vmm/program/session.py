@@ -98,6 +98,8 @@ class ProgramSession:
             if not isinstance(message, wire.Attach):
                 await close_all(fds)
                 raise ProtocolError("an attachment comes first")
+            if not self.pid:
+                raise ProtocolError("a process of another pid namespace, whose memory cannot be told")
             if message.pid != self.pid and tracer_of(message.pid) != self.pid:
                 raise ProtocolError(f"says it is process {message.pid}, the kernel says {self.pid}")
             self.pid = message.pid
