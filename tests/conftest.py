@@ -18,6 +18,12 @@ import native
 MakeMount = Callable[..., FsdMount]
 
 
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """Messages are named by their number: there may be a pid in them, and a test must have one name in
+    every process that runs some."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture
 def make_mount(tmp_path: Path) -> Iterator[MakeMount]:
     """Mount a directory, a fresh one unless `source` is given, with fsd.Filesystem's options; unmounted

@@ -192,7 +192,6 @@ def test_parse_of_valid_message_cut_or_extended_by_any_length_is_refused(name: s
         (raw_guest.message(1002), 0, "unknown"),
         (raw_guest.message(0), 0, "unknown"),
     ],
-    ids=lambda value: "" if isinstance(value, bytes) else None,  # a pid is in it
 )
 def test_parse_of_message_that_makes_no_sense_says_why(data: bytes, fds: int, why: str) -> None:
     with pytest.raises(wire.ProtocolError, match=why):
