@@ -43,16 +43,16 @@ BASE = "backing"
 CONTENDERS = (BASE, "plain FUSE", "run", "run, traced")
 PATIENCE = 60.0  # seconds, for a mount to answer or a program to end
 ROWS = {
-    "start": "start of /bin/true",
+    "start": "start a program",
     "mmap": "mmap()",
     "munmap": "munmap()",
-    "sequential": "first touch in order, a page",
-    "sequential_again": "the same, mapped again",
-    "random": "first touch at random, a page",
-    "store": "first store in order, a page",
-    "msync": "msync(), a page",
-    "sigbus": "SIGBUS of a page cut off",
-    "efault": "EFAULT of such a page",
+    "sequential": "touch in order",
+    "sequential_again": "mapped again",
+    "random": "touch at random",
+    "store": "store in order",
+    "msync": "msync() a page",
+    "sigbus": "SIGBUS",
+    "efault": "EFAULT",
 }
 
 
@@ -129,7 +129,7 @@ def table(medians: dict[str, dict[str, float]]) -> Table:
         cells = [f"{medians[BASE][row] / 1e3:.2f}"]
         for name in CONTENDERS[1:]:
             value = medians[name][row]
-            cells.append(f"{value / 1e3:.2f} ({value / base:.1f} x)")
+            cells.append(f"{value / 1e3:.2f} ({value / base:.1f})")
         shown.add_row(title, *cells)
     return shown
 
@@ -144,7 +144,8 @@ def main(
 ) -> None:
     """What mappings cost a program: under `daxfault run`, on plain FUSE and on the file system below.
 
-    In parentheses: how many times what it costs on the backing file system.
+    In microseconds; in parentheses how many times what it costs on the backing file system. Touches and
+    stores are first ones, each of a page; SIGBUS and EFAULT are of pages that a truncation cut off.
     """
     with (
         tempfile.TemporaryDirectory(prefix="daxfault-", dir=directory) as top,
