@@ -5,6 +5,7 @@ Each scenario runs twice, on an ordinary file system and on our mount: same answ
 errors, same addresses, and afterwards the same bytes, on the backing directory.
 """
 
+import os
 from pathlib import Path
 
 import pytest
@@ -323,6 +324,8 @@ def mapper(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_mapping_is_as_on_an_ordinary_file_system(
     name: str, run_host: RunningHost, mapper: Path, tmp_path: Path
 ) -> None:
+    if name == "locked_past_the_end" and os.environ.get("DAXFAULT_SANITIZED"):
+        pytest.skip("the sanitizer's runtime makes mlock() do nothing")
     same_both_ways(run_host, mapper, tmp_path, name, SCENARIOS[name])
 
 
