@@ -204,13 +204,11 @@ class ProgramSession:
         async with self._looking:
             if self._closed or file not in self._held or self._maps(file):
                 return
-            with contextlib.suppress(OSError):  # it is gone, or some mapping is another userfaultfd's
-                await trio.to_thread.run_sync(self._look_everywhere)
+            # It is not adopted: it may be about to be, by another connection of the same process.
+            with contextlib.suppress(OSError):  # it is gone
+                if file in await trio.to_thread.run_sync(native.process_files, self.pid, 0, wire.ADDRESSES):
+                    return
         await self._let_go(file)
-
-    def _look_everywhere(self) -> None:
-        assert self.guest is not None
-        self.guest.adopt(self.pid, 0, wire.ADDRESSES)
 
     def _maps(self, file: int) -> bool:
         if self._mapping is not None and self._mapping.file.id == file:
