@@ -8,9 +8,9 @@ they come.  Must not know who maps a file, or why; imports only native.
         ...
 """
 
-from fsd.errors import MountError
-from fsd.filesystem import Filesystem
-from fsd.mount import Mount, mounted
-from fsd.opened import Pinned
+from daxfault.fsd.errors import MountError
+from daxfault.fsd.filesystem import Filesystem
+from daxfault.fsd.mount import Mount, mounted
+from daxfault.fsd.opened import Pinned
 
 __all__ = ["Filesystem", "Mount", "MountError", "Pinned", "mounted"]

@@ -19,11 +19,11 @@ import os
 import pyfuse3
 from pyfuse3 import EntryAttributes, RequestContext, SetattrFields, StatvfsData
 
-from fsd import syscalls
-from fsd.errors import operation
-from fsd.files import Files
-from fsd.inodes import proc_path
-from fsd.names import PERMISSIONS
+from daxfault.fsd import syscalls
+from daxfault.fsd.errors import operation
+from daxfault.fsd.files import Files
+from daxfault.fsd.inodes import proc_path
+from daxfault.fsd.names import PERMISSIONS
 
 
 class Attributes(Files):

@@ -25,8 +25,8 @@ from typing import ParamSpec, TypeVar
 import pyfuse3
 import trio
 
-from fsd.errors import MountError
-from fsd.inodes import Inode, Inodes, descriptor_bound
+from daxfault.fsd.errors import MountError
+from daxfault.fsd.inodes import Inode, Inodes, descriptor_bound
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -18,9 +18,9 @@ import os
 import pyfuse3
 from pyfuse3 import EntryAttributes, ReaddirToken, RequestContext
 
-from fsd.base import Base, OpenDirectory
-from fsd.errors import operation
-from fsd.inodes import proc_path
+from daxfault.fsd.base import Base, OpenDirectory
+from daxfault.fsd.errors import operation
+from daxfault.fsd.inodes import proc_path
 
 
 class Directories(Base):

@@ -25,13 +25,13 @@ import time
 
 from pyfuse3 import EntryAttributes, FileInfo, RequestContext
 
-import native
-from fsd.base import Handle, checked
-from fsd.directories import Directories
-from fsd.errors import operation
-from fsd.inodes import Inode, proc_path
-from fsd.names import PERMISSIONS, Names
-from fsd.opened import Opened, look
+from daxfault import native
+from daxfault.fsd.base import Handle, checked
+from daxfault.fsd.directories import Directories
+from daxfault.fsd.errors import operation
+from daxfault.fsd.inodes import Inode, proc_path
+from daxfault.fsd.names import PERMISSIONS, Names
+from daxfault.fsd.opened import Opened, look
 
 SLOW_WRITE = 0.05  # seconds that a write may take
 SLOW_PERIOD = 1.0  # seconds for which one that took longer is remembered

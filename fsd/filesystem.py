@@ -16,8 +16,8 @@ from __future__ import annotations
 import logging
 import os
 
-from fsd.attributes import Attributes
-from fsd.watch import Watch
+from daxfault.fsd.attributes import Attributes
+from daxfault.fsd.watch import Watch
 
 log = logging.getLogger(__name__)
 

@@ -33,7 +33,7 @@ from collections.abc import Iterator
 
 import pyfuse3
 
-import native
+from daxfault import native
 
 log = logging.getLogger(__name__)
 

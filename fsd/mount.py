@@ -23,11 +23,11 @@ from collections.abc import AsyncIterator
 import pyfuse3
 import trio
 
-from fsd import mountpoint as mountpoints
-from fsd import syscalls
-from fsd.errors import MountError
-from fsd.filesystem import Filesystem
-from fsd.opened import fdinfo
+from daxfault.fsd import mountpoint as mountpoints
+from daxfault.fsd import syscalls
+from daxfault.fsd.errors import MountError
+from daxfault.fsd.filesystem import Filesystem
+from daxfault.fsd.opened import fdinfo
 
 log = logging.getLogger(__name__)
 

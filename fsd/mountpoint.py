@@ -13,7 +13,7 @@ import shlex
 import shutil
 import stat
 
-from fsd.errors import MountError
+from daxfault.fsd.errors import MountError
 
 FUSE_DEVICE = "/dev/fuse"
 FUSE_CONF = "/etc/fuse.conf"

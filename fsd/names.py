@@ -16,10 +16,10 @@ from collections.abc import Sequence
 import pyfuse3
 from pyfuse3 import EntryAttributes, RequestContext
 
-from fsd import syscalls
-from fsd.base import Base, checked
-from fsd.errors import operation
-from fsd.inodes import Inode, proc_path
+from daxfault.fsd import syscalls
+from daxfault.fsd.base import Base, checked
+from daxfault.fsd.errors import operation
+from daxfault.fsd.inodes import Inode, proc_path
 
 PERMISSIONS = 0o7777  # of a mode
 RIGHTS = 0o777

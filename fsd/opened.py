@@ -33,10 +33,10 @@ from collections.abc import Iterator, Sequence
 import pyfuse3
 import trio
 
-import native
-from fsd.base import Base
-from fsd.inodes import Inode, proc_path
-from fsd.watch import ATTRIBUTES, Watch
+from daxfault import native
+from daxfault.fsd.base import Base
+from daxfault.fsd.inodes import Inode, proc_path
+from daxfault.fsd.watch import ATTRIBUTES, Watch
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyfuse3
 
-from fsd.filesystem import Filesystem
+from daxfault.fsd.filesystem import Filesystem
 
 # names of handlers' parameters that tell what a request was about
 _TOLD = ("inode", "parent_inode", "fh", "off", "start_id", "size", "flags", "name")

@@ -24,7 +24,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import trio
 from inotify_simple import INotify, flags, parse_events
 
-from fsd.inodes import Inode, proc_path
+from daxfault.fsd.inodes import Inode, proc_path
 
 log = logging.getLogger(__name__)
 

@@ -3,19 +3,17 @@
 
 import contextlib
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fsd_mount import FsdMount
+from fsd_mount import FsdMount, MakeMount
 from needs import require, require_fuse, require_root
 from program_host import ProgramHost
 from raw_host import RawHost, Start
 from run_host import Place, RunningHost, require_programs
 
-import native
-
-MakeMount = Callable[..., FsdMount]
+from daxfault import native
 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:

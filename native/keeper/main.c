@@ -17,7 +17,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "compat.h"
+#include "abi/compat.h"
 #include "keeper.h"
 
 #define LOWEST 0x10000ull			/* vm.mmap_min_addr; nothing is mapped below */

@@ -35,7 +35,7 @@ def main() -> None:
     image = flat(elf.read_bytes())
     rows = ",\n".join(",".join(map(str, image[i : i + 32])) for i in range(0, len(image), 32))
     output.write_text(
-        f'#include "internal.h"\n\nconst unsigned char kvm_image[] = {{\n{rows}\n}};\n'
+        f'#include "kvm/internal.h"\n\nconst unsigned char kvm_image[] = {{\n{rows}\n}};\n'
         "const unsigned long kvm_image_len = sizeof(kvm_image);\n"
     )
 

@@ -9,7 +9,7 @@
 #include <errno.h>
 #include <string.h>
 
-#include "abi.h"
+#include "abi/abi.h"
 #include "probe.h"
 
 #define RESCUE_SECONDS	5

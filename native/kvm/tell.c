@@ -7,7 +7,7 @@
  */
 #include <errno.h>
 
-#include "abi.h"
+#include "abi/abi.h"
 #include "internal.h"
 
 #define PF_VECTOR	14

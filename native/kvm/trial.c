@@ -13,7 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "abi.h"
+#include "abi/abi.h"
 #include "probe.h"
 
 /* For a guest that has nothing to wait for.  An emulated CPU needs part of a second. */

@@ -11,8 +11,8 @@
 #include <unistd.h>
 
 #include "internal.h"
-#include "engine.h"
-#include "uffd.h"
+#include "engine/engine.h"
+#include "base/uffd.h"
 
 static int mapped(void *at, uint64_t len, uint64_t *hva)
 {

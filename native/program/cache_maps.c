@@ -2,7 +2,7 @@
  *
  * cache_maps.c - which of a process's mappings show page caches: see cache_maps.h.
  *
- * A page cache is a memfd of the host's, known by its name (native/file.c).  A program
+ * A page cache is a memfd of the host's, known by its name (native/cache/file.c).  A program
  * that gives a memfd of its own such a name is served the worse for it, and nobody else.
  */
 #include "cache_maps.h"

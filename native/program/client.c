@@ -16,7 +16,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include "compat.h"
+#include "abi/compat.h"
 
 enum {
 	FDS_MAX = 4,			/* room for more than any reply carries, to close them */

@@ -27,7 +27,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-#include "abi.h"
+#include "abi/abi.h"
 
 enum {
 	CLIENT_PATIENCE_S = 60,		/* for every reply but that of an msync, which writes */

@@ -22,7 +22,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-#include "abi.h"
+#include "abi/abi.h"
 
 #define IN_PAGE ((uint64_t)DF_PAGE_SIZE - 1)	/* the bits of an address that lie within its page */
 

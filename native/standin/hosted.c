@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * hosted.c - one guest of a stand-in that is a host: its connection, from hello to
- * its end, as vmm/session.py has it.
+ * its end, as vmm/host/session.py has it.
  *
  * Owns what the guest may reach: the one file, read-only, in ranges of its window it
  * asked for.  A guest that breaks the protocol loses its connection.
@@ -15,7 +15,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "compat.h"
+#include "abi/compat.h"
 #include "hosting.h"
 
 enum {

@@ -2,7 +2,7 @@
  *
  * hosted_wire.c - messages of a guest to the stand-in that hosts it.
  *
- * Owns the protocol of abi.h as a host sees it, with the checks of vmm/wire.py: what
+ * Owns the protocol of abi.h as a host sees it, with the checks of vmm/host/wire.py: what
  * passes here is sane field by field.  Must not know what a message means.
  */
 #include <errno.h>

@@ -35,7 +35,7 @@ enum {
 	DEADLINE_SECONDS = 2,
 	BATCH = 64,
 	LATER_MS = 100,			/* accept(2) had no room */
-	MEND_MS = 50,			/* as vmm/mender.py, first and at most */
+	MEND_MS = 50,			/* as vmm/host/mender.py, first and at most */
 	MEND_MOST_MS = 2000,
 };
 

@@ -16,7 +16,7 @@
 #include <stddef.h>
 #include <sys/types.h>
 
-#include "engine.h"
+#include "engine/engine.h"
 
 /* A design of vmm/designs, whose decisions depend on nothing but how the vCPU waits:
  * what guests are offered, and what their failed faults get. */

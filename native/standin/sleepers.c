@@ -10,7 +10,7 @@
  */
 #include <string.h>
 
-#include "apf.h"
+#include "abi/apf.h"
 #include "sleepers.h"
 
 static bool usable(uint32_t token)

@@ -37,7 +37,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-#include "abi.h"
+#include "abi/abi.h"
 #include "tasks.h"
 
 enum {

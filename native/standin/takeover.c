@@ -25,7 +25,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "compat.h"
+#include "abi/compat.h"
 #include "standin.h"
 
 enum {

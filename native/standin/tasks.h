@@ -15,8 +15,8 @@
 #include <sys/types.h>
 #include <time.h>
 
-#include "abi.h"
-#include "laps.h"
+#include "abi/abi.h"
+#include "base/laps.h"
 #include "sleepers.h"
 
 enum op {

@@ -20,7 +20,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "compat.h"
+#include "abi/compat.h"
 #include "standin.h"
 
 uint64_t window_base;

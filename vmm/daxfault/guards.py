@@ -14,8 +14,8 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
-from native import ffi, lib
-from native.errors import check
+from daxfault.native import ffi, lib
+from daxfault.native.errors import check
 
 from . import faults, hosted
 from .faults import Fault, MappingError

@@ -18,7 +18,7 @@ _CACHE = re.compile(r"/memfd:daxfault:(\d+)")
 
 def explained(faults: list[Fault]) -> list[Fault]:
     """The same, with the file's own path in place of its page cache's, and why each page failed."""
-    mount = os.environ.get("DAXFAULT_MOUNT")  # see vmm.program.run, Stage.environment()
+    mount = os.environ.get("DAXFAULT_MOUNT")  # see daxfault.vmm.programs.run, Stage.environment()
     return [_explained(mount, fault) for fault in faults] if mount else faults
 
 
@@ -27,8 +27,8 @@ def _explained(mount: str, fault: Fault) -> Fault:
     if cache is None:
         return fault
     # late, for it is slow, and most programs never come here
-    from vmm.errors import DaxfaultError
-    from vmm.program import control
+    from daxfault.vmm.errors import DaxfaultError
+    from daxfault.vmm.programs import control
 
     try:
         known = control.ask(mount, "failed", pid=os.getpid(), file=int(cache[1]), offset=fault.offset)

@@ -2,21 +2,21 @@
 """What becomes of a fault that the host cannot resolve: one small file a design.
 
 A design is a pure decision: failure in, verdict out.  It owns no I/O and no state;
-how an answer reaches the guest is the engine's business (native/deliver.c).
+how an answer reaches the guest is the engine's business (native/engine/deliver.c).
 docs/designs/ has a page for each.
 """
 
 from __future__ import annotations
 
-from vmm.designs.design import Design, Verdict
-from vmm.designs.exit_to_user import ExitToUser
-from vmm.designs.gone_in_wakeup import GoneInWakeup
-from vmm.designs.inject_on_retry import InjectOnRetry
-from vmm.designs.june_2020 import June2020
-from vmm.designs.mainline import Mainline
-from vmm.designs.poison import Poison
-from vmm.designs.report import Report
-from vmm.designs.rfc_v1 import POSTED, RfcV1, as_posted
+from daxfault.vmm.designs.design import Design, Verdict
+from daxfault.vmm.designs.exit_to_user import ExitToUser
+from daxfault.vmm.designs.gone_in_wakeup import GoneInWakeup
+from daxfault.vmm.designs.inject_on_retry import InjectOnRetry
+from daxfault.vmm.designs.june_2020 import June2020
+from daxfault.vmm.designs.mainline import Mainline
+from daxfault.vmm.designs.poison import Poison
+from daxfault.vmm.designs.report import Report
+from daxfault.vmm.designs.rfc_v1 import POSTED, RfcV1, as_posted
 
 DESIGNS: dict[str, Design] = {
     design.name: design

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from native import Abi, Answer, Cpuid, Failure, GuestFlag, Posted
+from daxfault.native import Abi, Answer, Cpuid, Failure, GuestFlag, Posted
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

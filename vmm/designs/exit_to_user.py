@@ -8,8 +8,8 @@ synchronous, and KVM_RUN returns -EFAULT.
 
 from __future__ import annotations
 
-from native import Answer, Failure, GuestFlag, Wait
-from vmm.designs.design import Design, Verdict
+from daxfault.native import Answer, Failure, GuestFlag, Wait
+from daxfault.vmm.designs.design import Design, Verdict
 
 
 class ExitToUser(Design):

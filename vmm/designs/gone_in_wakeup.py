@@ -7,8 +7,8 @@ its status is "ready" or "gone".  Guest kernels are told too (SEND_ALWAYS).
 
 from __future__ import annotations
 
-from native import Abi, Cpuid
-from vmm.designs.told import ToldOnly
+from daxfault.native import Abi, Cpuid
+from daxfault.vmm.designs.told import ToldOnly
 
 
 class GoneInWakeup(ToldOnly):

@@ -8,8 +8,8 @@ every way to wait ends alike.
 
 from __future__ import annotations
 
-from native import Abi, Answer, Cpuid, Failure, GuestFlag, Wait
-from vmm.designs.design import Design, Verdict
+from daxfault.native import Abi, Answer, Cpuid, Failure, GuestFlag, Wait
+from daxfault.vmm.designs.design import Design, Verdict
 
 
 class InjectOnRetry(Design):

@@ -7,8 +7,8 @@ guest kernels are not told "not present" and so not told of errors.
 
 from __future__ import annotations
 
-from native import Abi, Cpuid
-from vmm.designs.told import ToldOnly
+from daxfault.native import Abi, Cpuid
+from daxfault.vmm.designs.told import ToldOnly
 
 
 class June2020(ToldOnly):

@@ -9,8 +9,8 @@ returns -EFAULT (kvm_handle_error_pfn(), arch/x86/kvm/mmu/mmu.c).
 
 from __future__ import annotations
 
-from native import Answer, Failure, GuestFlag, Wait
-from vmm.designs.design import Design, Verdict
+from daxfault.native import Answer, Failure, GuestFlag, Wait
+from daxfault.vmm.designs.design import Design, Verdict
 
 
 class Mainline(Design):

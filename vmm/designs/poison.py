@@ -7,8 +7,8 @@ meets what a bad memory cell would give.  How it waited does not matter.
 
 from __future__ import annotations
 
-from native import Answer, Failure, GuestFlag
-from vmm.designs.design import Design, Verdict
+from daxfault.native import Answer, Failure, GuestFlag
+from daxfault.vmm.designs.design import Design, Verdict
 
 
 class Poison(Design):

@@ -10,8 +10,8 @@ blocked, a guest that did not ask for errors) the end is a poisoned page.
 
 from __future__ import annotations
 
-from native import Abi, Answer, Cpuid, Failure
-from vmm.designs.design import Design, Verdict
+from daxfault.native import Abi, Answer, Cpuid, Failure
+from daxfault.vmm.designs.design import Design, Verdict
 
 
 class Report(Design):

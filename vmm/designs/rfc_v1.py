@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from native import Abi, Cpuid, Posted
-from vmm.designs.told import ToldOnly
+from daxfault.native import Abi, Cpuid, Posted
+from daxfault.vmm.designs.told import ToldOnly
 
 # by name, as the command line and docs/designs/rfc-v1.md have them
 POSTED: dict[str, Posted] = {bit.name.lower().replace("_", "-"): bit for bit in Posted if bit.name}

@@ -7,8 +7,8 @@ token and gets mainline's "ready", and a synchronous fault is -EFAULT from KVM_R
 
 from __future__ import annotations
 
-from native import Answer, Failure, GuestFlag, Wait
-from vmm.designs.design import Design, Verdict
+from daxfault.native import Answer, Failure, GuestFlag, Wait
+from daxfault.vmm.designs.design import Design, Verdict
 
 
 class ToldOnly(Design):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from native.kvm import Registers
+from daxfault.native.kvm import Registers
 
 _NAMES = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))
 _MASK = (1 << 64) - 1

@@ -20,10 +20,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from native import PAGE_SIZE, lib
-from native.kvm import Exit, ExitKind, Kvm, Registers
-from vmm.kvm.decode import MOST, Instruction, Operand, decode
-from vmm.kvm.window import Window
+from daxfault.native import PAGE_SIZE, lib
+from daxfault.native.kvm import Exit, ExitKind, Kvm, Registers
+from daxfault.vmm.kvm.decode import MOST, Instruction, Operand, decode
+from daxfault.vmm.kvm.window import Window
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

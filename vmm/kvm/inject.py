@@ -11,9 +11,9 @@ import dataclasses
 import enum
 import errno
 
-from native import lib
-from native.kvm import Kvm
-from vmm.kvm.fault import Fault
+from daxfault.native import lib
+from daxfault.native.kvm import Kvm
+from daxfault.vmm.kvm.fault import Fault
 
 
 class Injection(enum.StrEnum):

@@ -20,14 +20,14 @@ from typing import ParamSpec, TypeVar
 
 import trio
 
-from native import lib
-from native.kvm import Exit, ExitKind, Kvm, unsupported
-from vmm.errors import DaxfaultError, Unsupported
-from vmm.kvm.detector import Detector, Suspicion
-from vmm.kvm.fault import Fault, Unknown, locate
-from vmm.kvm.inject import Injection, Told, inject
-from vmm.kvm.script import Mailbox, Nonsense, Result, Step
-from vmm.kvm.window import Memory, Rescue, Window
+from daxfault.native import lib
+from daxfault.native.kvm import Exit, ExitKind, Kvm, unsupported
+from daxfault.vmm.errors import DaxfaultError, Unsupported
+from daxfault.vmm.kvm.detector import Detector, Suspicion
+from daxfault.vmm.kvm.fault import Fault, Unknown, locate
+from daxfault.vmm.kvm.inject import Injection, Told, inject
+from daxfault.vmm.kvm.script import Mailbox, Nonsense, Result, Step
+from daxfault.vmm.kvm.window import Memory, Rescue, Window
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -12,8 +12,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from native.kvm import probe_program
-from vmm.errors import DaxfaultError, Unsupported
+from daxfault.native.kvm import probe_program
+from daxfault.vmm.errors import DaxfaultError, Unsupported
 
 SCHEMA = 1
 # beyond the program's own 120 s

@@ -12,8 +12,8 @@ import enum
 from collections.abc import Sequence
 from typing import Any
 
-from native import ffi, lib
-from native.kvm import Kvm
+from daxfault.native import ffi, lib
+from daxfault.native.kvm import Kvm
 
 
 class Op(enum.IntEnum):

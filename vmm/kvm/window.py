@@ -14,8 +14,8 @@ import enum
 import os
 from typing import Protocol
 
-from native import PAGE_SIZE, lib
-from native.kvm import Kvm, Mapping
+from daxfault.native import PAGE_SIZE, lib
+from daxfault.native.kvm import Kvm, Mapping
 
 GPA: int = lib.DF_KVM_WINDOW
 LENGTH: int = lib.DF_KVM_WINDOW_LEN

@@ -7,7 +7,7 @@
  * enum df_kvm_boot in %rsi.  Owns the exception table: an entry is the address
  * of an instruction and where to go on when it faults.
  */
-#include "../contract.h"
+#include "kvm/contract.h"
 
 	.section .text.start, "ax"
 	.globl start

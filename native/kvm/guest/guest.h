@@ -8,7 +8,7 @@
 
 #include <stdbool.h>
 
-#include "../contract.h"
+#include "kvm/contract.h"
 
 /* asm/msr-index.h, asm/kvm_para.h */
 #define MSR_APIC_BASE		0x1b

@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * write.h - the host's writes to a vCPU's slot, for each ABI.  Nothing of the
+ * engine is in it: whoever has a slot can be a host.  Callers serialize the writes to
+ * one slot; what the guest does to it meanwhile harms the guest alone.
+ */
+#ifndef DAXFAULT_APF_WRITE_H
+#define DAXFAULT_APF_WRITE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "abi/apf.h"
+
+/* The end of a wait, or an error at the faulting instruction. */
+struct df_word {
+	uint32_t token;
+	bool bad;			/* an error; else "page ready" */
+	int32_t error;			/* positive errno */
+	uint32_t reason;		/* enum df_reason */
+	uint32_t attempts;
+	uint32_t event;			/* number of the event */
+	uint64_t gva;
+};
+
+/* "Not present".  false: the guest has not taken the last exception yet. */
+bool df_slot_tell(struct df_slot *slot, uint32_t abi, uint32_t token, uint64_t fault);
+/* This "not present" still stands there. */
+bool df_slot_told(const struct df_slot *slot, uint32_t abi, uint32_t token);
+/* There is room for "page ready". */
+bool df_slot_room(const struct df_slot *slot, uint32_t abi);
+/* "Page ready" or the error with its token; RFC_V1 by exception, the others by interrupt. */
+void df_slot_end(struct df_slot *slot, uint32_t abi, const struct df_word *word);
+/* An error without a token, RETRY and REPORT.  false: as df_slot_tell(). */
+bool df_slot_raise(struct df_slot *slot, uint32_t abi, const struct df_word *word);
+/* That error still stands there; take it back: false, the guest has it. */
+bool df_slot_raised(const struct df_slot *slot, uint32_t abi, const struct df_word *word);
+bool df_slot_withdraw(struct df_slot *slot);
+
+/* The bits by which errors are granted and enabled; 0: the ABI has no errors. */
+uint32_t df_abi_cpuid_error(uint32_t abi);
+uint64_t df_abi_msr_error(uint32_t abi);
+/* Async pf is on: granted, and enabled as the ABI has it. */
+bool df_abi_enabled(uint32_t abi, uint32_t cpuid, uint64_t msr_en);
+
+#endif

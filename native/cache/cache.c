@@ -1,0 +1,173 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * cache.c - the memfd that is a file's page cache: how it is made, handed out, found by
+ * its inode, and given up.  Must not read or write its pages (pages.c), nor decide when a
+ * file's size changes.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "engine/internal.h"
+
+/* Files by their page cache: programs' mappings are told by its inode. */
+static pthread_mutex_t active_lock = PTHREAD_MUTEX_INITIALIZER;	/* a leaf */
+static struct df_file *active;
+
+/* One that is going may be found here: it is nobody's any more. */
+static bool get_unless_gone(struct df_file *file)
+{
+	int refs = atomic_load(&file->refs);
+
+	while (refs && !atomic_compare_exchange_weak(&file->refs, &refs, refs + 1))
+		;
+	return refs;
+}
+
+struct df_file *file_other_locked(const struct df_file *than)
+{
+	struct df_file *oldest = NULL;
+
+	pthread_mutex_lock(&active_lock);
+	for (struct df_file *file = active; file; file = file->next_active)
+		if (file != than && (!oldest || atomic_load(&file->used) < atomic_load(&oldest->used)))
+			oldest = file;
+	/* busy: whoever comes next tries again */
+	if (oldest && (atomic_load(&oldest->used) == NOTHING_CLEAN ||
+		       pthread_mutex_trylock(&oldest->lock)))
+		oldest = NULL;
+	if (oldest && !get_unless_gone(oldest)) {
+		pthread_mutex_unlock(&oldest->lock);
+		oldest = NULL;
+	}
+	pthread_mutex_unlock(&active_lock);
+	return oldest;
+}
+
+void file_deactivate(struct df_file *file)
+{
+	if (file->cache < 0)
+		return;
+	pthread_mutex_lock(&active_lock);
+	*file->before_active = file->next_active;
+	if (file->next_active)
+		file->next_active->before_active = file->before_active;
+	pthread_mutex_unlock(&active_lock);
+	/* A program that lives on without its host gets SIGBUS: what it stored now would be lost. */
+	if (file->sized && ftruncate(file->cache, 0)) {
+		/* there is nothing left to try */
+	}
+	if (file->sized)
+		keep_nothing_of_file(file);
+	close(file->cache);
+	file->cache = -1;
+}
+
+struct df_file *file_of_cache(dev_t device, uint64_t inode)
+{
+	struct df_file *file;
+
+	pthread_mutex_lock(&active_lock);
+	for (file = active; file; file = file->next_active)
+		if (file->cache_inode == inode && file->cache_device == device &&
+		    get_unless_gone(file))
+			break;
+	pthread_mutex_unlock(&active_lock);
+	return file;
+}
+
+static uint64_t cache_size(const struct df_file *file)
+{
+	return !file->sized || file->size > CACHE_SIZE ? CACHE_SIZE : file_end(file);
+}
+
+void file_fit(struct df_file *file)
+{
+	struct stat st;
+
+	if (!file->sized || fstat(file->cache, &st) || (uint64_t)st.st_size == cache_size(file))
+		return;
+	if (ftruncate(file->cache, (off_t)cache_size(file))) {
+		/* no memory to split a page: what is past EOF stays until the next try */
+	}
+}
+
+/* A memfd to be the page cache.  For guests whose EOF is the host's to decide its i_size
+ * is out of reach, so that neither a truncation nor a touch past EOF is settled by the
+ * kernel alone, and sealed, so that no guest can change it.  For programs it is the
+ * file's, in whole pages, and the kernel settles both as it would for the file.  That one
+ * can carry no seals at all: a program's F_SEAL_SHRINK would be its own truncation's end. */
+int file_activate(struct df_file *file, bool sized)
+{
+	unsigned int sealing = sized ? 0 : MFD_ALLOW_SEALING;
+	struct stat st;
+	char name[64];
+	int fd;
+
+	if (file->cache >= 0)
+		return file->sized == sized ? 0 : -EBUSY;
+	snprintf(name, sizeof(name), "daxfault:%llu", (unsigned long long)file->id);
+	fd = memfd_create(name, MFD_CLOEXEC | sealing);
+	if (fd < 0)
+		return -errno;
+	file->sized = sized;
+	/* mode 0600: a descriptor handed out read-only cannot be reopened for
+	 * writing through /proc by another user */
+	if (fchmod(fd, 0600) || ftruncate(fd, (off_t)cache_size(file)) || fstat(fd, &st) ||
+	    (!sized && fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL))) {
+		int error = -errno;
+
+		close(fd);
+		return error;
+	}
+	file->cache = fd;
+	if (sized)
+		keep_cache(file);
+	pthread_mutex_lock(&active_lock);
+	file->cache_device = st.st_dev;
+	file->cache_inode = st.st_ino;
+	file->next_active = active;
+	file->before_active = &active;
+	if (active)
+		active->before_active = &file->next_active;
+	active = file;
+	pthread_mutex_unlock(&active_lock);
+	return 0;
+}
+
+int df_file_retire(struct df_file *file)
+{
+	int some = df_file_write_back(file), error = 0;
+
+	if (some < 0)
+		return some;
+	file_lock(file);
+	if (file->nmappings || file->fills || pages_any_exposed(file)) {
+		error = -EBUSY;
+	} else {
+		pages_free(file);
+		file_deactivate(file);
+	}
+	file_unlock(file);
+	return error ? error : some;
+}
+
+int df_file_cache_fd(struct df_file *file, int flags)
+{
+	char path[64];
+	int fd;
+
+	file_lock(file);
+	file_notice(file);
+	fd = file_activate(file, flags & DF_CACHE_SIZED);
+	if (!fd) {
+		snprintf(path, sizeof(path), "/proc/self/fd/%d", file->cache);
+		fd = open(path, (flags & DF_CACHE_WRITABLE ? O_RDWR : O_RDONLY) | O_CLOEXEC);
+		if (fd < 0)
+			fd = -errno;
+	}
+	file_unlock(file);
+	return fd;
+}

@@ -1,0 +1,218 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * engine.h - what the C side offers to Python, and nothing else.
+ *
+ * Every function that can fail returns a negative errno; an *outcome* of a
+ * fault (no page, no answer) is never an error of a call.  All functions may
+ * be called from any thread, without the GIL.  The text between the markers is
+ * also cffi's (see abi.h).
+ */
+#ifndef DAXFAULT_ENGINE_H
+#define DAXFAULT_ENGINE_H
+
+#include "abi/abi.h"
+
+/* DF_CDEF_BEGIN */
+
+struct df_file;
+struct df_engine;
+struct df_guest;
+
+/* -------------------------------------------------------------- userfaultfd */
+
+int df_uffd_open(int user_mode_only);
+int df_uffd_api(int uffd, uint64_t features);
+int64_t df_uffd_probe(int user_mode_only);
+
+/* --------------------------------------------------------------------- file */
+
+enum df_change {
+	DF_CHANGED_SIZE = 1,
+	DF_CHANGED_CONTENT = 2,
+};
+
+struct df_file_state {
+	uint64_t id;
+	uint64_t size;			/* of the backing file, now */
+	uint64_t known_size;		/* the last that was acted upon */
+	uint64_t generation;
+	uint64_t resident;		/* pages in the page cache */
+	uint64_t poisoned;		/* poisoned pages of all guests, not yet healed */
+	uint64_t mending;		/* of those, being read again just now */
+	uint64_t mappings;		/* regions of guests over this file */
+	uint64_t writable_mappings;
+	uint64_t child_mappings;	/* of forked guests, who have no connection */
+	uint64_t fills;			/* page source reads under way */
+	uint64_t waiting;		/* faults parked on them */
+};
+
+/* `fd` is taken over, also on failure. */
+int df_file_new(int fd, int writable, struct df_file **out);
+void df_file_put(struct df_file *file);
+int df_file_fd(struct df_file *file);
+int df_file_upgrade(struct df_file *file, int fd);
+int64_t df_file_read(struct df_file *file, void *buffer, uint64_t offset, uint64_t len, int nowait);
+int64_t df_file_write(struct df_file *file, const void *bytes, uint64_t offset, uint64_t len);
+int df_file_truncate(struct df_file *file, uint64_t size);
+int df_file_recheck(struct df_file *file);
+int df_file_write_back(struct df_file *file);	/* 1: something was written */
+int df_file_sync(struct df_file *file, int datasync);
+int df_file_heal(struct df_file *file);
+void df_file_state(struct df_file *file, struct df_file_state *out);
+enum df_inject {
+	DF_INJECT_STORES = 1,		/* only when a store faults */
+	DF_INJECT_TRUNCATE = 2,		/* the file is truncated just before its page is read */
+	DF_INJECT_EVICT = 4,		/* forget what is in the page cache and was not stored to */
+};
+struct df_inject_options {
+	uint64_t start, len;		/* of the file, whole pages */
+	uint64_t delay_ns;
+	uint64_t truncate;		/* the size, with DF_INJECT_TRUNCATE */
+	uint64_t seed;			/* of `chance` */
+	uint64_t tag;			/* to take it back by, 0: only with all others */
+	int32_t error;			/* positive errno, or 0 */
+	uint32_t after;			/* so many faults are let through first */
+	uint32_t count;			/* so many are met; 0: all */
+	uint32_t chance;		/* of 2^32 that a fault is met; 0: each is */
+	uint32_t flags;			/* enum df_inject */
+	uint32_t pad;
+};
+/* Make the page source answer the faults of a range with an errno, or late, or with less
+ * file than there was, or all of these.  Pages that are there already are not asked for. */
+int df_file_inject(struct df_file *file, const struct df_inject_options *options);
+/* Take back those with this tag; what they delay goes on at once. */
+void df_file_inject_remove(struct df_file *file, uint64_t tag);
+/* All of them. */
+void df_file_inject_clear(struct df_file *file);
+enum df_cache {
+	DF_CACHE_WRITABLE = 1,
+	DF_CACHE_SIZED = 2,		/* for programs: its i_size is the file's, in whole pages, so
+					 * that the kernel settles a touch past EOF by itself */
+};
+/* A fresh descriptor of the page cache, for a guest to map.  -EBUSY: a guest maps the other
+ * kind, sized or not. */
+int df_file_cache_fd(struct df_file *file, int flags);
+/* Nobody maps the file: write back (1: something was written), then give its page cache up.
+ * -EBUSY: somebody does. */
+int df_file_retire(struct df_file *file);
+
+struct df_cache_state {
+	uint64_t resident;		/* bytes of all page caches */
+	uint64_t limit;			/* 0: none */
+};
+/* Pages that nobody has stored to go when the page caches of this process need more. */
+int df_cache_limit(uint64_t bytes);
+/* Readable when pages that were stored to keep the page caches over their limit; -1: no limit. */
+int df_cache_full_fd(void);
+void df_cache_state(struct df_cache_state *out);
+
+/* ------------------------------------------------------------------- engine */
+
+struct df_engine_options {
+	uint64_t answer_ns;		/* a failed fault nobody answers is poisoned after this */
+	uint64_t source_ns;		/* a page source that does not answer is ETIMEDOUT after this */
+	uint64_t spin_ns;		/* look for the next fault this long before sleeping */
+	uint32_t fill_threads;		/* at most, for sources that would block */
+	uint32_t pad;
+};
+
+enum {
+	DF_HISTOGRAM = 40,		/* bucket b counts latencies in [2^b, 2^(b+1)) ns */
+};
+
+struct df_counters {
+	uint64_t faults;		/* page fault events read */
+	uint64_t installed;		/* pages put into guests */
+	uint64_t filled;		/* bytes read from page sources */
+	uint64_t retries;		/* fills thrown away because the file changed */
+	uint64_t parked;		/* faults that had to wait for a page source */
+	uint64_t failed;		/* faults handed to Python */
+	uint64_t overflow;		/* failed faults poisoned because nobody was reading */
+	uint64_t late;			/* failed faults or events poisoned at their deadline */
+	uint64_t healed;		/* poisoned pages made readable again */
+	uint64_t events_fork;
+	uint64_t events_remap;
+	uint64_t events_remove;
+	uint64_t events_unmap;
+	uint64_t again;			/* EAGAIN: the guest's address space was changing */
+	uint64_t latency[40];		/* event read -> page installed, DF_HISTOGRAM */
+};
+
+int df_engine_new(const struct df_engine_options *options, struct df_engine **out);
+void df_engine_free(struct df_engine *engine);
+int df_engine_failures_fd(struct df_engine *engine);
+int df_engine_failures(struct df_engine *engine, struct df_failure *out, int most);
+/* `otherwise` is what becomes of a DF_ANSWER_REPORT that cannot be delivered: any other
+ * answer.  -> enum df_delivery, or -ENOENT: no such failure, or answered already.  After
+ * DF_ANSWER_STOP the vCPU stays in its fault until the file changes or the guest ends. */
+int df_engine_answer(struct df_engine *engine, uint64_t id, int answer, int otherwise);
+/* A program no longer maps a file: for who has to write it back, and let it go. */
+struct df_unmapped {
+	uint64_t guest;
+	uint64_t file;
+};
+int df_engine_unmapped_fd(struct df_engine *engine);
+int df_engine_unmapped(struct df_engine *engine, struct df_unmapped *out, int most);
+void df_engine_counters(struct df_engine *engine, struct df_counters *out);
+/* Keep the last `capacity` things that happened, at most DF_TRACE_MAX; 0: none. */
+int df_engine_trace(struct df_engine *engine, uint64_t capacity);
+/* Take the oldest out; -> how many. */
+int df_engine_trace_read(struct df_engine *engine, struct df_trace *out, int most);
+
+/* A keeper's socket, the caller's to close; -1: there is none any more.  Of the whole
+ * process: page caches have no engine. */
+void df_keeper(int socket);
+
+/* -------------------------------------------------------------------- guest */
+
+struct df_guest_options {
+	uint64_t features;		/* UFFD_FEATURE bits the guest enabled */
+	int32_t pid;
+	uint32_t abi;			/* enum df_abi */
+	uint32_t cpuid;			/* enum df_cpuid bits it was granted */
+	uint32_t flags;			/* enum df_guest_flag */
+	uint32_t posted;		/* enum df_posted */
+	uint32_t token_id;		/* of each vCPU's first token; 0 in KVM */
+};
+
+enum df_guest_flag {
+	DF_GUEST_TELL_FAILURES = 1,	/* "not present" first, also of what fails at once: as KVM */
+	DF_GUEST_ERROR_GFNS = 2,	/* remember failed pages per vCPU: their retry is synchronous */
+	DF_GUEST_PROGRAM = 4,		/* what it maps is asked of the kernel */
+};
+
+/* `uffd` and `area` (the shared area, or -1) are taken over, also on failure. */
+int df_guest_new(struct df_engine *engine, int uffd, int area,
+		 const struct df_guest_options *options, struct df_guest **out);
+/* The guest's end of its doorbell, a descriptor that is the caller's to close. */
+int df_guest_doorbell(struct df_guest *guest);
+uint64_t df_guest_id(struct df_guest *guest);
+int df_guest_map(struct df_guest *guest, uint64_t start, uint64_t len, struct df_file *file,
+		 uint64_t offset, int writable);
+int df_guest_unmap(struct df_guest *guest, uint64_t start, uint64_t len);
+/* For a program: register, and serve from now on, what [start, start + len) of the address
+ * space of process `pid` shows of page caches.  -> how many mappings, or a negative errno. */
+int df_guest_adopt(struct df_guest *guest, int pid, uint64_t start, uint64_t len);
+/* Files of which the guest maps something, as far as it is served, at most `most`; -> how many
+ * there are. */
+int df_guest_files(struct df_guest *guest, uint64_t *ids, int most);
+/* The same of what the kernel says that a range of a process shows, whoever serves it: also what
+ * a forked child has inherited, and what was moved a moment ago.  Or a negative errno. */
+int df_process_files(int pid, uint64_t start, uint64_t len, uint64_t *ids, int most);
+int df_guest_alive(struct df_guest *guest);
+/* Ends the service.  What is left registered is poisoned first: a guest that
+ * lives on gets SIGBUS, never zeros. */
+void df_guest_free(struct df_guest *guest);
+
+/* DF_CDEF_END */
+
+/* For a host in C whose file has no page source that could be read: somebody brings
+ * the bytes, a page at a time and only when a guest asks for it.  fetch() is called in
+ * a thread that may block and holds no lock, before [offset, offset + len) of the
+ * backing file is read, and returns 0 or a positive errno, which the fault then fails
+ * with.  What it brings may be written to the backing file at any time; the file's
+ * size must not change.  To be set before a guest maps the file. */
+void df_file_fetch(struct df_file *file, int (*fetch)(void *context, uint64_t offset, uint64_t len),
+		   void *context);
+
+#endif

@@ -1,0 +1,259 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * rescue.c - daxfault-rescue: ends a loop of somebody else's virtual machine, from outside.
+ *
+ *	daxfault-rescue PID FILE unmap|forbid|poison
+ *
+ * What of FILE the process has mapped beyond FILE's end is unmapped, forbidden (PROT_NONE) or replaced by
+ * poisoned memory.  The process's first thread is stopped meanwhile, by ptrace(2), and made to
+ * do the system calls; its vCPUs run on.  Must not touch what lies before FILE's end.
+ *
+ * Prints the range.  Exit codes: 0 done, 1 refused by the kernel, 2 the arguments make no sense, 3 nothing
+ * of FILE is mapped beyond its end.
+ */
+#include <elf.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/ptrace.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/uio.h>
+#include <sys/user.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/uffd.h"
+
+#define PAGE		((uint64_t)4096)
+#define MOST_TAILS	16
+
+struct tail {
+	uint64_t start, len;
+};
+
+/* The thread that does our system calls. */
+struct lent {
+	pid_t pid;
+	uint64_t gate;			/* a `syscall` instruction of it */
+	struct user_regs_struct regs;	/* as they were */
+};
+
+static int failed(const char *what)
+{
+	fprintf(stderr, "daxfault-rescue: %s: %s\n", what, strerror(errno));
+	return 1;
+}
+
+/* -> how many, or -1 */
+static int find_tails(pid_t pid, const char *path, struct tail *tails)
+{
+	uint64_t start, end, offset, inode, eof;
+	unsigned int major_number, minor_number;
+	char name[32], line[4400], shared;
+	struct stat file;
+	int count = 0;
+	FILE *maps;
+
+	if (stat(path, &file))
+		return -1;
+	snprintf(name, sizeof(name), "/proc/%d/maps", pid);
+	maps = fopen(name, "re");
+	if (!maps)
+		return -1;
+	eof = ((uint64_t)file.st_size + PAGE - 1) & ~(PAGE - 1);
+	while (count < MOST_TAILS && fgets(line, sizeof(line), maps)) {
+		if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %*3c%c %" SCNx64 " %x:%x %" SCNu64, &start, &end,
+			   &shared, &offset, &major_number, &minor_number, &inode) != 7)
+			continue;
+		if (shared != 's' || inode != file.st_ino || makedev(major_number, minor_number) != file.st_dev)
+			continue;
+		if (offset < eof)
+			start += eof - offset;
+		if (start < end)
+			tails[count++] = (struct tail){ start, end - start };
+	}
+	fclose(maps);
+	return count;
+}
+
+/* The vdso has the instruction in every process, and does not move. */
+static uint64_t find_gate(pid_t pid)
+{
+	uint64_t start = 0, end = 0, gate = 0;
+	uint8_t code[4 * PAGE];
+	char name[32], line[4400];
+	struct iovec here, there;
+	ssize_t got;
+	FILE *maps;
+
+	snprintf(name, sizeof(name), "/proc/%d/maps", pid);
+	maps = fopen(name, "re");
+	if (!maps)
+		return 0;
+	while (fgets(line, sizeof(line), maps))
+		if (strstr(line, "[vdso]") && sscanf(line, "%" SCNx64 "-%" SCNx64, &start, &end) == 2)
+			break;
+	fclose(maps);
+	here = (struct iovec){ code, end - start < sizeof(code) ? end - start : sizeof(code) };
+	there = (struct iovec){ (void *)start, here.iov_len };
+	got = process_vm_readv(pid, &here, 1, &there, 1, 0);
+	for (ssize_t i = 0; !gate && i + 1 < got; i++)
+		if (code[i] == 0x0f && code[i + 1] == 0x05)
+			gate = start + (uint64_t)i;
+	if (!gate)
+		errno = ENOEXEC;
+	return gate;
+}
+
+static int waited(pid_t pid)
+{
+	int status;
+
+	if (waitpid(pid, &status, __WALL) < 0)
+		return -1;
+	if (WIFSTOPPED(status))
+		return WSTOPSIG(status);
+	errno = ESRCH;
+	return -1;
+}
+
+static int borrow(pid_t pid, struct lent *thread)
+{
+	*thread = (struct lent){ .pid = pid, .gate = find_gate(pid) };
+	if (!thread->gate)
+		return failed("no system call instruction in its vdso");
+	if (ptrace(PTRACE_SEIZE, pid, 0, 0))
+		return failed("PTRACE_SEIZE");
+	if (ptrace(PTRACE_INTERRUPT, pid, 0, 0) || waited(pid) < 0)
+		return failed("PTRACE_INTERRUPT");
+	if (ptrace(PTRACE_GETREGS, pid, 0, &thread->regs))
+		return failed("PTRACE_GETREGS");
+	return 0;
+}
+
+/* The system call it was in, if any, is begun anew by the kernel: rax and orig_rax are as they were
+ * (arch/x86/kernel/signal.c, arch_do_signal_or_restart()). */
+static void give_back(struct lent *thread)
+{
+	ptrace(PTRACE_SETREGS, thread->pid, 0, &thread->regs);
+	ptrace(PTRACE_DETACH, thread->pid, 0, 0);
+}
+
+/* -> its result, or -errno */
+static int64_t make(struct lent *thread, long number, const uint64_t arguments[6])
+{
+	struct user_regs_struct regs = thread->regs;
+	int signal;
+
+	regs.rip = thread->gate;
+	regs.rax = (uint64_t)number;
+	regs.orig_rax = (uint64_t)-1;	/* nothing to begin anew */
+	regs.rdi = arguments[0];
+	regs.rsi = arguments[1];
+	regs.rdx = arguments[2];
+	regs.r10 = arguments[3];
+	regs.r8 = arguments[4];
+	regs.r9 = arguments[5];
+	if (ptrace(PTRACE_SETREGS, thread->pid, 0, &regs))
+		return -errno;
+	if (ptrace(PTRACE_SINGLESTEP, thread->pid, 0, 0))
+		return -errno;
+	signal = waited(thread->pid);
+	if (signal < 0)
+		return -errno;
+	if (ptrace(PTRACE_GETREGS, thread->pid, 0, &regs))
+		return -errno;
+	/* anything else came before the step; it is lost, and nothing was done */
+	return signal == SIGTRAP && regs.rip == thread->gate + 2 ? (int64_t)regs.rax : -EINTR;
+}
+
+#define MAKE(thread, number, ...) make(thread, number, (const uint64_t[6]){ __VA_ARGS__ })
+
+/* A userfaultfd belongs to the address space in which it was made, whoever holds it: theirs is
+ * fetched, used from here, and closed there. */
+static int64_t poison_aside(struct lent *thread, uint64_t aside, uint64_t len)
+{
+	int64_t theirs = MAKE(thread, SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
+	int64_t error = 0;
+	int pidfd, ours;
+
+	if (theirs < 0)
+		return theirs;
+	pidfd = (int)syscall(SYS_pidfd_open, thread->pid, 0);
+	ours = pidfd < 0 ? -1 : (int)syscall(SYS_pidfd_getfd, pidfd, (int)theirs, 0);
+	error = ours < 0 ? -errno : uffd_poison_fresh(ours, aside, len);
+	if (ours >= 0)
+		close(ours);
+	if (pidfd >= 0)
+		close(pidfd);
+	MAKE(thread, SYS_close, (uint64_t)theirs);
+	return error;
+}
+
+static int64_t poison(struct lent *thread, struct tail tail)
+{
+	int64_t aside = MAKE(thread, SYS_mmap, 0, tail.len, PROT_READ | PROT_WRITE,
+			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, (uint64_t)-1, 0);
+	int64_t error;
+
+	if (aside < 0 && aside >= -4095)
+		return aside;
+	error = poison_aside(thread, (uint64_t)aside, tail.len);
+	if (!error)
+		error = MAKE(thread, SYS_mremap, (uint64_t)aside, tail.len, tail.len,
+			     MREMAP_MAYMOVE | MREMAP_FIXED, tail.start);
+	if (error < 0 && error >= -4095) {
+		MAKE(thread, SYS_munmap, (uint64_t)aside, tail.len);
+		return error;
+	}
+	return 0;
+}
+
+static int64_t act(struct lent *thread, const char *how, struct tail tail)
+{
+	if (!strcmp(how, "unmap"))
+		return MAKE(thread, SYS_munmap, tail.start, tail.len);
+	if (!strcmp(how, "forbid"))
+		return MAKE(thread, SYS_mprotect, tail.start, tail.len, PROT_NONE);
+	return poison(thread, tail);
+}
+
+int main(int argc, char **argv)
+{
+	struct tail tails[MOST_TAILS];
+	struct lent thread;
+	int64_t error = 0;
+	char *end;
+	long pid;
+	int count;
+
+	if (argc != 4 || (pid = strtol(argv[1], &end, 10)) <= 0 || *end || pid > INT32_MAX ||
+	    (strcmp(argv[3], "unmap") && strcmp(argv[3], "forbid") && strcmp(argv[3], "poison"))) {
+		fputs("usage: daxfault-rescue PID FILE unmap|forbid|poison\n", stderr);
+		return 2;
+	}
+	count = find_tails((pid_t)pid, argv[2], tails);
+	if (count < 0)
+		return failed(argv[2]);
+	if (!count) {
+		fprintf(stderr, "daxfault-rescue: process %ld maps nothing of %s beyond its end\n", pid, argv[2]);
+		return 3;
+	}
+	if (borrow((pid_t)pid, &thread))
+		return 1;
+	for (int i = 0; i < count && !error; i++) {
+		error = act(&thread, argv[3], tails[i]);
+		if (!error)
+			printf("%s 0x%" PRIx64 "-0x%" PRIx64 "\n", argv[3], tails[i].start,
+			       tails[i].start + tails[i].len);
+	}
+	give_back(&thread);
+	errno = (int)-error;
+	return error ? failed(argv[3]) : 0;
+}

@@ -1,0 +1,172 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * fork.c - a forked child, before anything of the program runs in it.
+ *
+ * Owns what becomes of the mappings that it inherits.  Where the host is told of forks by
+ * the kernel (EVENT_FORK, which takes CAP_SYS_PTRACE) they are served already.  Where it is
+ * not they are plain mappings of a memfd now, and what is not there yet would read as zeros:
+ * the child has them served anew, or, if that cannot be, every touch of them becomes the
+ * SIGBUS, or EFAULT, of a file that ends before it: a child that only wants to exec can.
+ *
+ * Nothing tells a library of a clone(2) without CLONE_VM.  So where the kernel does not tell
+ * the host of it either, mappings are kept from children (MADV_DONTFORK) but in fork() and
+ * _Fork(): a child of clone(2) has not got them, and dies of what would have read zeros.
+ */
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "program/cache_maps.h"
+#include "preload.h"
+
+#define USER_END (UINT64_C(1) << 47)
+
+static struct {
+	bool held;
+	uint64_t mask;
+} forking;			/* of the thread that holds what is held */
+
+static bool advise(const struct cache_mapping *m, void *advice)
+{
+	syscall(SYS_madvise, m->start, m->end - m->start, *(int *)advice);
+	return false;
+}
+
+/* `held`: the connection is ours to give up; its number will do when there is no other. */
+static void share_with_children(bool share, bool held)
+{
+	int advice = share ? MADV_DOFORK : MADV_DONTFORK;
+
+	if (!wire_mapped() || !wire_unfollowed())
+		return;
+	if (maps_each_cache(MAPS_SELF, 0, USER_END, advise, &advice) == -EMFILE && held && wire_drop())
+		maps_each_cache(MAPS_SELF, 0, USER_END, advise, &advice);
+}
+
+static bool make_unreadable(const struct cache_mapping *m, void *empty)
+{
+	int fd = *(int *)empty;
+	long r;
+
+	r = syscall(SYS_mmap, m->start, m->end - m->start, fd < 0 ? PROT_NONE : PROT_READ | PROT_WRITE,
+		    MAP_FIXED | (fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED), fd, 0);
+	return r == -1;
+}
+
+static void die(void)
+{
+	static const char why[] = "daxfault: a forked child's mappings can neither be served nor taken away\n";
+
+	syscall(SYS_write, STDERR_FILENO, why, sizeof(why) - 1);
+	syscall(SYS_kill, syscall(SYS_getpid), SIGKILL);
+}
+
+/* A file of no bytes in their place; without one, SIGSEGV is still no zeros. */
+static void withdraw(void)
+{
+	int empty = (int)syscall(SYS_memfd_create, "daxfault-withdrawn", MFD_CLOEXEC);
+
+	if (maps_each_cache(MAPS_SELF, 0, USER_END, make_unreadable, &empty))
+		die();
+	if (empty >= 0)
+		syscall(SYS_close, empty);
+}
+
+static void adopt(void)
+{
+	struct rlimit limit, most;
+	struct conversation c;
+	int r;
+
+	/* no other thread is here yet, to be given descriptors beyond the limit */
+	getrlimit(RLIMIT_NOFILE, &limit);
+	most = limit;
+	most.rlim_cur = most.rlim_max;
+	setrlimit(RLIMIT_NOFILE, &most);
+	r = wire_begin(&c);
+	if (!r)
+		r = client_mapped(c.client, 0, USER_END);
+	if (r) {
+		client_close(c.client);
+		withdraw();
+	}
+	wire_end(&c);
+	setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+static void forked(void)
+{
+	demoted_release();
+	wire_forked();
+	if (wire_mapped() && wire_unfollowed())
+		adopt();
+	share_with_children(false, true);
+}
+
+static void before(void)
+{
+	uint64_t mask = signals_block();
+	bool held = wire_hold();
+
+	share_with_children(true, held);
+	demoted_hold();
+	forking.held = held;
+	forking.mask = mask;
+}
+
+static void after_in_parent(void)
+{
+	uint64_t mask = forking.mask;
+	bool held = forking.held;
+
+	demoted_release();
+	share_with_children(false, held);
+	if (held)
+		wire_release();
+	signals_restore(mask);
+}
+
+static void after_in_child(void)
+{
+	uint64_t mask = forking.mask;
+
+	forked();
+	signals_restore(mask);
+}
+
+void fork_install(void)
+{
+	wire_own();
+	pthread_atfork(before, after_in_parent, after_in_child);
+}
+
+/* fork() for signal handlers: no pthread_atfork(). */
+EXPORT pid_t _Fork(void)
+{
+	uint64_t mask;
+	pid_t pid;
+	int error;
+
+	if (!next()->fork) {
+		errno = ENOSYS;
+		return -1;
+	}
+	if (!settings()->on)
+		return next()->fork();
+	mask = signals_block();
+	share_with_children(true, false);
+	pid = next()->fork();
+	error = errno;
+	if (pid == 0)
+		forked();
+	else
+		share_with_children(false, false);
+	signals_restore(mask);
+	errno = error;
+	return pid;
+}

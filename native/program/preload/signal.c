@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * signal.c - a SIGBUS that the program does not catch.
+ *
+ * Owns a handler where there was SIG_DFL.  It tells the host, and then the process dies of
+ * the very signal that it got: the disposition is the default again, and the signal, with
+ * all it says, is sent once more, to be taken at the instruction it came from when the
+ * handler returns.  A program's own handler replaces ours, and an exec ends it.
+ */
+#include <errno.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <sys/syscall.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#include "preload.h"
+
+static uint64_t program_counter(const ucontext_t *context)
+{
+#if defined(__x86_64__)
+	return (uint64_t)context->uc_mcontext.gregs[REG_RIP];
+#elif defined(__aarch64__)
+	return context->uc_mcontext.pc;
+#else
+#error "which register is the program counter?"
+#endif
+}
+
+/* The stack of what was interrupted, without the frames of this handler. */
+static size_t interrupted_stack(const ucontext_t *context, uint64_t *frames)
+{
+	enum { OURS = 8 };
+	void *raw[DF_SIGBUS_FRAMES + OURS];
+	int n = settings()->backtrace(raw, DF_SIGBUS_FRAMES + OURS);
+	uint64_t pc = program_counter(context);
+	size_t kept = 0;
+	int i;
+
+	for (i = 0; i < n && (uint64_t)raw[i] != pc; i++)
+		;
+	frames[kept++] = pc;
+	for (i++; i < n && kept < DF_SIGBUS_FRAMES; i++)
+		frames[kept++] = (uint64_t)raw[i];
+	return kept;
+}
+
+static void on_sigbus(int signal, siginfo_t *info, void *context)
+{
+	uint64_t frames[DF_SIGBUS_FRAMES];
+	pid_t tid = (pid_t)syscall(SYS_gettid);
+	struct sigaction act = { .sa_handler = SIG_DFL };
+	int error = errno;
+	size_t n = 0;
+
+	/* what kill(2) sent is no fault, and what never mapped a page cache has not failed by us */
+	if (info->si_code > 0 && wire_mapped()) {
+		if (settings()->backtrace)
+			n = interrupted_stack(context, frames);
+		wire_sigbus((uint64_t)info->si_addr, tid, info->si_code, frames, n);
+	}
+	sigaction(signal, &act, NULL);
+	/* should this fail, the access is repeated, and dies or, the file grown, does not */
+	syscall(SYS_rt_tgsigqueueinfo, syscall(SYS_getpid), tid, signal, info);
+	errno = error;
+}
+
+void sigbus_install(void)
+{
+	struct sigaction old, act = { .sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO | SA_ONSTACK };
+
+	sigfillset(&act.sa_mask);	/* another handler may map, and want the lock */
+	if (!sigaction(SIGBUS, NULL, &old) && !(old.sa_flags & SA_SIGINFO) && old.sa_handler == SIG_DFL)
+		sigaction(SIGBUS, &act, NULL);
+}

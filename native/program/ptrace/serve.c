@@ -1,0 +1,178 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * serve.c - a process's conversation with the host, held by its tracer.
+ *
+ * Owns attaching, and how the userfaultfd, which belongs to the address space that made it,
+ * gets from the tracee to the host.  The connection lasts until the process ends or becomes
+ * another program; it has none before it maps.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "program/cache_maps.h"
+#include "abi/compat.h"
+#include "tracer.h"
+
+static long inject_close(struct thread *t, long fd)
+{
+	return inject(t, SYS_close, (const uint64_t[6]){ (uint64_t)fd });
+}
+
+/* -> our copy of a userfaultfd that the tracee has made, or -errno. */
+static int take_userfaultfd(struct thread *t, int device)
+{
+	long fd, theirs;
+	int copy;
+
+	if (device < 0) {
+		fd = inject(t, SYS_userfaultfd, (const uint64_t[6]){ O_CLOEXEC | O_NONBLOCK });
+	} else {
+		theirs = inject_fd(t, device);
+		if (theirs < 0)
+			return (int)theirs;
+		fd = inject(t, SYS_ioctl,
+			    (const uint64_t[6]){ (uint64_t)theirs, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK });
+		inject_close(t, theirs);
+	}
+	if (fd < 0)
+		return (int)fd;
+	copy = take_fd(t, (int)fd);
+	inject_close(t, fd);
+	return copy;
+}
+
+int serve_errno(int result)
+{
+	switch (result) {
+	case -EMFILE:
+	case -ENFILE:
+	case -ENOMEM:
+		return -result;
+	default:	/* what mmap(2) has for a file system that cannot do it */
+		return result > 0 ? result : ENODEV;
+	}
+}
+
+int serve_begin(struct thread *t)
+{
+	struct process *p = process_of(t);
+	uint32_t flags;
+	int device, uffd, r;
+
+	if (!p)
+		return ESRCH;
+	if (p->client.fd >= 0)
+		return 0;
+	r = client_attach(&p->client, tracer.socket, p->tgid, &device);
+	if (r)
+		return serve_errno(r);
+	uffd = take_userfaultfd(t, device);
+	if (device >= 0)
+		close(device);
+	if (uffd < 0) {
+		client_close(&p->client);
+		return -uffd;
+	}
+	r = client_serve(&p->client, uffd, &flags);
+	close(uffd);
+	if (r) {
+		client_close(&p->client);
+		return serve_errno(r);
+	}
+	tracer.unfollowed |= !(flags & DF_SERVE_CHILDREN);
+	return 0;
+}
+
+struct withdrawal {
+	struct thread *t;
+	long empty;			/* its descriptor of an empty file */
+};
+
+static void maps_path(char path[32], pid_t tid)
+{
+	snprintf(path, 32, "/proc/%d/maps", tid);
+}
+
+static bool any(const struct cache_mapping *m, void *unused)
+{
+	(void)m;
+	(void)unused;
+	return true;
+}
+
+bool has_caches(pid_t tid, uint64_t start, uint64_t end)
+{
+	char path[32];
+
+	maps_path(path, tid);
+	return maps_each_cache(path, start, end, any, NULL) == 1;
+}
+
+/* A file of no bytes in its place: a page that is not there yet would read as zeros. */
+static bool withdraw_one(const struct cache_mapping *m, void *arg)
+{
+	struct withdrawal *w = arg;
+	long r;
+
+	r = inject(w->t, SYS_mmap,
+		   (const uint64_t[6]){ m->start, m->end - m->start, PROT_READ | PROT_WRITE,
+					MAP_SHARED | MAP_FIXED, (uint64_t)w->empty, 0 });
+	return r < 0;
+}
+
+static void withdraw(struct thread *t)
+{
+	struct withdrawal w = { .t = t };
+	int empty = memfd_create("daxfault-withdrawn", MFD_CLOEXEC);
+	char path[32];
+
+	w.empty = empty < 0 ? empty : inject_fd(t, empty);
+	if (empty >= 0)
+		close(empty);
+	maps_path(path, t->tid);
+	/* nothing is left but that it never runs */
+	if (maps_each_cache(path, 0, USER_END, withdraw_one, &w) && !t->gone)
+		kill(t->tid, SIGKILL);
+	if (w.empty >= 0)
+		inject_close(t, w.empty);
+}
+
+/* It does not run meanwhile: a limit that is lifted is nothing it can see. */
+static void lift_limit(pid_t pid, struct rlimit *old)
+{
+	struct rlimit more;
+
+	if (prlimit(pid, RLIMIT_NOFILE, NULL, old))
+		return;
+	more = *old;
+	more.rlim_cur = more.rlim_max;
+	prlimit(pid, RLIMIT_NOFILE, &more, NULL);
+}
+
+void serve_adopt(struct thread *t, bool stopped)
+{
+	struct process *p = process_of(t);
+	struct rlimit limit = { 0 };
+	int r;
+
+	if (!inject_begin(t))
+		return;
+	t->group_stopped = stopped;
+	lift_limit(t->tid, &limit);
+	r = serve_begin(t);
+	if (!r)
+		r = client_mapped(&p->client, 0, USER_END);
+	if (r && !t->gone) {
+		client_close(&p->client);
+		withdraw(t);
+	}
+	if (limit.rlim_max)
+		prlimit(t->tid, RLIMIT_NOFILE, &limit, NULL);
+	inject_end(t, (long)t->regs.rax);
+}

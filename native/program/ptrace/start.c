@@ -1,0 +1,239 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * start.c - how a program comes to be traced, and the filter that stops it.
+ *
+ * Owns the moments between main() and the program's execve(2): a grandchild seizes the
+ * process, which then installs the filter and hands over its listener.  The tracer has none
+ * of the program's descriptors (it would keep its pipes open), its working directory, its
+ * terminal or its limits.
+ *
+ * The child in between ends without a signal (clone(2) with none), for a SIGCHLD that is
+ * blocked would be left pending to the program.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <signal.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/random.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "tracer.h"
+
+enum {
+	FAILED = 125,			/* as env(1), timeout(1): ours, not the program's */
+	OPTIONS = PTRACE_O_EXITKILL | PTRACE_O_TRACESECCOMP | PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK |
+		  PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC | PTRACE_O_TRACESYSGOOD,
+};
+
+/* What the two tell each other. */
+struct word {
+	int error;
+	int value;			/* the tracer's pid; the listener */
+	const char *what;		/* failed; both are one image */
+};
+
+static void fail(const char *what, int error)
+{
+	fprintf(stderr, "daxfault-tracer: %s: %s\n", what, strerror(error));
+	exit(FAILED);
+}
+
+static void tell(int sock, int value, const char *what, int error)
+{
+	struct word w = { .value = value, .what = what, .error = error };
+
+	while (send(sock, &w, sizeof(w), MSG_NOSIGNAL) < 0 && errno == EINTR)
+		;
+}
+
+static bool hear(int sock, struct word *w)
+{
+	ssize_t n;
+
+	do {
+		n = recv(sock, w, sizeof(*w), 0);
+	} while (n < 0 && errno == EINTR);
+	return n == sizeof(*w);
+}
+
+/* ------------------------------------------------------------------ the tracer's side */
+
+static void let_go_of_everything(int sock)
+{
+	static const int limits[] = { RLIMIT_NOFILE, RLIMIT_CPU, RLIMIT_AS, RLIMIT_DATA };
+	struct sigaction dfl = { .sa_handler = SIG_DFL };
+	struct rlimit limit;
+	sigset_t all;
+	size_t i;
+	int null;
+
+	setsid();
+	if (*tracer.socket == '/' && chdir("/"))
+		_exit(FAILED);
+	sigaction(SIGCHLD, &dfl, NULL);	/* ignored, its tracees would vanish unseen */
+	sigfillset(&all);
+	sigprocmask(SIG_SETMASK, &all, NULL);
+	for (i = 0; i < sizeof(limits) / sizeof(*limits); i++) {
+		if (!getrlimit(limits[i], &limit)) {
+			limit.rlim_cur = limit.rlim_max;
+			setrlimit(limits[i], &limit);
+		}
+	}
+	null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	for (i = 0; i < 3; i++) {
+		if (sock != (int)i && (null < 0 || dup2(null, (int)i) < 0))
+			close((int)i);
+	}
+	if (sock > 3)
+		syscall(SYS_close_range, 3, sock - 1, 0);
+	syscall(SYS_close_range, sock < 3 ? 3 : sock + 1, ~0u, 0);
+}
+
+static void seize(int sock, pid_t program)
+{
+	const char *what = "PTRACE_SEIZE";
+	struct thread self = { .tid = program };
+	struct word w;
+
+	tell(sock, getpid(), NULL, 0);
+	if (!hear(sock, &w))
+		_exit(FAILED);
+	if (!tasks_begin())
+		what = "the table of threads";
+	else if (!ptrace(PTRACE_SEIZE, program, 0, OPTIONS))
+		what = NULL;
+	tell(sock, 0, what, what ? errno : 0);
+	if (what || !hear(sock, &w))
+		_exit(FAILED);
+	tracer.listener = take_fd(&self, w.value);
+	if (tracer.listener < 0) {
+		tell(sock, 0, "taking the filter's listener", -tracer.listener);
+		_exit(FAILED);
+	}
+	fcntl(tracer.listener, F_SETFD, FD_CLOEXEC);
+	tell(sock, 0, NULL, 0);
+	close(sock);
+}
+
+static void become_tracer(int sock, pid_t program)
+{
+	let_go_of_everything(sock);
+	seize(sock, program);
+	trace_loop();
+	_exit(0);
+}
+
+/* ------------------------------------------------------------------ the program's side */
+
+#define LOAD(field) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, field))
+#define UNLESS(value, skip) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (value), 0, (skip))
+#define IF(value, skip) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (value), (skip), 0)
+#define IF_ANY(bits, skip) BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, (bits), (skip), 0)
+#define UNLESS_ANY(bits, skip) BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, (bits), 0, (skip))
+#define RETURN(what) BPF_STMT(BPF_RET | BPF_K, (what))
+
+/* What is no file of anybody's never stops. -> the listener, or -1. */
+static int install_filter(void)
+{
+	struct sock_filter f[] = {
+		LOAD(arch),			/* i386, x32: as if nobody traced it */
+		UNLESS(AUDIT_ARCH_X86_64, 27),
+		LOAD(nr),
+		IF(SYS_mmap, 7),
+		IF(SYS_mprotect, 13),
+		IF(SYS_pkey_mprotect, 12),
+		IF(SYS_msync, 14),
+		IF(SYS_mlock, 15),
+		IF(SYS_mlockall, 14),
+		IF(SYS_close, 14),
+		RETURN(SECCOMP_RET_ALLOW),
+		/* mmap */
+		LOAD(args[4]),
+		IF(UINT32_MAX, 16),
+		LOAD(args[3]),
+		IF_ANY(MAP_ANONYMOUS, 14),
+		LOAD(args[2]),
+		IF_ANY(PROT_EXEC, 12),
+		RETURN(SECCOMP_RET_TRACE),
+		/* mprotect */
+		LOAD(args[2]),
+		UNLESS_ANY(PROT_WRITE, 9),
+		RETURN(SECCOMP_RET_TRACE),
+		/* msync; mlock and mlockall join at its end */
+		LOAD(args[2]),
+		UNLESS_ANY(MS_SYNC, 6),
+		RETURN(SECCOMP_RET_TRACE),
+		/* close: a request of ours for a descriptor */
+		LOAD(args[4]),
+		UNLESS((uint32_t)tracer.cookie, 3),
+		LOAD(args[5]),
+		UNLESS((uint32_t)(tracer.cookie >> 32), 1),
+		RETURN(SECCOMP_RET_USER_NOTIF),
+		RETURN(SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog program = { .len = sizeof(f) / sizeof(*f), .filter = f };
+	unsigned int flags = SECCOMP_FILTER_FLAG_NEW_LISTENER;
+	int fd;
+
+	/* Without CAP_SYS_ADMIN it takes no_new_privs: set-user-ID programs run without what that
+	 * would give them. */
+	fd = (int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &program);
+	if (fd < 0 && errno == EACCES && !prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+		fd = (int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &program);
+	return fd;
+}
+
+static void expect(int sock, struct word *w)
+{
+	if (!hear(sock, w))
+		fail("the tracer has died", ECHILD);
+	if (w->what)
+		fail(w->what, w->error);
+}
+
+void start_tracing(void)
+{
+	pid_t program = getpid(), between;
+	struct word w;
+	int sock[2], listener;
+
+	if (getrandom(&tracer.cookie, sizeof(tracer.cookie), 0) != sizeof(tracer.cookie))
+		fail("getrandom", errno);
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sock))
+		fail("socketpair", errno);
+	between = (pid_t)syscall(SYS_clone, 0, NULL, NULL, NULL, 0);
+	if (between < 0)
+		fail("clone", errno);
+	if (!between) {
+		between = fork();
+		if (!between)
+			become_tracer(sock[1], program);
+		_exit(between < 0 ? errno : 0);
+	}
+	close(sock[1]);
+	waitpid(between, NULL, __WALL);
+	expect(sock[0], &w);
+	prctl(PR_SET_PTRACER, w.value, 0, 0, 0);	/* EINVAL where there is no Yama */
+	tell(sock[0], 0, NULL, 0);
+	expect(sock[0], &w);
+	listener = install_filter();
+	if (listener < 0)
+		fail(errno == EBUSY ? "a seccomp filter with a listener is there already" : "seccomp filter", errno);
+	tell(sock[0], listener, NULL, 0);
+	expect(sock[0], &w);
+	close(listener);
+	close(sock[0]);
+}

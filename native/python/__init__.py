@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""native: everything that talks to the kernel in C, and the only door to it from Python.
+
+It owns userfaultfd, the fault engine's threads, the per-file page cache and the
+guest side.  It must not know of FUSE or of policy, and prints nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from daxfault.native._daxfault import ffi, lib
+from daxfault.native.engine import (
+    Abi,
+    Answer,
+    Counters,
+    Cpuid,
+    CpuState,
+    Delivery,
+    Engine,
+    Failure,
+    Guest,
+    GuestFlag,
+    Posted,
+    Reason,
+    Wait,
+    process_files,
+)
+from daxfault.native.errors import check
+from daxfault.native.file import CHANGED_CONTENT, CHANGED_SIZE, File, FileState
+from daxfault.native.trace import Trace, TraceKind
+from daxfault.native.uffd import Event, EventKind, Mode, Uffd
+
+__all__ = [
+    "CHANGED_CONTENT",
+    "CHANGED_SIZE",
+    "PAGE_SIZE",
+    "RANGE_SIZE",
+    "Abi",
+    "Answer",
+    "Counters",
+    "CpuState",
+    "Cpuid",
+    "Delivery",
+    "Engine",
+    "Event",
+    "EventKind",
+    "Failure",
+    "File",
+    "FileState",
+    "Guest",
+    "GuestFlag",
+    "Mode",
+    "Posted",
+    "Reason",
+    "Trace",
+    "TraceKind",
+    "Uffd",
+    "Wait",
+    "cache_full_fd",
+    "cache_limit",
+    "cache_used",
+    "ffi",
+    "keep",
+    "keeper",
+    "lib",
+    "poison_code",
+    "preload",
+    "process_files",
+    "standin",
+    "uffd_probe",
+]
+
+PAGE_SIZE: int = lib.DF_PAGE_SIZE
+RANGE_SIZE: int = lib.DF_RANGE_SIZE
+
+
+def uffd_probe(*, user_mode_only: bool = False) -> int:
+    """The feature bits this kernel offers (ioctl_userfaultfd(2), UFFDIO_API).
+
+    OSError EPERM when neither /dev/userfaultfd nor the system call is allowed here.
+    """
+    return check(lib.df_uffd_probe(user_mode_only), "userfaultfd")
+
+
+def poison_code() -> int:
+    """The si_code of the SIGBUS that a page poisoned with UFFDIO_POISON raises here.
+
+    4, BUS_MCEERR_AR, or 2, BUS_ADRERR, from a kernel built without CONFIG_MEMORY_FAILURE.
+    A child process of this one touches such a page; the kernel may log that.
+    OSError EINVAL before Linux 6.6, EPERM where userfaultfd is not allowed.
+    """
+    return check(lib.df_probe_poison(), "UFFDIO_POISON")
+
+
+def standin() -> Path:
+    """The guest stand-in's executable."""
+    return _program("daxfault-standin")
+
+
+def keeper() -> Path:
+    """The executable that holds a host's page caches when the host is gone."""
+    return _program("daxfault-keeper")
+
+
+def preload() -> Path:
+    """The library that LD_PRELOAD puts into a program, for its mappings to be served."""
+    return _program("libdaxfault.so")
+
+
+def keep(socket: int) -> None:
+    """Tell the keeper behind `socket`, which stays the caller's, of everything that programs are served
+    from, from now on; -1 tells nobody."""
+    lib.df_keeper(socket)
+
+
+def cache_limit(size: int) -> None:
+    """Let the page caches of this process together have `size` bytes, 0: as many as they want.
+
+    Pages that nobody has stored to go first; others must be written back before they can, for which
+    cache_full_fd() calls.
+    """
+    check(lib.df_cache_limit(size), "a limit of page caches")
+
+
+def cache_full_fd() -> int:
+    """Readable (eventfd(2)) when pages that were stored to keep the page caches over their limit."""
+    return int(lib.df_cache_full_fd())
+
+
+def cache_used() -> int:
+    """Bytes in the page caches of this process."""
+    state = ffi.new("struct df_cache_state *")
+    lib.df_cache_state(state)
+    return int(state.resident)
+
+
+def tracer() -> Path:
+    """The executable that makes any program a guest (ptrace(2))."""
+    return _program("daxfault-tracer")
+
+
+def _program(name: str) -> Path:
+    from importlib.resources import files
+
+    return Path(str(files("daxfault.native") / "bin" / name))

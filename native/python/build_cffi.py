@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Emit the cffi extension's C source: build_cffi.py ROOT HEADER... OUTPUT.
+
+Headers are included by their path below ROOT.
+
+The contract headers are plain declarations between their DF_CDEF markers, so
+the very text the C compiler reads is the text cffi reads: a struct is declared
+once and cannot drift.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+import cffi
+
+MARKED = re.compile(r"/\* DF_CDEF_BEGIN \*/(.*?)/\* DF_CDEF_END \*/", re.S)
+
+
+def main() -> None:
+    root, *headers, output = sys.argv[1:]
+    ffi = cffi.FFI()
+    for header in headers:
+        text = Path(header).read_text()
+        for part in MARKED.findall(text):
+            ffi.cdef(part)
+    includes = "\n".join(f'#include "{Path(header).resolve().relative_to(root)}"' for header in headers)
+    ffi.set_source("daxfault.native._daxfault", includes)
+    ffi.emit_c_code(output)
+
+
+if __name__ == "__main__":
+    main()

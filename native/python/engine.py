@@ -1,0 +1,377 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fault engine and its guests, as Python sees them.
+
+Owns the lifetime of the C objects and the shape of a failure.  Must not decide
+what becomes of a failed fault.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Callable
+from typing import Any
+
+from daxfault.native._daxfault import ffi, lib
+from daxfault.native.errors import check
+from daxfault.native.file import File
+from daxfault.native.trace import TRACE_FIELDS, Trace, TraceKind
+
+_BATCH = 64
+_TRACE_BATCH = 4096
+
+
+class Reason(enum.IntEnum):
+    """Why a fault could not be resolved (enum df_reason)."""
+
+    NONE = 0
+    EOF = 1
+    IO = 2
+    NOREGION = 3
+    TIMEOUT = 4
+    INSTALL = 5
+
+
+class Answer(enum.IntEnum):
+    """What to do with a failed fault (enum df_answer)."""
+
+    WAKE = 1
+    REPORT = 2
+    POISON = 3
+    STOP = 4
+
+
+class Wait(enum.IntEnum):
+    """How the vCPU of a failed fault waits for its answer (enum df_wait)."""
+
+    SYNC = 0
+    HALTED = 1
+    TOLD = 2
+
+
+class Abi(enum.IntEnum):
+    """Whose kvm_para.h a guest was built with (enum df_abi, apf.h)."""
+
+    MAINLINE = 0
+    RFC_V1 = 1
+    JUNE_2020 = 2
+    GONE = 3
+    RETRY = 4
+    REPORT = 5
+
+
+class Cpuid(enum.IntFlag):
+    """Bits of CPUID 0x40000001 EAX (enum df_cpuid).  14 is one thing in RFC_V1, another elsewhere."""
+
+    ASYNC_PF = 0x10
+    ERROR_RFC_V1 = 0x4000
+    ASYNC_PF_INT = 0x4000
+    ERROR_JUNE_2020 = 0x8000
+    ERROR = 0x40000
+
+
+class GuestFlag(enum.IntFlag):
+    """How KVM's own behaviour is modelled for a guest (enum df_guest_flag)."""
+
+    TELL_FAILURES = 1
+    ERROR_GFNS = 2
+    PROGRAM = 4
+
+
+class Posted(enum.IntFlag):
+    """The defects of RFC v1 as it was posted (enum df_posted)."""
+
+    SUCCESS_IS_ERROR = 1
+    GLA_OR = 2
+    FOLL_WRITE = 4
+    NO_ENTRY_LOOPS = 8
+    NO_GVA_FLAG = 16
+    WAKE_ALL_UNINIT = 32
+    STALE_GVA = 64
+
+
+class CpuState(enum.IntFlag):
+    """What a vCPU was in when it faulted (enum df_cpu_state)."""
+
+    IF = 1
+    KERNEL = 2
+    SYSCALL = 4
+
+
+class Delivery(enum.IntEnum):
+    """How an answer reached the guest (enum df_delivery)."""
+
+    NONE = 0
+    WAKE = 1
+    EVENT = 2
+    POISON = 3
+    HEALED = 4
+    KILL = 5
+    READY = 6
+    ERROR = 7
+    STOP = 8
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Failure:
+    """One failed fault; see struct df_failure in abi.h for the units."""
+
+    id: int
+    guest: int
+    file: int
+    address: int
+    offset: int
+    generation: int
+    time_ns: int
+    wait_ns: int
+    tid: int
+    error: int
+    reason: Reason
+    attempts: int
+    write: bool
+    token: int
+    wait: Wait
+    vcpu: int
+    state: CpuState
+
+
+_FAILURE = tuple(f.name for f in dataclasses.fields(Failure))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Counters:
+    """Totals since the engine began; see struct df_counters in engine.h.
+
+    `latency[b]` counts faults answered with a page within [2**b, 2**(b+1)) ns.
+    """
+
+    faults: int
+    installed: int
+    filled: int
+    retries: int
+    parked: int
+    failed: int
+    overflow: int
+    late: int
+    healed: int
+    events_fork: int
+    events_remap: int
+    events_remove: int
+    events_unmap: int
+    again: int
+    latency: tuple[int, ...]
+
+
+def _ids(fill: Callable[[Any, int], int]) -> set[int]:
+    """All ids of a call that returns how many there are, and keeps as many as there is room for."""
+    most = 64
+    while True:
+        ids = ffi.new("uint64_t[]", most)
+        n = check(fill(ids, most), "files")
+        if n <= most:
+            return set(ids[0:n])
+        most = 2 * n
+
+
+def process_files(pid: int, start: int, length: int) -> set[int]:
+    """Ids of the files whose page caches [start, start + length) of a process shows.
+
+    The kernel is asked (/proc/PID/maps), so whoever serves the process does not matter.  OSError: ESRCH
+    when it is gone, EACCES when it cannot be looked at.
+    """
+    return _ids(lambda ids, most: lib.df_process_files(pid, start, length, ids, most))
+
+
+class Guest:
+    """An address space whose faults the engine resolves."""
+
+    def __init__(self, handle: Any, engine: Engine) -> None:
+        self._guest = handle
+        self._engine = engine
+        self.id: int = lib.df_guest_id(handle)
+
+    def map(self, start: int, length: int, file: File, offset: int, *, writable: bool) -> None:
+        """Serve [start, start + length) from `file` at `offset`; all page aligned.
+
+        OSError: EEXIST when the range overlaps another, EINVAL when it is misaligned or
+        overflows, EACCES for a writable mapping of a file that is not.
+        """
+        check(
+            lib.df_guest_map(self._live(), start, length, file.handle, offset, writable),
+            f"guest {self.id}, mapping {length:#x} bytes at {start:#x}",
+        )
+
+    def doorbell(self) -> int:
+        """The guest's end of its doorbell: a descriptor, once, that is the caller's to close."""
+        return check(lib.df_guest_doorbell(self._live()), f"doorbell of guest {self.id}")
+
+    def unmap(self, start: int, length: int) -> None:
+        """Stop serving [start, start + length)."""
+        check(
+            lib.df_guest_unmap(self._live(), start, length),
+            f"guest {self.id}, unmapping {length:#x} bytes at {start:#x}",
+        )
+
+    def adopt(self, pid: int, start: int, length: int) -> int:
+        """Register and serve what [start, start + length) of process `pid`, a program, shows of page
+        caches; -> how many mappings.
+
+        The kernel is asked what that is (/proc/PID/maps).  OSError: EINVAL misaligned, EACCES or
+        ESRCH when the process cannot be looked at or is gone, else as UFFDIO_REGISTER.
+        """
+        return check(
+            lib.df_guest_adopt(self._live(), pid, start, length),
+            f"process {pid}, registering {length:#x} bytes at {start:#x}",
+        )
+
+    def files(self) -> set[int]:
+        """Ids of the files of which the guest maps something, as far as it is served."""
+        return _ids(lambda ids, most: lib.df_guest_files(self._live(), ids, most))
+
+    @property
+    def alive(self) -> bool:
+        """Its address space is still there: exec(2) ends one, too."""
+        return bool(lib.df_guest_alive(self._live()))
+
+    def _live(self) -> Any:
+        if self._guest is None:
+            raise ValueError(f"guest {self.id} has ended")
+        return self._guest
+
+    def close(self) -> None:
+        """End the service.  What is still registered is poisoned: a guest that lives on gets
+        SIGBUS, never zeros.  Safe to call twice."""
+        handle, self._guest = self._guest, None
+        if handle is not None:
+            self._engine.forget(self)
+            lib.df_guest_free(handle)
+
+
+class Engine:
+    """Threads that resolve the faults of guests without Python, and hand over those that fail."""
+
+    def __init__(
+        self,
+        *,
+        answer_seconds: float = 5.0,
+        source_seconds: float = 30.0,
+        spin_microseconds: float = 0.0,
+        fill_threads: int = 32,
+    ) -> None:
+        """`answer_seconds`: a failure nobody answers is poisoned after this.  `source_seconds`:
+        a page source that does not answer is ETIMEDOUT after this."""
+        options = ffi.new("struct df_engine_options *")
+        options.answer_ns = int(answer_seconds * 1e9)
+        options.source_ns = int(source_seconds * 1e9)
+        options.spin_ns = int(spin_microseconds * 1e3)
+        options.fill_threads = fill_threads
+        out = ffi.new("struct df_engine **")
+        check(lib.df_engine_new(options, out), "fault engine")
+        self._engine: Any = out[0]
+        self._guests: set[Guest] = set()
+        self._records = ffi.new("struct df_failure[]", _BATCH)
+
+    def failures_fd(self) -> int:
+        """Readable when failures() has something."""
+        return int(lib.df_engine_failures_fd(self._live()))
+
+    def failures(self) -> list[Failure]:
+        """Failed faults not returned before, oldest first, at most 64; never blocks."""
+        n = lib.df_engine_failures(self._live(), self._records, _BATCH)
+        found = []
+        for i in range(n):
+            record = self._records[i]
+            fields = {name: getattr(record, name) for name in _FAILURE}
+            fields["reason"] = Reason(fields["reason"])
+            fields["write"] = bool(fields["write"])
+            fields["wait"] = Wait(fields["wait"])
+            fields["state"] = CpuState(fields["state"])
+            found.append(Failure(**fields))
+        return found
+
+    def unmapped_fd(self) -> int:
+        """Readable when unmapped() has something."""
+        return int(lib.df_engine_unmapped_fd(self._live()))
+
+    def unmapped(self) -> list[tuple[int, int]]:
+        """(guest, file) ids: a program that may have lost its last mapping of a file; never blocks."""
+        records = ffi.new("struct df_unmapped[]", _BATCH)
+        n = lib.df_engine_unmapped(self._live(), records, _BATCH)
+        return [(records[i].guest, records[i].file) for i in range(n)]
+
+    def answer(self, failure: Failure, answer: Answer, otherwise: Answer = Answer.POISON) -> Delivery | None:
+        """Answer a failure; -> how it reached the guest, None when it was answered already.
+
+        `otherwise` is what becomes of a REPORT that cannot be delivered.  After STOP the vCPU
+        stays in its fault until the file changes or the guest ends.
+        """
+        how = int(lib.df_engine_answer(self._live(), failure.id, answer, otherwise))
+        return Delivery(how) if how >= 0 else None
+
+    def guest(
+        self,
+        uffd: int,
+        features: int,
+        pid: int,
+        area: int = -1,
+        *,
+        abi: Abi = Abi.REPORT,
+        cpuid: int = 0,
+        flags: GuestFlag = GuestFlag(0),  # noqa: B008
+        posted: Posted = Posted(0),  # noqa: B008
+        token_id: int = 0,
+    ) -> Guest:
+        """Serve the address space behind `uffd`; both descriptors are taken over.
+
+        `features` are the UFFD_FEATURE bits it was enabled with (ioctl_userfaultfd(2)).
+        `area` is the guest's shared area, a sealed memfd (struct df_slot), laid out as in
+        `abi`; `cpuid` are the bits the guest was granted.  `token_id` is that of each vCPU's
+        first token: it wraps after 2**20.
+        """
+        out = ffi.new("struct df_guest **")
+        options = ffi.new("struct df_guest_options *")
+        options.features, options.pid, options.abi = features, pid, abi
+        options.cpuid, options.flags, options.posted = cpuid, flags, posted
+        options.token_id = token_id
+        check(lib.df_guest_new(self._live(), uffd, area, options, out), f"guest of process {pid}")
+        guest = Guest(out[0], self)
+        self._guests.add(guest)
+        return guest
+
+    def forget(self, guest: Guest) -> None:
+        self._guests.discard(guest)
+
+    def counters(self) -> Counters:
+        out = ffi.new("struct df_counters *")
+        lib.df_engine_counters(self._live(), out)
+        values: dict[str, Any] = {f.name: getattr(out, f.name) for f in dataclasses.fields(Counters)}
+        values["latency"] = tuple(values["latency"])
+        return Counters(**values)
+
+    def trace(self, capacity: int) -> None:
+        """Keep the last `capacity` things that happen to faults, at most 2**20; 0 turns it off."""
+        check(lib.df_engine_trace(self._live(), capacity), f"trace of {capacity} entries")
+
+    def traces(self) -> list[Trace]:
+        """What was kept, oldest first; it is not returned again."""
+        found: list[Trace] = []
+        batch = ffi.new("struct df_trace[]", _TRACE_BATCH)
+        while n := lib.df_engine_trace_read(self._live(), batch, _TRACE_BATCH):
+            for i in range(n):
+                fields = {name: getattr(batch[i], name) for name in TRACE_FIELDS}
+                fields["kind"] = TraceKind(fields["kind"])
+                found.append(Trace(**fields))
+        return found
+
+    def _live(self) -> Any:
+        if self._engine is None:
+            raise ValueError("the engine is closed")
+        return self._engine
+
+    def close(self) -> None:
+        """End every guest, then the threads.  Safe to call twice."""
+        for guest in list(self._guests):
+            guest.close()
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            lib.df_engine_free(engine)

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A file's data: its backing descriptor and, once a guest maps it, its page cache.
+
+Owns the lifetime of the C object.  Must not know of FUSE or of guests.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from daxfault.native._daxfault import ffi, lib
+from daxfault.native.errors import check
+
+CHANGED_SIZE: int = lib.DF_CHANGED_SIZE
+CHANGED_CONTENT: int = lib.DF_CHANGED_CONTENT
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FileState:
+    """A snapshot of a file; see struct df_file_state in engine.h for the units."""
+
+    id: int
+    size: int
+    known_size: int
+    generation: int
+    resident: int
+    poisoned: int
+    mending: int
+    mappings: int
+    writable_mappings: int
+    child_mappings: int
+    fills: int
+    waiting: int
+
+
+class File:
+    """One regular file, whoever reads, writes or maps it.
+
+    Every method releases the GIL and may be called from any thread.  Sizes and
+    offsets are bytes.  Errors are OSError with the errno of the backing file.
+    """
+
+    def __init__(self, fd: int, *, writable: bool) -> None:
+        """Take over `fd`, a regular file opened without O_APPEND, O_DIRECT and O_TRUNC."""
+        out = ffi.new("struct df_file **")
+        check(lib.df_file_new(fd, writable, out), f"descriptor {fd}")
+        self._file: Any = ffi.gc(out[0], lib.df_file_put)
+        self.writable = writable
+        self.id: int = self.state().id
+
+    @property
+    def handle(self) -> Any:
+        """The C object, for the engine."""
+        if self._file is None:
+            raise ValueError(f"file {self.id} is closed")
+        return self._file
+
+    @property
+    def closed(self) -> bool:
+        return self._file is None
+
+    def fileno(self) -> int:
+        """The backing descriptor; it stays this object's."""
+        return int(lib.df_file_fd(self.handle))
+
+    def state(self) -> FileState:
+        out = ffi.new("struct df_file_state *")
+        lib.df_file_state(self.handle, out)
+        return FileState(*(getattr(out, f.name) for f in dataclasses.fields(FileState)))
+
+    @property
+    def size(self) -> int:
+        return self.state().size
+
+    @property
+    def mapped(self) -> bool:
+        """Some guest has a mapping of this file."""
+        return self.state().mappings > 0
+
+    @property
+    def mapped_by_children(self) -> bool:
+        """A forked child of some guest has a mapping of this file."""
+        return self.state().child_mappings > 0
+
+    @property
+    def mapped_writable(self) -> bool:
+        """Some guest may store to this file."""
+        return self.state().writable_mappings > 0
+
+    def upgrade(self, fd: int) -> None:
+        """Take over `fd`, a writable descriptor of the same file, in place of the first."""
+        check(lib.df_file_upgrade(self.handle, fd), f"descriptor {fd}")
+        self.writable = True
+
+    def read(self, offset: int, size: int, *, nowait: bool = False) -> memoryview:
+        """Up to `size` bytes at `offset`; fewer only at the end of the file.
+
+        With `nowait`, BlockingIOError instead of waiting for a disk (preadv2(2), RWF_NOWAIT).
+        """
+        buffer = bytearray(size)
+        n = check(
+            lib.df_file_read(self.handle, ffi.from_buffer(buffer), offset, size, nowait),
+            f"file {self.id}, reading {size} bytes at {offset}",
+        )
+        return memoryview(buffer)[:n]
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview) -> int:
+        """Write at `offset`, to the backing file and to what guests see; -> bytes written."""
+        return check(
+            lib.df_file_write(self.handle, ffi.from_buffer(data), offset, len(data)),
+            f"file {self.id}, writing {len(data)} bytes at {offset}",
+        )
+
+    def truncate(self, size: int) -> None:
+        """Set the size.  When it returns, no guest sees a byte past it, and all that was
+        gone and is back is readable again."""
+        if size < 0:
+            raise ValueError("a file's size is not negative")
+        check(lib.df_file_truncate(self.handle, size), f"file {self.id}, truncating to {size}")
+
+    def recheck(self) -> int:
+        """Look at the backing file; -> CHANGED_SIZE | CHANGED_CONTENT, by somebody else."""
+        return check(lib.df_file_recheck(self.handle), f"file {self.id}, fstat")
+
+    def write_back(self) -> bool:
+        """Write what guests have stored to the backing file; -> whether there was something."""
+        return check(lib.df_file_write_back(self.handle), f"file {self.id}, writing back") > 0
+
+    def sync(self, *, datasync: bool = False) -> None:
+        """write_back(), then fsync(2) or fdatasync(2)."""
+        check(lib.df_file_sync(self.handle, datasync), f"file {self.id}, fsync")
+
+    def heal(self) -> int:
+        """Try again to read every page that was poisoned; -> how many there were.
+
+        Those that the page source has at once are readable in the guests when this
+        returns; it waits a second at most, for the others nobody does.
+        """
+        return check(lib.df_file_heal(self.handle), f"file {self.id}, healing")
+
+    def inject(
+        self,
+        start: int,
+        length: int,
+        *,
+        error: int = 0,
+        delay: float = 0.0,
+        truncate: int | None = None,
+        after: int = 0,
+        count: int = 0,
+        probability: float = 1.0,
+        seed: int = 0,
+        stores: bool = False,
+        evict: bool = False,
+        tag: int = 0,
+    ) -> None:
+        """Let the page source answer faults in [start, start + length) with errno `error`, or `delay`
+        seconds late, or truncate the file to `truncate` bytes before it is read, or all of these.
+
+        The first `after` faults are let through, then `count` are met, 0: all; each with
+        `probability`, by dice that `seed` starts; with `stores` only stores.  What is in the page cache
+        already is not asked for, unless `evict`: then what nobody has stored to is forgotten.  Other than
+        by inject_clear() it is taken back by its `tag`, if that is not 0.
+        OSError EINVAL: misaligned, nothing to be done, or a delay of more than an hour.
+        """
+        wanted: Any = ffi.new("struct df_inject_options *")
+        wanted.start, wanted.len, wanted.error, wanted.delay_ns = start, length, error, round(delay * 1e9)
+        wanted.after, wanted.count, wanted.seed, wanted.tag = after, count, seed, tag
+        wanted.chance = 0 if probability >= 1.0 else max(1, round(probability * 2**32))
+        wanted.flags = lib.DF_INJECT_STORES * stores | lib.DF_INJECT_EVICT * evict
+        if truncate is not None:
+            wanted.flags |= lib.DF_INJECT_TRUNCATE
+            wanted.truncate = truncate
+        check(
+            lib.df_file_inject(self.handle, wanted),
+            f"file {self.id}, injecting into {length:#x} bytes at {start:#x}",
+        )
+
+    def inject_remove(self, tag: int) -> None:
+        """Take back the inject() with this tag; a delay of its under way ends."""
+        lib.df_file_inject_remove(self.handle, tag)
+
+    def inject_clear(self) -> None:
+        """Take back every inject(); a delay under way ends."""
+        lib.df_file_inject_clear(self.handle)
+
+    def cache_fd(self, *, writable: bool, sized: bool = False) -> int:
+        """A fresh descriptor of the page cache, for a guest to map; the caller's to close.
+
+        `sized`: its i_size is the file's, so that the kernel settles a touch past the end by itself;
+        otherwise the host decides it, fault by fault.  OSError EBUSY: a guest maps the other kind.
+        """
+        flags = (lib.DF_CACHE_WRITABLE if writable else 0) | (lib.DF_CACHE_SIZED if sized else 0)
+        return check(lib.df_file_cache_fd(self.handle, flags), f"file {self.id}, page cache")
+
+    def retire(self) -> bool:
+        """write_back(), then give up the page cache of a file that nobody maps.
+
+        OSError EBUSY: somebody does; else that of write_back(), and the page cache stays.
+        """
+        return check(lib.df_file_retire(self.handle), f"file {self.id}, giving up its page cache") > 0
+
+    def close(self) -> None:
+        """Let go.  The C object lives on while guests map it.  Safe to call twice."""
+        if self._file is not None:
+            ffi.release(self._file)
+            self._file = None

@@ -1,0 +1,214 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Time a guest's first touches, beside the handler of the userfaultfd(2) example.
+
+Owns the order of the measurements: every contender runs once a round, so that a
+noisy machine is noisy for all of them; medians over the rounds are shown, and
+ratios of medians of one run are what may be quoted.
+
+    contender        resolves a fault by
+    man page         poll, read, UFFDIO_COPY of one page out of one buffer
+    man page, file   the same with pread of a warm file first
+    engine           the fault engine: a warm file, nothing in its page cache
+    engine, cached   the same again: everything in its page cache, nothing mapped
+
+Errors are timed from the access to its end: past EOF under `report`, told to the
+thread (user) or by poison (system call), which both go through Python.
+
+Run it with the interpreter of the tree: .venv/bin/python scripts/bench/bench_fault.py
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import trio
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from daxfault import native
+from daxfault.vmm.designs import DESIGNS
+from daxfault.vmm.host.direct import DirectFiles
+from daxfault.vmm.host.host import hosting
+from daxfault.vmm.study.standin import standin
+
+CONTENDERS = ("man page", "man page, file", "engine", "engine, cached")
+BASE = CONTENDERS[0]
+# order -> (bytes between touches, seed: 0 goes up, else as if at random).  In the
+# sparse one nothing that is mapped around a fault is ever touched: each touch is
+# a fault for every contender, and p50 and p99 are those of a fault.
+ORDERS = {
+    "sequential": (native.PAGE_SIZE, 0),
+    "random": (native.PAGE_SIZE, 7),
+    "sparse": (16 * native.PAGE_SIZE, 7),
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Laps:
+    """One guest's first touches.  All times in ns; `faults` the handler saw."""
+
+    total: int
+    p50: int
+    p99: int
+    faults: int
+    touches: int
+
+
+def man_page(pages: int, stride: int, seed: int, file: Path | None) -> Laps:
+    """One run of the example's handler: every touch is a fault."""
+    program = native.standin().with_name("daxfault-bench-manpage")
+    command = [str(program), str(pages), str(stride), str(seed), *([str(file)] if file else [])]
+    laps = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return Laps(laps["total"], laps["p50"], laps["p99"], laps["count"], laps["count"])
+
+
+async def engine(pages: int, stride: int, seed: int, file: Path, cpus: set[int]) -> tuple[Laps, Laps]:
+    """One guest of the engine: cold, then everything cached and nothing mapped."""
+    length = pages * native.PAGE_SIZE
+    async with (
+        hosting(DirectFiles()) as (host, nursery),
+        standin(host, nursery, DESIGNS["report"], window=length) as guest,
+    ):
+        pin(cpus)  # the engine's threads too
+        await guest.open("file", file, "ro")
+        await guest.map("file", 0, length, 0, "r")
+        found = []
+        for _ in range(2):
+            before = host.engine.counters().faults
+            raw = (await guest.access(0, f"laps 0 {length} {stride} {seed}")).raw
+            faults = host.engine.counters().faults - before
+            found.append(Laps(raw["total"], raw["p50"], raw["p99"], faults, raw["count"]))
+            await guest.access(0, f"dontneed 0 {length}")
+        return found[0], found[1]
+
+
+async def errors(count: int, file: Path, cpus: set[int]) -> dict[str, list[int]]:
+    """ns of accesses to `count` pages past EOF, each page once and by both kinds of access."""
+    length = (2 * count * native.PAGE_SIZE + native.RANGE_SIZE) // native.RANGE_SIZE * native.RANGE_SIZE
+    found: dict[str, list[int]] = {"user access, SIGBUS": [], "system call, EFAULT": []}
+    file.write_bytes(b"x")  # noqa: ASYNC240 - nobody else is waiting
+    async with (
+        hosting(DirectFiles()) as (host, nursery),
+        standin(host, nursery, DESIGNS["report"], window=length) as guest,
+    ):
+        pin(cpus)
+        await guest.open("file", file, "ro")
+        await guest.map("file", 0, length, 0, "r")
+        for page in range(1, count + 1):
+            for kind, access in zip(found, ("touch {}", "sys_write {} 64"), strict=True):
+                offset = page * native.PAGE_SIZE
+                found[kind].append((await guest.access(0, access.format(offset))).ns)
+    return found
+
+
+def pin(cpus: set[int]) -> None:
+    """Keep every thread of this process, and what it starts, on these CPUs."""
+    for thread in os.listdir("/proc/self/task"):
+        os.sched_setaffinity(int(thread), cpus)
+
+
+def measure(pages: int, rounds: int, cpus: set[int], tick: Any) -> dict[str, dict[str, list[Laps]]]:
+    """order -> contender -> laps of each round."""
+    results: dict[str, dict[str, list[Laps]]] = {o: {c: [] for c in CONTENDERS} for o in ORDERS}
+    with tempfile.TemporaryDirectory(prefix="daxfault-") as top:
+        file = Path(top, "file")
+        file.write_bytes(os.urandom(pages * native.PAGE_SIZE))
+        pin(cpus)
+        for _ in range(rounds):
+            for order, (stride, seed) in ORDERS.items():
+                found = results[order]
+                found["man page"].append(man_page(pages, stride, seed, None))
+                found["man page, file"].append(man_page(pages, stride, seed, file))
+                cold, cached = trio.run(engine, pages, stride, seed, file, cpus)
+                found["engine"].append(cold)
+                found["engine, cached"].append(cached)
+                tick()
+    return results
+
+
+def summary(laps: list[Laps]) -> dict[str, float]:
+    """Medians over the rounds; times in ns, rates a second."""
+    total = statistics.median(lap.total for lap in laps)
+    return {
+        "touch_ns": total / laps[0].touches,
+        "p50_ns": statistics.median(lap.p50 for lap in laps),
+        "p99_ns": statistics.median(lap.p99 for lap in laps),
+        "touches_per_second": laps[0].touches / total * 1e9,
+        "faults": statistics.median(lap.faults for lap in laps),
+        "faults_per_second": statistics.median(lap.faults for lap in laps) / total * 1e9,
+    }
+
+
+def table(order: str, rows: dict[str, dict[str, float]]) -> Table:
+    shown = Table(title=f"{order} order", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("handler", "p50 us", "p99 us", "us/touch", "faults", "faults/s", "speed"):
+        shown.add_column(column, justify="left" if column == "handler" else "right", no_wrap=True)
+    for name, row in rows.items():
+        shown.add_row(
+            name,
+            f"{row['p50_ns'] / 1e3:.2f}",
+            f"{row['p99_ns'] / 1e3:.2f}",
+            f"{row['touch_ns'] / 1e3:.2f}",
+            f"{row['faults']:,.0f}",
+            f"{row['faults_per_second']:,.0f}",
+            f"{row['speedup']:.2f} x",
+        )
+    return shown
+
+
+def main(
+    pages: Annotated[int, typer.Option(min=512, help="Pages touched a run; a multiple of 512.")] = 16384,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; medians are shown.")] = 5,
+    spread: Annotated[bool, typer.Option(help="Guest and handler on any CPU, not on one.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Per-fault latency and faults per second beside the userfaultfd(2) example's handler.
+
+    `speed` is how many times faster than with the man page's handler all touches were done.
+    """
+    pages = (pages + 511) // 512 * 512
+    allowed = os.sched_getaffinity(0)
+    cpus = allowed if spread else {min(allowed)}
+    told: dict[str, list[int]] = {}
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("measuring", total=rounds * len(ORDERS))
+        results = measure(pages, rounds, cpus, lambda: progress.advance(task))
+        with tempfile.TemporaryDirectory(prefix="daxfault-") as top:
+            told = trio.run(errors, 500, Path(top, "file"), cpus)
+    ended = {
+        kind: {"p50_ns": statistics.median(ns), "p99_ns": sorted(ns)[len(ns) * 99 // 100]}
+        for kind, ns in told.items()
+    }
+    shown: dict[str, dict[str, dict[str, float]]] = {}
+    for order, found in results.items():
+        rows = {name: summary(laps) for name, laps in found.items()}
+        base = rows[BASE]["touch_ns"]
+        for row in rows.values():
+            row["speedup"] = base / row["touch_ns"]
+        shown[order] = rows
+    if as_json:
+        where = "any CPU" if spread else "one CPU"
+        run = {"kernel": platform.release(), "pages": pages, "rounds": rounds, "cpus": where}
+        print(json.dumps({**run, "orders": shown, "errors": ended}))
+        return
+    console = Console()
+    for order, rows in shown.items():
+        console.print(table(order, rows))
+    for kind, row in ended.items():
+        console.print(f"{kind}: p50 {row['p50_ns'] / 1e3:.0f} us, p99 {row['p99_ns'] / 1e3:.0f} us")
+
+
+if __name__ == "__main__":
+    typer.run(main)

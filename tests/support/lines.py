@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A host and stand-ins without a trio loop, for tests that end a host without a word.
+
+Owns their processes; what they serve is under the test's own directory.
+"""
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from needs import require, require_fuse, require_root
+
+from daxfault import native
+
+
+class Lines:
+    """A stand-in driven without a loop: commands in, JSON lines out."""
+
+    def __init__(self, path: Path) -> None:
+        self.process = subprocess.Popen(
+            [native.standin(), "--socket", path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.window = int(self.read("ready")["window"], 16)
+
+    def read(self, event: str) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            found: dict[str, Any] = json.loads(line)
+            assert found["event"] in (event, "host_lost")
+            if found["event"] == event:
+                return found
+        raise AssertionError(f"the stand-in ended before {event}")
+
+    def do(self, command: str, event: str = "done") -> dict[str, Any]:
+        self.send(command)
+        return self.read(event)
+
+    def send(self, command: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(command + "\n")
+        self.process.stdin.flush()
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@contextlib.contextmanager
+def killable_host(top: Path) -> Iterator["subprocess.Popen[str]"]:
+    """A host process over `top` (host_process.py); what it leaves mounted is unmounted."""
+    require_fuse()
+    require_root()  # umount(8) of a mount that its server has left
+    try:
+        native.uffd_probe()
+    except OSError as e:
+        require(False, f"userfaultfd: {e}")
+    for name in ("backing", "mount"):
+        (top / name).mkdir()
+    script = Path(__file__).with_name("host_process.py")
+    process = subprocess.Popen([sys.executable, script, top], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+        subprocess.run(["umount", "-l", top / "mount"], check=False, stderr=subprocess.DEVNULL)

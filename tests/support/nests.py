@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The scene of tests with nested guests: a file, a stand-in that has it, and one inside that."""
+
+import contextlib
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from stage import PAGE, Stage, stage
+
+from daxfault.vmm.designs import DESIGNS
+from daxfault.vmm.study.compare.nested import Nest, nest
+from daxfault.vmm.study.standin import StandIn
+
+DATA = random.Random(7).randbytes(64 * PAGE)
+
+
+def fnv1a(data: bytes) -> str:
+    value = 0xCBF29CE484222325
+    for byte in data:
+        value = (value ^ byte) * 0x100000001B3 & 2**64 - 1
+    return f"{value:016x}"
+
+
+@contextlib.asynccontextmanager
+async def nesting(top: Path, design: str = "report") -> AsyncIterator[tuple[Stage, Nest]]:
+    async with stage(top, loop_seconds=60) as s:
+        path = s.make("file", DATA)
+        async with nest(s.host, s.nursery, DESIGNS[design], path) as n:
+            yield s, n
+
+
+def gone(l1: StandIn) -> list[str | None]:
+    """Why L1 let its guests go, oldest first."""
+    return [event.get("message") for event in l1.unsolicited if event["event"] == "guest_gone"]

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""daxfault.vmm.host.wire against anything a peer may send: a sane message, or ProtocolError."""
+
+import dataclasses
+import os
+import random
+import struct
+
+import pytest
+import raw_guest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from daxfault.native import RANGE_SIZE, lib
+from daxfault.vmm.host import wire
+
+NUMBERS = st.integers(0, 2**64 - 1)
+ALIGNED = st.integers(0, 2**41 - 1).map(lambda n: n * RANGE_SIZE)
+LENGTHS = st.integers(1, 2**41 - 1).map(lambda n: n * RANGE_SIZE)
+WINDOWS = st.tuples(st.integers(0, 2**34), st.integers(1, 2**25 - 1)).filter(
+    lambda w: w[0] * lib.DF_PAGE_SIZE + w[1] * RANGE_SIZE < 1 << 47
+)
+
+
+@st.composite
+def messages(draw: st.DrawFn) -> tuple[wire.Message, bytes, int]:
+    """A valid message: its value, its bytes, and how many descriptors come with it."""
+    seq = draw(NUMBERS)
+    kind = draw(st.sampled_from(["hello", "open", "release", "setup", "remove"]))
+    if kind == "hello":
+        page, ranges = draw(WINDOWS)
+        m = wire.Hello(
+            seq,
+            draw(st.integers(0, 2**31 - 1)),
+            page * lib.DF_PAGE_SIZE,
+            ranges * RANGE_SIZE,
+            draw(st.integers(0, lib.DF_ABI_COUNT - 1)),
+            draw(st.integers(0, 2**32 - 1)),
+        )
+        data = raw_guest.hello(
+            pid=m.pid, window=m.window, window_len=m.window_len, abi=m.abi, cpuid=m.cpuid, seq=seq
+        )
+        return m, data, 2
+    if kind == "open":
+        return wire.Open(seq), raw_guest.opening(seq=seq), 1
+    if kind == "release":
+        fh = draw(NUMBERS)
+        return wire.Release(seq, fh), raw_guest.release(fh, seq=seq), 0
+    if kind == "setup":
+        flags = draw(st.integers(1, 3))
+        s = wire.SetupMapping(
+            seq,
+            draw(NUMBERS),
+            draw(ALIGNED),
+            draw(LENGTHS),
+            draw(ALIGNED),
+            bool(flags & raw_guest.READ),
+            bool(flags & raw_guest.WRITE),
+        )
+        return s, raw_guest.setup(s.fh, s.foffset, s.len, s.moffset, flags, seq=seq), 0
+    some = draw(st.lists(st.tuples(ALIGNED, ALIGNED), min_size=1, max_size=lib.DF_REMOVE_MAX))
+    return wire.RemoveMapping(seq, tuple(some)), raw_guest.remove(*some, seq=seq), 0
+
+
+def parsed(data: bytes, fds: int) -> wire.Message | None:
+    """What parse() makes of it, checked; None when it refuses."""
+    try:
+        m = wire.parse(data, fds)
+    except wire.ProtocolError:
+        return None
+    assert all(type(v) in (int, bool, tuple) for v in (getattr(m, f.name) for f in dataclasses.fields(m)))
+    assert 0 <= m.seq < 2**64
+    if isinstance(m, wire.Hello):
+        assert fds == 2
+        assert m.window % lib.DF_PAGE_SIZE == 0
+        assert m.window_len % RANGE_SIZE == 0
+        assert 0 < m.window_len <= m.window + m.window_len < 1 << 47
+    elif isinstance(m, wire.SetupMapping):
+        assert fds == 0
+        assert m.read or m.write
+        assert m.len > 0
+        for value in (m.foffset, m.len, m.moffset):
+            assert value % RANGE_SIZE == 0
+            assert 0 <= value < 2**62
+    elif isinstance(m, wire.RemoveMapping):
+        assert fds == 0
+        assert 1 <= len(m.ranges) <= lib.DF_REMOVE_MAX
+        for value in (value for pair in m.ranges for value in pair):
+            assert value % RANGE_SIZE == 0
+            assert 0 <= value < 2**62
+    else:
+        assert fds == (1 if isinstance(m, wire.Open) else 0)
+    return m
+
+
+@given(st.binary(max_size=2 * wire.MESSAGE_MAX), st.integers(0, 8))
+@example(b"", 0)
+@example(bytes(raw_guest.HEADER.size), 0)
+def test_parse_of_arbitrary_bytes_gives_sane_message_or_protocol_error(data: bytes, fds: int) -> None:
+    parsed(data, fds)
+
+
+@given(
+    st.sampled_from([1, 2, 3, 48, 49, 50, 1001, 2**32 - 1]),
+    st.binary(max_size=wire.MESSAGE_MAX),
+    st.integers(0, 3),
+)
+def test_parse_of_arbitrary_fields_gives_sane_message_or_protocol_error(
+    kind: int, fields: bytes, fds: int
+) -> None:
+    parsed(raw_guest.message(kind, fields), fds)
+
+
+@given(messages(), st.data())
+def test_parse_of_valid_message_with_changed_bytes_gives_sane_message_or_protocol_error(
+    valid: tuple[wire.Message, bytes, int], data: st.DataObject
+) -> None:
+    _, good, fds = valid
+    changed = bytearray(good)
+    for _ in range(data.draw(st.integers(1, 8))):
+        changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
+    parsed(bytes(changed), fds)
+
+
+@given(messages())
+def test_parse_of_valid_message_gives_its_fields_back(valid: tuple[wire.Message, bytes, int]) -> None:
+    m, data, fds = valid
+    assert wire.parse(data, fds) == m
+
+
+@given(messages())
+def test_parse_of_valid_message_with_other_number_of_descriptors_is_refused(
+    valid: tuple[wire.Message, bytes, int],
+) -> None:
+    _, data, fds = valid
+    for n in range(16):
+        if n != fds:
+            assert parsed(data, n) is None
+
+
+SAMPLES = {
+    "hello": (raw_guest.hello(), 2),
+    "open": (raw_guest.opening(), 1),
+    "release": (raw_guest.release(1), 0),
+    "setup": (raw_guest.setup(1, 0, RANGE_SIZE, 0), 0),
+    "remove one": (raw_guest.remove((0, RANGE_SIZE)), 0),
+    "remove most": (raw_guest.remove(*[(0, RANGE_SIZE)] * lib.DF_REMOVE_MAX), 0),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize("honest", [True, False], ids=["own length", "first length"])
+def test_parse_of_valid_message_cut_or_extended_by_any_length_is_refused(name: str, honest: bool) -> None:
+    """`honest`: the header says the length that the message has now."""
+    good, fds = SAMPLES[name]
+    assert parsed(good, fds) is not None
+    noise = random.Random(1).randbytes(2 * wire.MESSAGE_MAX)
+    for length in range(len(good) + 2 * wire.MESSAGE_MAX):
+        if length == len(good):
+            continue
+        other = bytearray((good + noise)[:length])
+        if honest and length >= 8:
+            struct.pack_into("=I", other, 4, length)
+        assert parsed(bytes(other), fds) is None
+
+
+@pytest.mark.parametrize(
+    ("data", "fds", "why"),
+    [
+        (raw_guest.hello(version=3), 2, "version 3"),
+        (raw_guest.hello(version=0), 2, "version 0"),
+        (raw_guest.hello(window=1), 2, "user address space"),
+        (raw_guest.hello(window_len=0), 2, "user address space"),
+        (raw_guest.hello(window_len=RANGE_SIZE + 4096), 2, "multiple"),
+        (raw_guest.hello(window=2**64 - 4096, window_len=RANGE_SIZE), 2, "user address space"),
+        (raw_guest.hello(window=(1 << 47) - RANGE_SIZE, window_len=RANGE_SIZE), 2, "user address space"),
+        (raw_guest.hello(window_len=1 << 63), 2, "multiple"),
+        (raw_guest.setup(1, 0, RANGE_SIZE, 0, flags=0), 0, "flags"),
+        (raw_guest.setup(1, 0, RANGE_SIZE, 0, flags=4), 0, "flags"),
+        (raw_guest.setup(1, 0, RANGE_SIZE, 0, flags=2**64 - 1), 0, "flags"),
+        (raw_guest.setup(1, 0, 0, 0), 0, "len is 0"),
+        (raw_guest.setup(1, 4096, RANGE_SIZE, 0), 0, "foffset"),
+        (raw_guest.setup(1, 0, 4096, 0), 0, "len"),
+        (raw_guest.setup(1, 0, RANGE_SIZE, 4096), 0, "moffset"),
+        (raw_guest.setup(1, 2**64 - RANGE_SIZE, RANGE_SIZE, 0), 0, "foffset"),
+        (raw_guest.setup(1, 0, 1 << 62, 0), 0, "len"),
+        (raw_guest.remove(), 0, "0 entries"),
+        (raw_guest.remove((0, RANGE_SIZE), count=2), 0, "2 entries"),
+        (raw_guest.remove((0, RANGE_SIZE), (0, 0), count=1), 0, "1 entries"),
+        (raw_guest.remove(*[(0, RANGE_SIZE)] * 64, count=65), 0, "65 entries"),
+        (raw_guest.remove((0, 1)), 0, "len"),
+        (raw_guest.message(1002), 0, "unknown"),
+        (raw_guest.message(0), 0, "unknown"),
+    ],
+)
+def test_parse_of_message_that_makes_no_sense_says_why(data: bytes, fds: int, why: str) -> None:
+    with pytest.raises(wire.ProtocolError, match=why):
+        wire.parse(data, fds)
+
+
+@given(NUMBERS, NUMBERS, st.integers(0, 2**63 - 1))
+def test_replies_have_the_requests_type_and_number(seq: int, fh: int, size: int) -> None:
+    def header(data: bytes) -> tuple[int, ...]:
+        return raw_guest.HEADER.unpack_from(data)
+
+    data = wire.open_reply(wire.Open(seq), fh, size)
+    assert header(data) == (1002, len(data), seq, 0, 0)
+    assert struct.unpack_from("=QQ", data, raw_guest.HEADER.size) == (fh, size)
+    assert header(wire.reply(wire.Release(seq, fh), 9)) == (1003, raw_guest.HEADER.size, seq, 9, 0)
+    greeting = wire.hello_reply(wire.Hello(seq, 1, 0, RANGE_SIZE, 5, 3), 1)
+    assert raw_guest.HELLO.unpack(greeting)[:7] == (1001, len(greeting), seq, 0, 0, 2, os.getpid())
+    assert raw_guest.HELLO.unpack(greeting)[7:] == (0, RANGE_SIZE, 5, 1)

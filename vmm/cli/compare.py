@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`daxfault compare`: every design on the same accesses.
+
+Owns the options.  Must not know how a cell is run, which is vmm.study.compare's, nor how it is shown,
+which is compare_tables'.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from daxfault.vmm.designs import Design
+    from daxfault.vmm.study.compare import Comparison
+    from daxfault.vmm.study.compare.kvm.ways import Way
+
+# Names are written out here, for completion and errors must not wait for the imports that know them;
+# a test compares them.
+
+
+class DesignName(enum.StrEnum):
+    """What becomes of a fault that the host cannot resolve."""
+
+    MAINLINE = "mainline"
+    RFC_V1 = "rfc-v1"
+    JUNE_2020 = "june-2020"
+    EXIT_TO_USER = "exit-to-user"
+    GONE_IN_WAKEUP = "gone-in-wakeup"
+    INJECT_ON_RETRY = "inject-on-retry"
+    POISON = "poison"
+    REPORT = "report"
+
+
+class ColumnName(enum.StrEnum):
+    """A question put to every design."""
+
+    USER_READ = "user-read"
+    USER_WRITE = "user-write"
+    KERNEL_ENTRY = "kernel-entry"
+    KERNEL_BARE = "kernel-bare"
+    SYSTEM_CALL = "system-call"
+    INTERRUPTS_OFF = "interrupts-off"
+    ASYNC_OFF = "async-off"
+    TWO_TASKS = "two-tasks"
+    QUEUE_FULL = "queue-full"
+    GROWN = "grown"
+    IO_ERROR = "io-error"
+    NO_SPACE = "no-space"
+    KILLED = "killed"
+    SLOW_PAGE = "slow-page"
+    WAKE_ALL = "wake-all"
+    KERNEL_AFTER_USER = "kernel-after-user"
+    USER_MASKED = "user-masked"
+    NO_IRQCHIP = "no-irqchip"
+    TWO_VCPUS = "two-vcpus"
+    LATENCY = "latency"
+    CPU = "cpu"
+    OTHERS = "others"
+    NESTED = "nested"
+
+
+class GuestName(enum.StrEnum):
+    """Who makes the accesses."""
+
+    STANDIN = "standin"
+    KVM = "kvm"
+    BOTH = "both"
+
+
+class RescueName(enum.StrEnum):
+    """How a dead tail under a KVM guest is made to fail."""
+
+    UNMAP = "unmap"
+    FORBID = "forbid"
+    SHRINK = "shrink"
+    POISON = "poison"
+
+
+class InjectionName(enum.StrEnum):
+    """How a KVM guest is told."""
+
+    AREA = "area"
+    PF = "pf"
+    MC = "mc"
+    EVENT = "event"
+
+
+class Posted(enum.StrEnum):
+    """A defect of RFC v1 as it was posted, or all of them, each in a row of its own."""
+
+    SUCCESS_IS_ERROR = "success-is-error"
+    GLA_OR = "gla-or"
+    FOLL_WRITE = "foll-write"
+    NO_ENTRY_LOOPS = "no-entry-loops"
+    NO_GVA_FLAG = "no-gva-flag"
+    WAKE_ALL_UNINIT = "wake-all-uninit"
+    STALE_GVA = "stale-gva"
+    ALL = "all"
+
+
+def compare(
+    guest: Annotated[
+        GuestName,
+        typer.Option(
+            help="A process that stands in for one, a real one on /dev/kvm, or the two side by side."
+        ),
+    ] = GuestName.STANDIN,
+    design: Annotated[
+        list[DesignName] | None,
+        typer.Option(help="Only this design, or its reality on KVM; may be given again. Default: all."),
+    ] = None,
+    rescue: Annotated[
+        list[RescueName] | None,
+        typer.Option(help="On KVM, only what ends loops so; may be given again. Default: all."),
+    ] = None,
+    injection: Annotated[
+        list[InjectionName] | None,
+        typer.Option(help="On KVM, only what tells the guest so; may be given again. Default: all."),
+    ] = None,
+    column: Annotated[
+        list[ColumnName] | None, typer.Option(help="Only this column; may be given again. Default: all.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.05, max=60, help="How long to watch each loop.")] = 0.25,
+    as_posted: Annotated[
+        list[Posted] | None,
+        typer.Option(help="Add a row: rfc-v1 with this defect of its posting; may be given again."),
+    ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="Print one JSON object; pydoc daxfault.vmm.study.compare.table describes it."
+        ),
+    ] = False,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the tables as docs/designs/table.md has them.")
+    ] = False,
+    html: Annotated[Path | None, typer.Option(help="Write a page that shows every message.")] = None,
+) -> None:
+    """Compare what was ever proposed for a failed fault, on the same accesses.
+
+    For every design and every access a file is put on a FUSE mount, a fresh guest maps it,
+    the file is truncated (or its disk fails, or is slow), and the guest touches it. What is
+    shown is what happened, never what should: SIGBUS, EFAULT, bytes, a guest panic, an endless
+    LOOP with its rate, a VM that stopped. A mark says whether that is the right end: ✓ yes,
+    ~ the right error without its address, ✗ no. docs/compare.md explains every column, and
+    docs/designs every design.
+
+    With `--guest kvm` the guest is a virtual machine, and the rows are what can be done on a stock
+    kernel: nothing (`kernel`), each way to end its loop with each way to tell the guest
+    (`unmap+area` ...), and memory that the engine serves (`engine+event` ...). With `--guest both`
+    each design stands beside its reality, and every difference is listed with its reason.
+
+    Examples: `daxfault compare --design mainline --design report`, `daxfault compare
+    --column user-read --json`, `daxfault compare --design rfc-v1 --as-posted all`,
+    `daxfault compare --guest kvm --rescue unmap`, `daxfault compare --guest both`.
+
+    Ends with 0 when nothing hung and every access under `report` (on KVM: `engine+...`) had its
+    right end, with 1 when not, with 3 when this machine lacks what is needed (`daxfault doctor` says what).
+    """
+    if as_json and as_markdown:
+        raise typer.BadParameter("--json and --markdown are one or the other")
+    import trio
+
+    from daxfault import fsd
+    from daxfault.vmm.designs import DESIGNS
+    from daxfault.vmm.errors import Unsupported, UsageError
+    from daxfault.vmm.study import compare as comparison
+    from daxfault.vmm.study import repro
+    from daxfault.vmm.study.repro_kvm import check_machine as check_kvm
+
+    in_model, on_kvm = guest is not GuestName.KVM, guest is not GuestName.STANDIN
+    if not on_kvm and (rescue or injection):
+        raise UsageError("--rescue and --injection are of --guest kvm: the model's designs need neither")
+    if not in_model and as_posted:
+        raise UsageError("--as-posted is of --guest standin: no stock kernel has RFC v1's code")
+    chosen = [name.value for name in design or DesignName]
+    designs = [DESIGNS[name] for name in chosen] if in_model else []
+    designs += _posted(as_posted or [])
+    picks = [name.value for name in rescue or []], [name.value for name in injection or []]
+    ways = _ways(chosen, *picks, every=not design and not in_model) if on_kvm else []
+    columns = [name.value for name in column or ColumnName]
+    _check_columns(columns, guest)
+    if html is not None and not html.absolute().parent.is_dir():
+        raise UsageError(f"{html}: no such directory")
+
+    async def run(progress: comparison.table.Progress) -> Comparison:
+        return await comparison.run(
+            designs=designs,
+            ways=ways,
+            columns=[name for name in columns if name != ColumnName.NESTED],
+            seconds=seconds,
+            in_nested=ColumnName.NESTED in columns and in_model,
+            progress=progress,
+        )
+
+    try:
+        if in_model:
+            repro.check_machine()
+        if on_kvm:
+            check_kvm()
+        found = _with_progress(lambda progress: trio.run(run, progress))
+    except (fsd.MountError, PermissionError) as e:
+        hint = "Run `daxfault doctor`: it says what is missing here, and what mends it."
+        why = e.strerror if isinstance(e, OSError) else e
+        raise Unsupported(f"{why}\n{hint}") from e
+    if html is not None:
+        _write_page(html, found)
+    from daxfault.vmm.cli.compare_tables import markdown, render
+
+    if as_json:
+        print(json.dumps(found.as_json(), indent=2))
+    elif as_markdown:
+        print(markdown(found))
+    else:
+        from rich.console import Console
+
+        console = Console(highlight=False)
+        for part in render(found, console.width):
+            console.print(part)
+    raise typer.Exit(0 if found.kept else 1)
+
+
+def _posted(names: list[Posted]) -> list[Design]:
+    """The rows that --as-posted adds."""
+    from daxfault.vmm.designs import POSTED, as_posted
+
+    chosen = POSTED if Posted.ALL in names else dict.fromkeys(name.value for name in names)
+    return [as_posted([name]) for name in chosen]
+
+
+def _ways(designs: list[str], rescues: list[str], injections: list[str], *, every: bool) -> list[Way]:
+    """Those of KVM: by what they do, when that was asked for; the designs' realities; or `every` one."""
+    from daxfault.vmm.study.compare.kvm.ways import WAYS, of_designs
+
+    if not rescues and not injections:
+        return list(WAYS.values()) if every else of_designs(designs)
+    return [
+        way
+        for way in WAYS.values()
+        if (not rescues or way.rescue in rescues) and (not injections or way.injection in injections)
+    ]
+
+
+def _check_columns(columns: list[str], guest: GuestName) -> None:
+    from daxfault.vmm.errors import UsageError
+    from daxfault.vmm.study.compare.table import OF_GUEST
+
+    guests = OF_GUEST if guest is GuestName.BOTH else [guest.value]
+    known = {name for of in guests for name in OF_GUEST[of]}
+    if GuestName.STANDIN in guests:
+        known.add(ColumnName.NESTED)
+    if not known.intersection(columns):
+        raise UsageError(f"--column {columns[0]} is not one of --guest {guest.value}'s")
+
+
+def _with_progress(body: object) -> Comparison:
+    """Run `body(progress)`, showing on a terminal what is under way."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with console.status("starting") as status:
+        return body(status.update if console.is_terminal else lambda _: None)  # type: ignore[no-any-return, operator]
+
+
+def _write_page(path: Path, found: Comparison) -> None:
+    from daxfault.vmm.errors import UsageError
+    from daxfault.vmm.study.page import render as page
+
+    try:
+        path.write_text(page(found.as_json()), encoding="utf-8")
+    except OSError as e:
+        raise UsageError(f"{path}: {e.strerror}") from e

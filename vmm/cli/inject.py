@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`daxfault inject MOUNT RULE`: have accesses of running programs fail on purpose.
+
+Owns the options and the table.  Must not know what a rule does (daxfault.vmm.programs.faults).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def inject(
+    mount: Annotated[
+        Path, typer.Argument(metavar="MOUNT", help="A mount whose host serves programs.", show_default=False)
+    ],
+    rules: Annotated[
+        list[str] | None, typer.Argument(metavar="[RULE]...", help="For instance EIO,file=*.db,offset=4K-8K.")
+    ] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="Take back all rules first.")] = False,
+    remove: Annotated[list[int] | None, typer.Option(metavar="ID", help="Take back this rule first.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="List the rules as JSON.")] = False,
+) -> None:
+    """Have page accesses of programs that run on MOUNT fail on purpose; without RULE, list the rules.
+
+    A rule is words with commas between them.
+
+    What happens: an errno's name (`EIO`, `ENOSPC`, `EACCES`), `delay=SECONDS`, `never` (the page does
+    not come; the host gives up after 30 s), `truncate=SIZE` (the file, at that moment).
+
+    To what: `file=PATTERN` (its path on the mount, or its name), `offset=START-END` (bytes).
+
+    When: `nth=N` (the first N-1 accesses are let through), `count=N` (N fail, then no more),
+    `probability=P` and `seed=N`, `stores` (only stores), `when=PATH` (only while that file exists).
+
+    It takes effect at once: pages in the page cache that nobody has stored to are forgotten, and
+    asked for again. Taking a rule back heals the pages that it has failed.
+    """
+    from daxfault.vmm.errors import UsageError
+    from daxfault.vmm.programs import control
+
+    if clear:
+        control.ask(mount, "remove")
+    for id in remove or []:
+        if not control.ask(mount, "remove", id=id):
+            raise UsageError(f"{mount}: there is no rule {id}; `daxfault inject {mount}` lists them")
+    for rule in rules or []:
+        control.ask(mount, "inject", rule=rule)
+    found = control.ask(mount, "rules")
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    _show(found)
+
+
+def _show(rules: list[dict[str, object]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None)
+    table.add_column("id", justify="right")
+    table.add_column("rule")
+    table.add_column("met")
+    for rule in rules:
+        table.add_row(str(rule["id"]), str(rule["rule"]), "yes" if rule["on"] else "its file does not exist")
+    if rules:
+        Console().print(table)
+    else:
+        print("no rules")

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`daxfault repro`: the truncate loop, and its end.
+
+Owns the options and what is printed.  Must not know how the story is made: that
+is daxfault.vmm.study.repro's.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from daxfault.vmm.study.repro import Access, Outcome, Story
+
+
+class DesignName(enum.StrEnum):
+    """What becomes of a fault that the host cannot resolve."""
+
+    MAINLINE = "mainline"
+    REPORT = "report"
+
+
+class Via(enum.StrEnum):
+    """How the file is truncated."""
+
+    MOUNT = "mount"
+    BEHIND = "behind"
+
+
+class GuestName(enum.StrEnum):
+    """Who touches the file."""
+
+    STANDIN = "standin"
+    KVM = "kvm"
+
+
+def repro(
+    guest: Annotated[
+        GuestName,
+        typer.Option(help="A process that stands in for a guest, or a real one on /dev/kvm."),
+    ] = GuestName.STANDIN,
+    file: Annotated[
+        Path | None,
+        typer.Option(help="Tell the story with a copy of this file. Default: 64 KiB of noise."),
+    ] = None,
+    design: Annotated[
+        list[DesignName] | None, typer.Option(help="Only this design; may be given again. Default: all.")
+    ] = None,
+    via: Annotated[
+        list[Via] | None,
+        typer.Option(help="Truncate through the mount, or the backing file behind it. Default: both."),
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.05, max=60, help="How long to watch each loop.")] = 0.5,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print one JSON object; pydoc daxfault.vmm.study.repro describes it."),
+    ] = False,
+) -> None:
+    """Reproduce the truncate loop, then cure it.
+
+    A guest maps a file of a FUSE mount and reads it through userfaultfd; the file is
+    truncated; the guest touches what is gone. Under `mainline` the error is dropped, the
+    guest is told that the page is ready, and the fault comes back for ever. Under `report`
+    the process gets SIGBUS at the exact address, and a system call EFAULT.
+
+    With `--guest kvm` the file is the memory of a virtual machine: the loop is the kernel's own,
+    counted by KVM and by the guest. Then the host notices it, ends it, and tells the guest.
+
+    Ends with 0 when everything was as expected, with 1 when something was not, with 3 when
+    this machine lacks what is needed (`daxfault doctor` says what).
+    """
+    import trio
+
+    from daxfault import fsd
+    from daxfault.vmm.errors import Unsupported, UsageError
+    from daxfault.vmm.study import repro as story
+
+    story.check_file(file)
+    if guest is GuestName.KVM:
+        from daxfault.vmm.cli.repro_kvm import repro_kvm
+
+        if design:
+            raise UsageError("--design is of --guest standin: under --guest kvm the kernel has its own way")
+        repro_kvm(file, [name.value for name in via or Via], seconds, as_json=as_json)
+    designs = [name.value for name in design or DesignName]
+    vias = [name.value for name in via or Via]
+
+    async def tell(progress: story.Progress) -> Outcome:
+        return await story.run(file=file, designs=designs, vias=vias, seconds=seconds, progress=progress)
+
+    try:
+        story.check_machine()
+        outcome = _with_progress(lambda progress: trio.run(tell, progress))
+    except (fsd.MountError, PermissionError) as e:
+        hint = "Run `daxfault doctor`: it says what is missing here, and what mends it."
+        why = e.strerror if isinstance(e, OSError) else e
+        raise Unsupported(f"{why}\n{hint}") from e
+    if as_json:
+        print(json.dumps(outcome.as_json(), indent=2))
+    else:
+        from rich.console import Console
+
+        console = Console(highlight=False)
+        for part in render(outcome):
+            console.print(part)
+    raise typer.Exit(0 if outcome.ok else 1)
+
+
+def _with_progress(body: object) -> Outcome:
+    """Run `body(progress)`, showing on a terminal what is under way."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with console.status("starting") as status:
+        return body(status.update if console.is_terminal else lambda _: None)  # type: ignore[no-any-return, operator]
+
+
+def render(outcome: Outcome) -> list[RenderableType]:
+    """The stories as tables, and a verdict."""
+    from rich.text import Text
+
+    from daxfault.vmm.designs import DESIGNS
+
+    parts: list[RenderableType] = [Text(f"Linux {outcome.kernel}, file: {outcome.file}", style="dim")]
+    for story in outcome.stories:
+        through = "through the mount" if story.via == "mount" else "behind the mount"
+        title = Text.assemble("\n", (story.design, "bold"), f": {DESIGNS[story.design].summary}\n")
+        noticed = f"{story.noticed_ms:.1f} ms"
+        title.append(f"truncated {through}, {story.size} -> {story.cut} bytes, acted upon within {noticed}")
+        parts += [title, _table(story)]
+    parts.append(_verdict(outcome))
+    return parts
+
+
+def _table(story: Story) -> RenderableType:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("access")
+    table.add_column("got", no_wrap=True)
+    table.add_column("evidence")
+    table.add_column("time", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for access in story.accesses:
+        got = access.outcome.upper() if access.outcome != "ok" else "bytes"
+        if access.outcome in ("loop", "stopped"):
+            got = f"[red]{got}[/]"
+        mark = "[green]✓[/]" if access.ok else f"[red]✗ expected {access.expected}[/]"
+        table.add_row(access.what, got, _evidence(access), _time(access.ns), mark)
+    return table
+
+
+def _evidence(access: Access) -> str:
+    if access.outcome == "loop":
+        busy = 100 * access.cpu / (access.ns / 1e9)
+        each = "not present, ready" if access.told else "vCPU halted, resumed"
+        return (
+            f"{access.cycles} x fault, {access.error}, {each} in {access.seconds:.2f} s = "
+            f"[b]{access.rate:,.0f}/s[/], no progress, {busy:.0f} % CPU; ended by the watchdog"
+        )
+    if access.outcome == "sigbus":
+        exact = "exact" if access.address == access.expected_address else "WRONG"
+        return f"si_code {access.si_code}, si_addr {access.address or 0:#x} ({exact}), {access.error}"
+    if access.outcome in ("efault", "short"):
+        return f"{access.done} bytes done, then EFAULT"
+    if access.outcome == "stopped":
+        return f"KVM_RUN would fail with {access.error}; the vCPU is not resumed"
+    return f"{access.done} bytes"
+
+
+def _time(ns: int) -> str:
+    return f"{ns / 1e9:.2f} s" if ns >= 1e9 else f"{ns / 1e6:.2f} ms" if ns >= 1e6 else f"{ns / 1e3:.1f} us"
+
+
+def _verdict(outcome: Outcome) -> RenderableType:
+    from rich.text import Text
+
+    loops = [a for s in outcome.stories for a in s.accesses if a.outcome == "loop"]
+    errors = [a for s in outcome.stories for a in s.accesses if a.outcome in ("sigbus", "efault")]
+    text = Text("\n")
+    if loops:
+        best = max(loop.rate for loop in loops)
+        text.append(f"{len(loops)} accesses looped, up to {best:,.0f} cycles a second without progress. ")
+    if errors:
+        text.append(f"{len(errors)} ended in the right error. ")
+    if outcome.ok:
+        text.append("Everything was as expected.", style="green")
+    else:
+        text.append("Something was not as expected.", style="red")
+    return text

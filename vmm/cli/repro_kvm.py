@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`daxfault repro --guest kvm`: what is printed of it.
+
+Must not know how the story is made: that is daxfault.vmm.study.repro_kvm's.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from daxfault.vmm.study.repro_kvm import Access, Outcome, Progress, Story
+
+
+def repro_kvm(file: Path | None, vias: list[str], seconds: float, *, as_json: bool) -> NoReturn:
+    """Tell the story, print it, and end with its exit code."""
+    import trio
+    from rich.console import Console
+
+    from daxfault import fsd
+    from daxfault.vmm.errors import Unsupported
+    from daxfault.vmm.study import repro_kvm as story
+
+    async def tell(progress: Progress) -> Outcome:
+        return await story.run(file=file, vias=vias, seconds=seconds, progress=progress)
+
+    story.check_machine()
+    status = Console(stderr=True)
+    try:
+        with status.status("starting") as shown:
+            outcome = trio.run(tell, shown.update if status.is_terminal else lambda _: None)
+    except fsd.MountError as e:
+        raise Unsupported(f"{e}\nRun `daxfault doctor`: it says what is missing here.") from e
+    if as_json:
+        print(json.dumps(outcome.as_json(), indent=2))
+    else:
+        console = Console(highlight=False)
+        for part in render(outcome):
+            console.print(part)
+    raise typer.Exit(0 if outcome.ok else 1)
+
+
+def render(outcome: Outcome) -> list[RenderableType]:
+    """The stories as tables, and a verdict."""
+    from rich.text import Text
+
+    parts: list[RenderableType] = [
+        Text(f"Linux {outcome.kernel}, a KVM guest over file: {outcome.file}", style="dim")
+    ]
+    for story in outcome.stories:
+        through = "through the mount" if story.via == "mount" else "behind the mount"
+        title = f"truncated {through}, {story.size} -> {story.cut} bytes, noticed within "
+        parts += [Text(f"\n{title}{story.noticed_ms:.1f} ms"), _table(story)]
+    loops = [a.watched for s in outcome.stories for a in s.accesses if a.watched and a.got == "loop"]
+    verdict = Text("\n")
+    if loops:
+        best = max(loop.rate for loop in loops)
+        verdict.append(f"{len(loops)} accesses looped, up to {best:,.0f} faults a second; each was ended. ")
+    if outcome.ok:
+        verdict.append("Everything was as expected.", style="green")
+    else:
+        verdict.append("Something was not as expected.", style="red")
+    return [*parts, verdict]
+
+
+def _table(story: Story) -> RenderableType:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("access", "got", "evidence", ""):
+        table.add_column(column, no_wrap=column in ("got", ""))
+    for access in story.accesses:
+        got = "bytes" if access.got == "ok" else access.got.upper()
+        mark = "[green]✓[/]" if access.ok else f"[red]✗ expected {access.expected}[/]"
+        table.add_row(access.what, f"[red]{got}[/]" if access.watched else got, _evidence(access), mark)
+    return table
+
+
+def _evidence(access: Access) -> str:
+    if (loop := access.watched) is not None:
+        guest = "the guest sees nothing" if loop.guest is None else f"the guest {loop.guest}"
+        return (
+            f"KVM counts {loop.faults} faults, {loop.fixed} fixed, {guest}; {loop.exits} exits in "
+            f"{loop.seconds:.2f} s = [b]{loop.rate:,.0f}/s[/], {100 * loop.cpu / loop.seconds:.0f} % CPU"
+        )
+    if access.address is None:
+        return f"{access.done} bytes" if access.done != 1 else "1 byte"
+    exact = "exact" if access.address == access.expected_address else "WRONG"
+    parts = [f"gva {access.address:#x} ({exact}), by {access.via}"]
+    if access.rescue:
+        parts.append(
+            f"noticed in {access.detect_ms or 0:.1f} ms, {access.rescue} in {access.rescue_ms or 0:.2f} ms"
+        )
+    else:
+        parts.append(f"{access.done} bytes done")
+    parts.append(f"told in {access.answer_us or 0:.0f} us")
+    return ", ".join(parts)

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`daxfault run -- PROGRAM`: run a program whose mappings are served by the host.
+
+Owns the options and what is shown.  Must not know how a program is served (daxfault.vmm.programs).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    import pwd
+
+    from daxfault.vmm.programs.faults import Rule
+    from daxfault.vmm.programs.run import Ended
+
+
+def run(
+    command: Annotated[
+        list[str], typer.Argument(metavar="PROGRAM [ARGUMENT]...", help="What to run.", show_default=False)
+    ],
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--source",
+            "-s",
+            metavar="DIR",
+            help="The directory whose files are served. Otherwise the current one.",
+        ),
+    ] = None,
+    mount: Annotated[
+        Path | None,
+        typer.Option(
+            "--mount",
+            "-m",
+            metavar="DIR",
+            help="Serve it at this empty directory, or use what `daxfault mount --programs` serves there. "
+            "Otherwise a temporary one is used, and PROGRAM runs in it.",
+        ),
+    ] = None,
+    user: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Run PROGRAM as this user; for root.")
+    ] = None,
+    fault: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fault", "-f", metavar="RULE", help="A fault on purpose: see `daxfault inject --help`."
+        ),
+    ] = None,
+    cache: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory for pages that nobody stored to: 64M, 2G.")
+    ] = None,
+    stacks: Annotated[
+        bool, typer.Option("--stacks", help="Report the stack of a program that dies of a mapping.")
+    ] = False,
+    report: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write a report; - is standard output.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing of faults that failed.")] = False,
+) -> None:
+    """Run PROGRAM with a directory served on a mount, its mappings by the fault host.
+
+    What it maps of files on the mount behaves as on any file system: a page past the end of a
+    truncated file is SIGBUS, or EFAULT in a system call; so is a page that cannot be read.
+    Afterwards the faults that failed are listed on standard error. Ends with PROGRAM's exit code,
+    128 + N when signal N has killed it, or 3 when this machine lacks something.
+
+    For example: `daxfault run -- sqlite3 my.db 'PRAGMA mmap_size=1000000; SELECT count(*) FROM t'`
+    """
+    from daxfault.vmm.cli.mount import _check_fuse
+    from daxfault.vmm.errors import UsageError
+
+    _check_fuse(allow_other=user is not None)
+    limit = _size(cache) if cache is not None else 0
+    if mount is not None and (served := _served(mount)) is not None:
+        if source is not None or fault or cache or stacks or report:
+            raise UsageError(
+                f"{mount} is served already: only --user goes with it; `daxfault inject {mount}` makes faults"
+            )
+        raise typer.Exit(_attached(command, served, _user(user)))
+    source = source or Path(".")
+    if not source.is_dir():
+        raise UsageError(f"{source}: no such directory")
+    ended = _run(command, source, mount, _user(user), stacks, _rules(fault or []), limit)
+    if report is not None:
+        _write(report, ended)
+    if not quiet:
+        _show(ended)
+    raise typer.Exit(ended.exit_code)
+
+
+def _served(mount: Path) -> dict[str, str] | None:
+    """What a program needs to be served by the host that `mount` has, if it has one."""
+    from daxfault.vmm.errors import UsageError
+    from daxfault.vmm.programs import control
+
+    if not mount.is_mount():
+        return None
+    try:
+        served: dict[str, str] = control.ask(mount, "environment")
+    except UsageError as e:
+        raise UsageError(f"{mount} is a mount, and not one that serves programs: {e}") from e
+    return served
+
+
+def _attached(command: list[str], served: dict[str, str], user: pwd.struct_passwd | None) -> int:
+    import trio
+
+    from daxfault.vmm.programs import run as running
+
+    return running.exit_code(trio.run(running.attached, command, served, user))
+
+
+def _user(name: str | None) -> pwd.struct_passwd | None:
+    import pwd
+
+    from daxfault.vmm.errors import UsageError
+
+    if name is None:
+        return None
+    try:
+        return pwd.getpwnam(name)
+    except KeyError:
+        raise UsageError(f"--user {name}: there is no such user") from None
+
+
+def _rules(texts: list[str]) -> list[Rule]:
+    from daxfault.vmm.errors import UsageError
+    from daxfault.vmm.programs import faults
+
+    try:
+        return [faults.parse(text) for text in texts]
+    except faults.BadRule as e:
+        raise UsageError(f"--fault {e}") from e
+
+
+def _size(text: str) -> int:
+    from daxfault.vmm.errors import UsageError
+    from daxfault.vmm.programs import faults
+
+    try:
+        return faults.size(text)
+    except ValueError:
+        raise UsageError(f"--cache {text}: a size in bytes is wanted, with K, M, G or T") from None
+
+
+def _run(
+    command: list[str],
+    source: Path,
+    mount: Path | None,
+    user: pwd.struct_passwd | None,
+    stacks: bool,
+    rules: list[Rule],
+    cache_limit: int,
+) -> Ended:
+    import functools
+    import sys
+
+    import trio
+
+    from daxfault import fsd
+    from daxfault.vmm.errors import Unsupported, UsageError
+    from daxfault.vmm.programs import run as running
+
+    def lingering() -> None:
+        print("daxfault: other programs still map files; waiting for their end", file=sys.stderr)
+
+    go = functools.partial(
+        running.run,
+        command,
+        source,
+        mount,
+        user=user,
+        stacks=stacks,
+        rules=rules,
+        cache_limit=cache_limit,
+        lingering=lingering,
+    )
+    try:
+        return trio.run(go)
+    except fsd.MountError as e:
+        raise UsageError(str(e)) from e
+    except PermissionError as e:
+        hint = "Run `daxfault doctor`: it says what is missing here, and what mends it."
+        raise Unsupported(f"{e.strerror}\n{hint}") from e
+
+
+def _show(ended: Ended) -> None:
+    from rich.console import Console
+
+    from daxfault.vmm.programs import report
+
+    shown = report.tables(ended)
+    if shown is not None:
+        Console(stderr=True).print(shown)
+
+
+def _write(path: Path, ended: Ended) -> None:
+    from daxfault.vmm.errors import UsageError
+    from daxfault.vmm.programs import report
+
+    text = json.dumps(report.as_json(ended), indent=1) + "\n"
+    if path == Path("-"):
+        print(text, end="")
+        return
+    try:
+        path.write_text(text)
+    except OSError as e:
+        raise UsageError(f"{path}: {e.strerror}") from e

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`daxfault trace`: a run, recorded for ui.perfetto.dev or chrome://tracing.
+
+Owns the options and the file.  Must not know how a run is recorded (daxfault.vmm.study.trace), nor the
+format (daxfault.vmm.study.timeline).
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from daxfault.vmm.study.timeline import Recording
+
+
+class TracedDesign(enum.StrEnum):
+    """What becomes of a fault that the host cannot resolve."""
+
+    MAINLINE = "mainline"
+    RFC_V1 = "rfc-v1"
+    JUNE_2020 = "june-2020"
+    EXIT_TO_USER = "exit-to-user"
+    GONE_IN_WAKEUP = "gone-in-wakeup"
+    INJECT_ON_RETRY = "inject-on-retry"
+    POISON = "poison"
+    REPORT = "report"
+
+
+def trace(
+    design: Annotated[
+        TracedDesign, typer.Option(help="What becomes of faults that fail.")
+    ] = TracedDesign.REPORT,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Where to write it; - is standard output.")
+    ] = Path("daxfault-trace.json"),
+) -> None:
+    """Record a run: guest tasks, vCPUs, the host's engine and its file server on one time line.
+
+    Two vCPUs read pages that are there, pages that take long, pages that a truncation has cut off,
+    and those that came back. Open the file in ui.perfetto.dev or chrome://tracing; docs/trace.md says
+    what the tracks are.
+    """
+    from daxfault.vmm.errors import UsageError
+    from daxfault.vmm.study import timeline
+
+    if output != Path("-") and not output.absolute().parent.is_dir():
+        raise UsageError(f"{output}: {output.absolute().parent} is no directory; name a file in one")
+    recording = _recorded(design.value)
+    made = timeline.chrome(recording)
+    if output == Path("-"):
+        print(json.dumps(made))
+        return
+    _write(output, made)
+    tracks = sum(event["name"] == "thread_name" for event in made["traceEvents"])
+    print(f"{output}: {len(made['traceEvents'])} events on {tracks} tracks, design {design.value}")
+    print("Open it in https://ui.perfetto.dev (it stays in your browser) or chrome://tracing.")
+
+
+def _recorded(name: str) -> Recording:
+    import trio
+    from rich.console import Console
+
+    from daxfault import fsd
+    from daxfault.vmm.designs import DESIGNS
+    from daxfault.vmm.errors import Unsupported
+    from daxfault.vmm.study import trace as recorder
+
+    console = Console(stderr=True)
+    with console.status("starting") as status:
+
+        async def run() -> Recording:
+            progress = status.update if console.is_terminal else lambda _: None
+            return await recorder.record(DESIGNS[name], progress=progress)
+
+        try:
+            return trio.run(run)
+        except (fsd.MountError, PermissionError) as e:
+            hint = "Run `daxfault doctor`: it says what is missing here, and what mends it."
+            why = e.strerror if isinstance(e, OSError) else e
+            raise Unsupported(f"{why}\n{hint}") from e
+
+
+def _write(output: Path, made: dict[str, Any]) -> None:
+    """All of it or nothing: an old file stays until the new one is whole."""
+    from daxfault.vmm.errors import UsageError
+
+    try:
+        parent = output.absolute().parent
+        with tempfile.NamedTemporaryFile("w", dir=parent, prefix=".trace-", delete=False) as file:
+            try:
+                json.dump(made, file)
+                os.chmod(file.fileno(), 0o644)
+                os.replace(file.name, output)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+    except OSError as e:
+        raise UsageError(f"{output}: {e.strerror}") from e

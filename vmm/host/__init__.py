@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host of guests: their connections, their failed faults, and the policy for those.
+
+Owns the engine's Python side.  Must not know ordinary programs (vmm/programs) or the command line.
+
+    wire, peer   messages, and the packets and descriptors that carry them
+    session      one guest's connection: its files, its window, its end
+    host         the engine, its guests, and the policy thread
+    watchdog     a guest that makes no progress
+    mender       when a poisoned page is read again
+    records      what failed, where, and how it was delivered
+    direct       a guest whose files need no file server
+    scratch      temporary files and mounts that are removed however the process ends
+"""

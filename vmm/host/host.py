@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host: guests, their failed faults, and what is done about them.
+
+Owns the engine and the guests' sessions.  A fault that resolves never comes here;
+one that fails is decided by the design of its guest, in a thread of its own, so
+that neither a slow file server nor a busy event loop delays an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import logging
+import os
+import select
+import socket
+import struct
+import threading
+from collections.abc import AsyncIterator, Callable, Container
+from typing import Any, Protocol
+
+import trio
+
+from daxfault import native
+from daxfault.native import Answer, Engine, Failure, Guest
+from daxfault.vmm.designs import Design, Verdict
+from daxfault.vmm.errors import alone
+from daxfault.vmm.host import wire
+from daxfault.vmm.host.mender import Mender
+from daxfault.vmm.host.records import Newest, Record
+from daxfault.vmm.host.session import HELLO_SECONDS, FileServer, Session
+from daxfault.vmm.host.watchdog import Loop, Watchdog
+
+log = logging.getLogger(__name__)
+
+# accept(2): the peer has left already, or there is no room for it just now
+_ACCEPT_LATER = (errno.ECONNABORTED, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class Served(Protocol):
+    """A guest's session, whatever the guest is; session.Session is one, and says what each does."""
+
+    pid: int
+    design: Design
+    guest: Guest | None
+    mender: Mender
+
+    async def greet(self, seconds: float) -> Guest: ...
+
+    async def serve(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def orphans_gone(self) -> None: ...
+
+    async def release(self) -> None: ...
+
+    def name_of(self, file: int) -> str: ...
+
+
+class Host:
+    """Serves guests.  Make one with `hosting()`."""
+
+    def __init__(self, files: FileServer, engine: Engine, watchdog: Watchdog | None) -> None:
+        self.engine = engine
+        self.records: Newest[Record] = Newest()
+        self.loops: list[Loop] = []
+        self.hello_seconds = HELLO_SECONDS
+        self._files = files
+        self._watchdog = watchdog
+        self._sessions: dict[int, Served] = {}
+        self._ended = threading.Event()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC)
+        self._thread = threading.Thread(target=self._decide_all, name="df-policy", daemon=True)
+        self._thread.start()
+
+    # ---- guests
+
+    async def guest(
+        self,
+        sock: socket.socket,
+        pid: int,
+        design: Design,
+        task_status: trio.TaskStatus[Session] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serve the guest behind `sock`, process `pid`, until it goes; `sock` is taken over.
+
+        Its end, however it comes, ends only itself: closing the connection, its death
+        (pidfd_open(2)), or a message that breaks the protocol.
+        """
+        await self.serve(Session(sock, pid, self.engine, self._files, design), task_status)
+
+    async def serve(
+        self, session: Served, task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Serve a guest of any kind until it goes."""
+        try:
+            guest = await session.greet(self.hello_seconds)
+            self._sessions[guest.id] = session
+            task_status.started(session)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._until_death, session.pid, nursery.cancel_scope)
+                nursery.start_soon(session.mender.run)
+                await session.serve()
+                nursery.cancel_scope.cancel()
+        except Exception as e:
+            reason = alone(e)
+            why = str(reason) or type(reason).__name__
+            expected = isinstance(reason, wire.ProtocolError | trio.TooSlowError | OSError)
+            # what nobody foresaw is a bug of ours, and still only this guest's loss
+            trace = None if expected else e
+            log.warning(
+                "guest %d: %s; its connection is closed, other guests go on",
+                session.pid,
+                why,
+                exc_info=trace,
+            )
+        finally:
+            with trio.CancelScope(shield=True):
+                await session.close()
+            if session.guest is not None:
+                self._sessions.pop(session.guest.id, None)
+            try:
+                await session.orphans_gone()
+            finally:
+                with trio.CancelScope(shield=True):
+                    await session.release()
+
+    async def listen(
+        self, path: str, design: Design, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Adopt guests that connect to a unix socket at `path`, for ever.
+
+        Only this user's processes and root's are let in (SO_PEERCRED, unix(7)).
+        """
+        make = functools.partial(Session, engine=self.engine, files=self._files, design=design)
+        await self.accept(path, make, task_status=task_status)
+
+    async def accept(
+        self,
+        path: str,
+        make: Callable[[socket.socket, int], Served],
+        *,
+        user: int | None = None,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serve what `make(socket, pid)` makes of each process that connects to a unix socket at `path`,
+        for ever.  `user` is let in beside this one and root."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as listener:
+            try:
+                listener.bind(path)
+            except OSError as e:
+                raise OSError(e.errno, os.strerror(e.errno or 0), path) from None
+            try:
+                # nobody gets in before listen(), and umask(2) would be every thread's
+                os.chmod(path, 0o600)
+                if user is not None:
+                    os.chown(path, user, -1)
+                listener.listen()
+                server = trio.socket.from_stdlib_socket(listener)
+                async with trio.open_nursery() as nursery:
+                    task_status.started()
+                    while True:
+                        try:
+                            conn, _ = await server.accept()
+                        except OSError as e:
+                            if e.errno not in _ACCEPT_LATER:
+                                raise
+                            log.warning("%s: %s; guests have to wait", path, e.strerror)
+                            await trio.sleep(0.1)  # nothing tells when there is room again
+                            continue
+                        await self._adopt(conn, make, {0, os.geteuid(), user}, nursery)
+            finally:
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
+
+    async def _adopt(
+        self,
+        conn: trio.socket.SocketType,
+        make: Callable[[socket.socket, int], Served],
+        users: Container[int | None],
+        nursery: trio.Nursery,
+    ) -> None:
+        pid, uid, _ = struct.unpack("3i", conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        sock = socket.socket(fileno=conn.detach())
+        if uid not in users:
+            log.warning("guest %d: refused, it runs as user %d", pid, uid)
+            sock.close()
+            return
+        nursery.start_soon(self.serve, make(sock, pid))
+
+    async def _until_death(self, pid: int, scope: trio.CancelScope) -> None:
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            scope.cancel()
+            return
+        try:
+            await trio.lowlevel.wait_readable(pidfd)
+        finally:
+            trio.lowlevel.notify_closing(pidfd)
+            os.close(pidfd)
+        scope.cancel()
+
+    def session(self, guest: int) -> Served | None:
+        """The session of the guest with this id."""
+        return self._sessions.get(guest)
+
+    # ---- failed faults
+
+    def _decide_all(self) -> None:
+        """The policy thread: every failed fault, in the order they came."""
+        poll = select.poll()
+        poll.register(self.engine.failures_fd(), select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
+        while not self._ended.is_set():
+            failures = self.engine.failures()
+            for failure in failures:
+                try:
+                    self._decide(failure)
+                except Exception:
+                    # fail closed: the access ends in an error, and so does nothing else
+                    log.exception("policy for %s", failure)
+                    self.engine.answer(failure, Answer.POISON)
+                session = self._sessions.get(failure.guest)
+                if session is not None:
+                    session.mender.failed(failure)
+            if not failures:
+                poll.poll()
+
+    def _decide(self, failure: Failure) -> None:
+        session = self._sessions.get(failure.guest)
+        verdict = Verdict(Answer.POISON) if session is None else session.design.decide(failure)
+        loop = self._watchdog.saw(failure) if self._watchdog else None
+        if loop is not None:
+            self.loops.append(loop)
+            verdict = Verdict(Answer.POISON)  # the demonstration is over
+        delivery = self.engine.answer(failure, verdict.answer, verdict.otherwise)
+        if session is None:
+            record = Record(failure, 0, "-", "-", delivery)
+        else:
+            name = session.name_of(failure.file)
+            record = Record(failure, session.pid, name, session.design.name, delivery)
+        self.records.add(record)
+
+    async def close(self) -> None:
+        """End the policy thread, then the engine."""
+        self._ended.set()
+        os.eventfd_write(self._wake, 1)
+        await trio.to_thread.run_sync(self._thread.join)
+        await trio.to_thread.run_sync(self.engine.close)
+        os.close(self._wake)
+
+
+@contextlib.asynccontextmanager
+async def hosting(
+    files: FileServer,
+    *,
+    watchdog: Watchdog | None = None,
+    engine: Engine | None = None,
+) -> AsyncIterator[tuple[Host, trio.Nursery]]:
+    """A host over `files` while the body runs, and the nursery its guests live in.
+
+    At the end guests' connections are closed first, then the engine.
+    """
+    host = Host(files, engine or native.Engine(), watchdog)
+    try:
+        async with trio.open_nursery() as nursery:
+            yield host, nursery
+            nursery.cancel_scope.cancel()
+    finally:
+        with trio.CancelScope(shield=True):
+            await host.close()

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The record of every failed fault: what failed, where, and how it was delivered.
+
+Owns the shape that people and tools read, and keeping no more than the newest of anything
+that guests can make more of without end.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import errno
+from collections.abc import Iterator
+from typing import Any, Generic, TypeVar
+
+from daxfault.native import Delivery, Failure
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Record:
+    """One failed fault and its end.  `delivery` None: it was over before the answer came."""
+
+    failure: Failure
+    pid: int
+    name: str
+    design: str
+    delivery: Delivery | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Stable keys; times in ns of CLOCK_MONOTONIC, addresses in hexadecimal."""
+        f = self.failure
+        return {
+            "time_ns": f.time_ns,
+            "wait_ns": f.wait_ns,
+            "pid": self.pid,
+            "tid": f.tid,
+            "file": self.name,
+            "offset": f.offset,
+            "address": hex(f.address),
+            "write": f.write,
+            "errno": errno.errorcode.get(f.error, str(f.error)),
+            "reason": f.reason.name.lower(),
+            "attempts": f.attempts,
+            "design": self.design,
+            "delivered": None if self.delivery is None else self.delivery.name.lower(),
+        }
+
+
+class Newest(Generic[T]):
+    """The newest `keep` that were added, and how many there were in all."""
+
+    def __init__(self, keep: int = 4096) -> None:
+        self._kept: collections.deque[T] = collections.deque(maxlen=keep)
+        self.total = 0
+
+    def add(self, one: T) -> None:
+        self._kept.append(one)
+        self.total += 1
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(tuple(self._kept))
+
+    def __len__(self) -> int:
+        return len(self._kept)

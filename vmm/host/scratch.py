@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A place for temporary files, one directory of which becomes a mount of ours; gone however we end.
+
+Owns both directories and the child that outlives us: of SIGKILL we learn nothing, so it unmounts then, told
+by the end of its standard input.  Must not mount.
+
+That presumes that we can die.  A process that holds a descriptor of its own mount cannot: at its end the
+kernel closes that (FUSE_FLUSH), and waits for the answer of a server that is no more.  So nobody may
+hold one for longer than a call, except O_PATH.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from daxfault.vmm.errors import Unsupported
+
+# -f: the requests that a dead server owes an answer are ended, and who waits for one
+_GUARD = """
+read -r word && [ "$word" = done ] && exit
+umount -f -l "$1/mount" || fusermount3 -u -z "$1/mount"
+rm -rf --one-file-system "$1"
+"""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Scratch:
+    """Two empty directories."""
+
+    backing: Path
+    mount: Path
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Scratch]:
+    """Unsupported: there is no room for temporary files."""
+    try:
+        directory = tempfile.TemporaryDirectory(prefix="daxfault-")
+    except OSError as e:
+        raise Unsupported(f"nowhere to put temporary files: {e.strerror}") from e
+    with contextlib.ExitStack() as stack:
+        top = stack.enter_context(directory)
+        backing, mount = Path(top, "backing"), Path(top, "mount")
+        for one in (backing, mount):
+            os.mkdir(one)
+        with _guarded(top):
+            yield Scratch(backing, mount)
+            stack.close()
+
+
+@contextlib.contextmanager
+def _guarded(top: str) -> Iterator[None]:
+    guard = subprocess.Popen(
+        ["sh", "-c", _GUARD, "sh", top],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        start_new_session=True,  # Ctrl-C is for us to answer
+    )
+    try:
+        yield
+    finally:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            guard.communicate(b"done\n", timeout=5)

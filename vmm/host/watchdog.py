@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Noticing that a guest makes no progress.
+
+Owns one judgement: the same page of the same guest fails again and again while
+the file does not change, so nothing the guest does can end it.  Pure: failures
+go in, verdicts come out.  It must not answer faults.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+
+from daxfault.native import PAGE_SIZE, Failure
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Loop:
+    """Fault -> error -> "ready" -> the same fault, without progress.
+
+    `cycles` in `seconds` on `page` (guest address) of guest `guest`.
+    """
+
+    guest: int
+    page: int
+    cycles: int
+    seconds: float
+    failure: Failure
+
+    @property
+    def rate(self) -> float:
+        """Cycles a second."""
+        return self.cycles / self.seconds if self.seconds > 0 else 0.0
+
+
+@dataclasses.dataclass(slots=True)
+class _Track:
+    generation: int
+    began: int
+    cycles: int = 0
+
+
+class Watchdog:
+    """Counts cycles per page.  A loop is at least `cycles` of them lasting at least `seconds`."""
+
+    def __init__(self, *, seconds: float = 1.0, cycles: int = 100, keep: int = 4096) -> None:
+        """`keep`: pages that are counted at once; of more, those that have not failed for longest are
+        forgotten, so that a guest with many failing pages costs no more memory than that."""
+        self.seconds = seconds
+        self.cycles = cycles
+        self.keep = keep
+        self._tracks: collections.OrderedDict[tuple[int, int], _Track] = collections.OrderedDict()
+
+    def saw(self, failure: Failure) -> Loop | None:
+        """Count one failed fault; -> the loop it completes the proof of.
+
+        A failure that is the page's first in a row, or of a changed file, begins anew.
+        """
+        key = (failure.guest, failure.address & ~(PAGE_SIZE - 1))
+        track = self._tracks.get(key)
+        if track is None or failure.attempts == 1 or track.generation != failure.generation:
+            track = self._tracks[key] = _Track(failure.generation, failure.time_ns)
+        self._tracks.move_to_end(key)
+        if len(self._tracks) > self.keep:
+            self._tracks.popitem(last=False)
+        track.cycles += 1
+        elapsed = (failure.time_ns - track.began) / 1e9
+        if track.cycles < self.cycles or elapsed < self.seconds:
+            return None
+        del self._tracks[key]
+        return Loop(*key, track.cycles, elapsed, failure)

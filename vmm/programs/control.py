@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Speaking to a running host: its rules, its records, what a program of it needs.
+
+Owns where the host of a mount is found, and the requests: one JSON object a line each
+way, on a unix socket.  Must not know the command line.
+
+    {"do": "inject", "rule": "EIO,file=*.db"}  ->  {"is": 1}, the rule's id
+    {"do": "remove", "id": 1}                  ->  {"is": 1}, how many; without id: all
+    {"do": "rules"}                            ->  {"is": [{"id", "rule", "on"}, ...]}
+    {"do": "records"}                          ->  {"is": [...]}, the newest failed faults
+    {"do": "failed", "pid": 5, "file": 1, "offset": 4096}
+                                               ->  {"is": {"path", "errno", "reason"}}, of a page that
+                                                   this process could not touch; file: of memfd:daxfault:1
+    {"do": "environment"}                      ->  {"is": {...}}, for a program to be served
+    {"do": "status"}                           ->  {"is": {...}}, counters and memory
+
+A refusal is {"error": "..."}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import socket
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from daxfault import native
+from daxfault.vmm.errors import DaxfaultError, UsageError
+from daxfault.vmm.programs import faults
+from daxfault.vmm.programs.programs import Programs
+
+log = logging.getLogger(__name__)
+
+LINE_MAX = 1 << 16
+SECONDS = 10.0
+
+
+def socket_path(device: int) -> Path:
+    """Where the host of the mount with this st_dev listens: root's in /run, others' where they may."""
+    top = Path("/run") if os.geteuid() == 0 else Path(os.environ.get("XDG_RUNTIME_DIR", "/tmp"))
+    return top / f"daxfault-{os.geteuid()}" / f"{os.major(device)}:{os.minor(device)}"
+
+
+class Control:
+    """The host's end.  `environment` is what its programs need."""
+
+    def __init__(self, programs: Programs, environment: dict[str, str]) -> None:
+        self._programs = programs
+        self._environment = environment
+
+    async def listen(
+        self, device: int, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Answer for the mount with this st_dev, for ever; this user and root only."""
+        path = socket_path(device)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()  # of a host that was killed: no two mounts have one st_dev
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as listener:
+            listener.bind(os.fspath(path))
+            ours = path.stat()
+            try:
+                path.chmod(0o600)
+                listener.listen()
+                server = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
+                task_status.started()
+                await trio.serve_listeners(self._talk, [server])
+            finally:
+                # should our mount be gone before us, another one may have its st_dev
+                with contextlib.suppress(FileNotFoundError):
+                    if os.path.samestat(path.stat(), ours):
+                        path.unlink()
+
+    async def _talk(self, stream: trio.SocketStream) -> None:
+        peer = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        _, uid, _ = struct.unpack("3i", peer)
+        if uid not in (0, os.geteuid()):
+            log.warning("a process of user %d was refused", uid)
+            return
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            line = b""
+            async for some in stream:
+                line += some
+                while b"\n" in line:
+                    request, line = line.split(b"\n", 1)
+                    await stream.send_all(json.dumps(self._answer(request)).encode() + b"\n")
+                if len(line) > LINE_MAX:
+                    return
+
+    def _answer(self, line: bytes) -> dict[str, Any]:
+        try:
+            request = json.loads(line)
+            do = request.pop("do")
+            answers: dict[str, Callable[..., Any]] = {
+                "inject": self._inject,
+                "remove": self._remove,
+                "rules": self._rules,
+                "records": self._records,
+                "failed": self._failed,
+                "environment": lambda: self._environment,
+                "status": self._status,
+            }
+            return {"is": answers[do](**request)}
+        except (faults.BadRule, OSError) as e:
+            return {"error": str(e)}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+            return {"error": f"not a request: {e}"}
+
+    def _inject(self, rule: str) -> int:
+        return self._programs.rules.add(faults.parse(rule))
+
+    def _remove(self, id: int | None = None) -> int:
+        return self._programs.rules.remove(id)
+
+    def _rules(self) -> list[dict[str, Any]]:
+        return [{"id": id, "rule": str(rule), "on": on} for id, rule, on in self._programs.rules]
+
+    def _records(self) -> list[dict[str, Any]]:
+        return [record.as_json() for record in self._programs.host.records]
+
+    def _failed(self, pid: int, file: int, offset: int) -> dict[str, Any]:
+        held = self._programs.files.find(file)
+        if held is None:
+            return {"path": None, "errno": None, "reason": None}
+        # past the end the kernel has failed it, and nobody has a record
+        if offset >= held.file.size:
+            return {"path": held.name, "errno": "EFAULT", "reason": "eof"}
+        page = offset // native.PAGE_SIZE * native.PAGE_SIZE
+        for record in reversed(tuple(self._programs.host.records)):
+            failure = record.failure
+            if (record.pid, record.name, failure.offset) == (pid, held.name, page):
+                known = record.as_json()
+                return {"path": held.name, "errno": known["errno"], "reason": known["reason"]}
+        return {"path": held.name, "errno": None, "reason": None}
+
+    def _status(self) -> dict[str, Any]:
+        return {
+            "programs": self._programs.served,
+            "busy": self._programs.busy,
+            "deaths": self._programs.deaths.total,
+            "files": [held.name for held in self._programs.files],
+            "cache_used": native.cache_used(),
+            "cache_limit": self._programs.cache_limit,
+            "counters": dataclasses.asdict(self._programs.host.engine.counters()),
+        }
+
+
+def ask(mount: str | os.PathLike[str], do: str, **arguments: Any) -> Any:
+    """Put one request to the host of `mount`; -> its answer.
+
+    UsageError when no host answers for it or it refuses, DaxfaultError when it hangs up.
+    """
+    try:
+        device = os.stat(mount).st_dev
+    except OSError as e:
+        raise UsageError(f"{mount}: {e.strerror}") from e
+    path = socket_path(device)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(SECONDS)
+        try:
+            sock.connect(os.fspath(path))
+            sock.sendall(json.dumps({"do": do, **arguments}).encode() + b"\n")
+            line = sock.makefile("rb").readline()
+        except OSError as e:
+            raise UsageError(
+                f"{mount}: no host serves programs there ({path}: {e.strerror or e}); "
+                "start one with `daxfault run`"
+            ) from e
+    if not line:
+        raise DaxfaultError(f"{mount}: its host hung up")
+    answer = json.loads(line)
+    if "error" in answer:
+        raise UsageError(answer["error"])
+    return answer["is"]

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that programs map, each held once however many map it.
+
+Owns when a file's page cache is given up: a while after the last of them has let go.  What
+they stored is written back at once.  Must not know what a program is.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+from collections.abc import Callable, Iterator
+
+import trio
+
+from daxfault.native import File
+from daxfault.vmm.host.session import FileServer, Pinned
+
+log = logging.getLogger(__name__)
+
+# Who maps a file again soon finds its pages, as in the kernel's page cache.
+LINGER_SECONDS = 1.0
+_LOOK_SECONDS = 0.5
+
+
+class Held:
+    """A file that programs map, or did a moment ago.  `users` counts holds."""
+
+    def __init__(self, pinned: Pinned, name: str) -> None:
+        self.pinned = pinned
+        self.name = name
+        self.users = 0
+        self.saving = 0  # who has it written back just now
+        self.left = 0.0  # trio.current_time() when the last user let go
+        # taken to hand out the page cache, and to give it up
+        self.lock = trio.Lock()
+
+    @property
+    def file(self) -> File:
+        return self.pinned.file
+
+
+class Files:
+    """The files of all programs of a host."""
+
+    def __init__(self, server: FileServer, opened: Callable[[Held], None]) -> None:
+        """`opened` is called with each file that is new here."""
+        self._server = server
+        self._opened = opened
+        self._held: dict[int, Held] = {}
+
+    def __iter__(self) -> Iterator[Held]:
+        return iter(tuple(self._held.values()))
+
+    @property
+    def used(self) -> bool:
+        """Some program maps a file, or a forked child of one does, or what they stored is being written
+        back."""
+        return any(held.users or held.saving or held.file.mapped for held in self)
+
+    async def hold(self, fd: int, name: Callable[[], str]) -> Held:
+        """Hold the file behind a program's own descriptor; `name` tells what it calls it, if that is
+        news.  OSError as FileServer.pin()."""
+        pinned = await self._server.pin(fd)
+        held = self._held.get(pinned.file.id)
+        if held is None:
+            held = self._held[pinned.file.id] = Held(pinned, name())
+            self._opened(held)
+        else:
+            pinned.release()
+        held.users += 1
+        return held
+
+    async def let_go(self, held: Held) -> None:
+        """Give a hold back; the last one has what was stored written back."""
+        held.users -= 1
+        held.left = trio.current_time()
+        if held.users == 0:
+            await self._write_back(held)
+
+    def find(self, file: int) -> Held | None:
+        """The file with this native id."""
+        return self._held.get(file)
+
+    async def write_back(self) -> None:
+        """Write back what was stored to each file.  What fails is tried again the next time, and is told to
+        who asks for it (msync, fsync)."""
+        for held in self:
+            await self._write_back(held)
+
+    async def sync(self, held: Held) -> None:
+        """Have what was stored to the file on its disk.  OSError as File.sync()."""
+        held.users += 1  # whoever unmaps it meanwhile
+        try:
+            await trio.to_thread.run_sync(functools.partial(held.file.sync, datasync=True))
+        finally:
+            await self.let_go(held)
+
+    async def _write_back(self, held: Held) -> None:
+        held.saving += 1
+        try:
+            with trio.CancelScope(shield=True):
+                async with held.lock:
+                    if held.file.closed:
+                        return
+                    written = await trio.to_thread.run_sync(held.file.write_back)
+        except OSError as e:
+            written = True  # in part
+            log.warning("%s: not written back yet: %s", held.name, e.strerror)
+        finally:
+            held.saving -= 1
+        if written:
+            self._server.mapping_changed(held.pinned.inode)  # its times have changed
+
+    async def reap(self) -> None:
+        """Give up what nobody has mapped for a while, for ever; all of it when cancelled."""
+        try:
+            while True:
+                await trio.sleep(_LOOK_SECONDS)
+                # of a forked child nobody tells when it lets go
+                for held in self:
+                    if held.users == 0 and trio.current_time() - held.left > LINGER_SECONDS:
+                        await self._retire(held)
+        finally:
+            with trio.CancelScope(shield=True):
+                for held in self:
+                    await self._retire(held)
+
+    async def _retire(self, held: Held) -> None:
+        """Unless somebody uses it.  Where writing back fails it stays, to be tried again."""
+        async with held.lock:
+            try:
+                written = await trio.to_thread.run_sync(held.file.retire)
+            except OSError as e:
+                if e.errno != errno.EBUSY:  # mapped: by a forked child, or by a guest of another kind
+                    log.error("%s: what programs stored is not written back: %s", held.name, e.strerror)
+                return
+            if held.users == 0:
+                held.file.inject_clear()
+                del self._held[held.file.id]
+                held.pinned.release()
+        if written:
+            self._server.mapping_changed(held.pinned.inode)

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All programs of a host: letting them in, writing back what they store, and what became of
+those that died of a mapping.
+
+Owns the tasks that no single program can have.  Must not know how a program was started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from daxfault import native
+from daxfault.native import File
+from daxfault.vmm.host.host import Host
+from daxfault.vmm.host.peer import close_all
+from daxfault.vmm.host.records import Newest
+from daxfault.vmm.host.session import FileServer
+from daxfault.vmm.programs import where, wire
+from daxfault.vmm.programs.faults import Rules
+from daxfault.vmm.programs.files import Files, Held
+from daxfault.vmm.programs.session import ProgramSession
+
+log = logging.getLogger(__name__)
+
+WRITE_BACK_SECONDS = 5.0  # as the kernel's own flusher (vm.dirty_writeback_centisecs)
+FULL_SECONDS = 0.02  # between two attempts, while the page caches are over their limit
+DEATHS_KEPT = 1024  # with their stacks; a program may say without end that it dies
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Death:
+    """A SIGBUS that a program had no handler for.
+
+    `file` and `offset` say what it touched, None when that was no file of ours.  `stack` is
+    of addresses in the program, innermost first, empty when not asked for.
+    """
+
+    time_ns: int
+    pid: int
+    tid: int
+    address: int
+    code: int
+    file: str | None
+    offset: int | None
+    stack: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Times in ns of CLOCK_MONOTONIC, addresses in hexadecimal."""
+        return dataclasses.asdict(self) | {"address": hex(self.address)}
+
+
+class Programs:
+    """Serves programs through `host`."""
+
+    def __init__(self, host: Host, server: FileServer, mount: Path, *, cache_limit: int = 0) -> None:
+        """`mount` is where `server` serves; `cache_limit`: bytes that page caches may have, 0: no limit."""
+        native.cache_limit(cache_limit)
+        self.cache_limit = cache_limit
+        self.host = host
+        self.files = Files(server, self._opened)
+        self.rules = Rules(self._mapped)
+        self._mount = mount
+        self.deaths: Newest[Death] = Newest(DEATHS_KEPT)
+        self.served = 0  # programs, ever
+        self._to_close, self._closing = trio.open_memory_channel[int](math.inf)
+
+    def make(self, sock: socket.socket, pid: int) -> ProgramSession:
+        self.served += 1
+        return ProgramSession(sock, pid, self.host.engine, self.files, self)
+
+    def _opened(self, held: Held) -> None:
+        self.rules.opened(self.path_of(held), held.file)
+
+    def _mapped(self) -> Iterator[tuple[str, File]]:
+        return ((self.path_of(held), held.file) for held in self.files)
+
+    def path_of(self, held: Held) -> str:
+        """Its path relative to the mount, as the program that mapped it first knew it."""
+        return os.path.relpath(held.name, self._mount)
+
+    @property
+    def busy(self) -> bool:
+        """Some program maps a file, or what it has stored is being written back."""
+        return self.files.used
+
+    async def sigbus(self, pid: int, message: wire.Sigbus) -> None:
+        """A program is about to die; it waits for us to look at it."""
+        # In a thread: its address space may be locked by one that waits for this mount.  Of the thread that
+        # died: a process whose first thread has ended shows nothing.
+        areas = await trio.to_thread.run_sync(where.areas, message.tid or pid)
+        area = where.at(areas, message.address)
+        held = None if area is None or area.file is None else self.files.find(area.file)
+        offset = None if held is None or area is None else message.address - area.start + area.offset
+        stack = tuple(where.described(areas, frame) for frame in message.frames)
+        name = None if held is None else held.name
+        self.deaths.add(
+            Death(time.monotonic_ns(), pid, message.tid, message.address, message.code, name, offset, stack)
+        )
+
+    async def listen(
+        self,
+        path: str,
+        *,
+        user: int | None = None,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Let programs in that connect to `path`, for ever."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_unmapped)
+            nursery.start_soon(self._write_back)
+            nursery.start_soon(self.files.reap)
+            nursery.start_soon(self._close_all)
+            nursery.start_soon(self.rules.watch)
+            await self.host.accept(path, self.make, user=user, task_status=task_status)
+
+    def close_later(self, fds: list[int]) -> None:
+        for fd in fds:
+            self._to_close.send_nowait(fd)
+
+    async def _close_all(self) -> None:
+        try:
+            async for fd in self._closing:
+                await close_all([fd])
+        finally:
+            self._to_close.close()
+            with contextlib.suppress(trio.WouldBlock, trio.EndOfChannel):
+                while True:
+                    await close_all([self._closing.receive_nowait()])
+
+    async def _watch_unmapped(self) -> None:
+        async with trio.open_nursery() as nursery:
+            while True:
+                await trio.lowlevel.wait_readable(self.host.engine.unmapped_fd())
+                for guest, file in self.host.engine.unmapped():
+                    session = self.host.session(guest)
+                    if isinstance(session, ProgramSession):
+                        nursery.start_soon(session.unmapped, file)
+
+    async def _write_back(self) -> None:
+        while True:
+            await trio.sleep(FULL_SECONDS)
+            with trio.move_on_after(WRITE_BACK_SECONDS):
+                await self._full()
+            await self.files.write_back()
+
+    async def _full(self) -> None:
+        """Return when memory that programs have stored to is wanted."""
+        if not self.cache_limit:
+            await trio.sleep_forever()
+        await trio.lowlevel.wait_readable(native.cache_full_fd())
+        os.read(native.cache_full_fd(), 8)

@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One program's connection: its mmap()s, its msync()s, its end.
+
+Owns what a program may reach: files that it has opened itself.  What it has mapped is
+asked of the kernel.  The service outlives the connection, which a program that closes
+all its descriptors loses without knowing: it ends with the address space.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import socket
+from typing import Protocol
+
+import trio
+
+from daxfault import native
+from daxfault.native import Engine, File, Guest, GuestFlag
+from daxfault.vmm.designs import DESIGNS, Design
+from daxfault.vmm.host.mender import Mender
+from daxfault.vmm.host.peer import Peer, close_all
+from daxfault.vmm.host.session import HELLO_SECONDS
+from daxfault.vmm.host.wire import ProtocolError
+from daxfault.vmm.programs import wire
+from daxfault.vmm.programs.files import Files, Held
+
+log = logging.getLogger(__name__)
+
+_LEAVE_SECONDS = 0.05  # from a munmap() to its writing back
+_LOOK_SECONDS = 0.5  # at an address space whose connection is gone
+_FORK = 1 << 1
+_FEATURES = sum(1 << bit for bit in (0, 2, 3, 5, 6, 8, 10, 11, 12, 13))  # uffd_features.py
+
+
+class Observer(Protocol):
+    """Who wants to know what became of programs, and closes what they sent: close(2) of a file of our
+    own mount waits for this very process (fs/fuse/file.c, fuse_flush()), and no program should."""
+
+    async def sigbus(self, pid: int, message: wire.Sigbus) -> None: ...
+
+    def close_later(self, fds: list[int]) -> None: ...
+
+
+def tracer_of(pid: int) -> int:
+    """The process that traces `pid`, 0 when none does or it is gone."""
+    with contextlib.suppress(OSError, ValueError), open(f"/proc/{pid}/status") as lines:
+        for line in lines:
+            if line.startswith("TracerPid:"):
+                return int(line.split()[1])
+    return 0
+
+
+def enable(uffd: int) -> tuple[int, bool]:
+    """UFFDIO_API on a program's userfaultfd; -> the features it has now, and whether its forked
+    children can be followed: EVENT_FORK wants CAP_SYS_PTRACE, of us (fs/userfaultfd.c)."""
+    if os.readlink(f"/proc/self/fd/{uffd}") != "anon_inode:[userfaultfd]":
+        raise ProtocolError("what it wants to be served by is not a userfaultfd")
+    features = _FEATURES & native.uffd_probe()
+    if native.lib.df_uffd_api(uffd, features | _FORK) == 0:
+        return features | _FORK, True
+    if error := native.lib.df_uffd_api(uffd, features):
+        raise OSError(-error, f"UFFDIO_API: {os.strerror(-error)}")
+    return features, False
+
+
+class ProgramSession:
+    """A program from its attachment to the end of its address space."""
+
+    def __init__(
+        self, sock: socket.socket, pid: int, engine: Engine, files: Files, observer: Observer
+    ) -> None:
+        self.pid = pid
+        self.guest: Guest | None = None
+        self.design: Design = DESIGNS["poison"]
+        self.mender = Mender(self._file_of)
+        self._peer = Peer(sock)
+        self._engine = engine
+        self._files = files
+        self._observer = observer
+        self._held: dict[int, Held] = {}
+        self._mapping: Held | None = None  # an mmap() whose address is not known yet
+        self._closed = False
+        # taken by a thread that uses the guest beside serve(), and to end it
+        self._leaving: set[int] = set()  # files whose last mapping may have gone a moment ago
+        self._looking = trio.Lock()
+
+    async def greet(self, seconds: float = HELLO_SECONDS) -> Guest:
+        """Let the program attach; -> the engine's guest.
+
+        Raises ProtocolError, OSError, or trio.TooSlowError when that takes longer than `seconds`.
+        """
+        with trio.fail_after(seconds):
+            message, fds = await self._first()
+            if not isinstance(message, wire.Attach):
+                await close_all(fds)
+                raise ProtocolError("an attachment comes first")
+            if not self.pid:
+                raise ProtocolError("a process of another pid namespace, whose memory cannot be told")
+            if message.pid != self.pid and tracer_of(message.pid) != self.pid:
+                raise ProtocolError(f"says it is process {message.pid}, the kernel says {self.pid}")
+            self.pid = message.pid
+            await self._offer(message)
+            message, fds = await self._first()
+        if isinstance(message, wire.Sigbus):
+            # a forked child that has mapped nothing itself
+            await self._observer.sigbus(self.pid, message)
+            await self._peer.send(wire.reply(message))
+            raise OSError(errno.EFAULT, "it has died of a mapping")
+        if not isinstance(message, wire.Serve):
+            await close_all(fds)
+            raise ProtocolError("a userfaultfd comes second")
+        (uffd,) = fds
+        try:
+            features, children = enable(uffd)
+        except BaseException as e:
+            await close_all(fds)
+            if isinstance(e, OSError):
+                await self._peer.send(wire.reply(message, e.errno or errno.EIO))
+            raise
+        self.guest = self._engine.guest(uffd, features, self.pid, flags=GuestFlag.PROGRAM)
+        await self._peer.send(wire.serve_reply(message, children=children))
+        return self.guest
+
+    async def _first(self) -> tuple[wire.Message, list[int]]:
+        received = await self._peer.receive(wire.parse)
+        if received is None:
+            raise ProtocolError("the program closed its connection before it was served")
+        return received
+
+    async def _offer(self, message: wire.Attach) -> None:
+        """Lend it an open /dev/userfaultfd: its file mode, not the program's privileges, decides."""
+        try:
+            device = os.open("/dev/userfaultfd", os.O_RDWR | os.O_CLOEXEC)
+        except OSError as e:
+            log.info("program %d: /dev/userfaultfd: %s; it has to ask for itself", self.pid, e.strerror)
+            await self._peer.send(wire.attach_reply(message))
+            return
+        try:
+            await self._peer.send(wire.attach_reply(message), device)
+        finally:
+            os.close(device)
+
+    async def serve(self) -> None:
+        """Answer requests, until the address space is gone.  Raises as greet()."""
+        assert self.guest is not None
+        while (received := await self._peer.receive(wire.parse)) is not None:
+            message, fds = received
+            try:
+                await self._answer(message, fds)
+            finally:
+                self._observer.close_later(fds)
+        await self._mapped_nowhere()  # nobody will tell of it any more
+        while self.guest.alive:  # noqa: ASYNC110 - nobody tells of an exec(2)
+            await trio.sleep(_LOOK_SECONDS)
+
+    async def close(self) -> None:
+        """End the service: what is absent is poisoned.  release() lets go of the files."""
+        self._peer.close()
+        self._closed = True
+        async with self._looking:
+            if self.guest is not None:
+                await trio.to_thread.run_sync(self.guest.close)
+
+    async def orphans_gone(self) -> None:
+        """Files.reap() leaves alone what forked children map."""
+
+    async def release(self) -> None:
+        """Let go of the files, after close()."""
+        await self._mapped_nowhere()
+        while self._held:
+            await self._let_go(next(iter(self._held)))
+
+    async def _mapped_nowhere(self) -> None:
+        """The mmap() that is under way, if one is, came to nothing."""
+        held, self._mapping = self._mapping, None
+        if held is not None:
+            await self._files.let_go(held)
+
+    def name_of(self, file: int) -> str:
+        """What the program calls the file with this native id, or the id."""
+        held = self._files.find(file)
+        return held.name if held else f"file {file}" if file else "-"
+
+    def _file_of(self, file: int) -> File | None:
+        held = self._held.get(file)
+        return held.file if held else None
+
+    async def unmapped(self, file: int) -> None:
+        """The program may have lost its last mapping of a file: let it go.
+
+        mremap() makes mappings of which nobody tells (in place, of a length of 0, MREMAP_DONTUNMAP), and
+        which are known only when they are touched: so the kernel is asked once more.  Not at once: who
+        unmaps a file often maps it again.
+        """
+        if file in self._leaving:
+            return
+        self._leaving.add(file)
+        await trio.sleep(_LEAVE_SECONDS)
+        self._leaving.discard(file)
+        async with self._looking:
+            if self._closed or file not in self._held or self._maps(file):
+                return
+            # It is not adopted: it may be about to be, by another connection of the same process.
+            with contextlib.suppress(OSError):  # it is gone
+                if file in await trio.to_thread.run_sync(native.process_files, self.pid, 0, wire.ADDRESSES):
+                    return
+        await self._let_go(file)
+
+    def _maps(self, file: int) -> bool:
+        if self._mapping is not None and self._mapping.file.id == file:
+            return True
+        return self.guest is not None and file in self.guest.files()
+
+    async def _let_go(self, file: int) -> None:
+        async with self.mender.lock:
+            # an mmap() may have come while it was waited for
+            held = self._held.pop(file, None) if self._closed or not self._maps(file) else None
+        if held is not None:
+            await self._files.let_go(held)
+
+    # ---- requests
+
+    async def _answer(self, message: wire.Message, fds: list[int]) -> None:
+        try:
+            if isinstance(message, wire.Mmap):
+                await self._mmap(message, fds[0])
+            elif isinstance(message, wire.Mapped):
+                await self._mapped(message)
+            elif isinstance(message, wire.Msync):
+                await self._msync(message)
+            elif isinstance(message, wire.Sigbus):
+                await self._observer.sigbus(self.pid, message)
+                await self._peer.send(wire.reply(message))
+            else:
+                raise ProtocolError(f"{type(message).__name__} comes once")
+        except OSError as e:
+            log.info("program %d: %s refused: %s", self.pid, type(message).__name__, e)
+            await self._peer.send(wire.reply(message, e.errno or errno.EIO))
+
+    async def _mmap(self, message: wire.Mmap, fd: int) -> None:
+        if self._mapping is not None:
+            raise ProtocolError("an mmap() while another is under way")
+        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+        if flags & os.O_PATH:
+            raise OSError(errno.EBADF, "opened with O_PATH")
+        writable = flags & os.O_ACCMODE == os.O_RDWR
+        # the kernel's own words for it (mm/mmap.c, do_mmap())
+        if flags & os.O_ACCMODE == os.O_WRONLY or (message.shared and message.write and not writable):
+            raise OSError(errno.EACCES, "the file is not open for that")
+        # d_path() asks no file system
+        held = await self._files.hold(fd, lambda: os.readlink(f"/proc/self/fd/{fd}"))
+        try:
+            stores = message.shared and writable
+            async with held.lock:
+                cache = held.file.cache_fd(writable=stores, sized=True)
+            try:
+                await self._peer.send(wire.mmap_reply(message, private=not stores), cache)
+            finally:
+                os.close(cache)
+        except BaseException:
+            await self._files.let_go(held)
+            raise
+        self._mapping = held
+
+    async def _mapped(self, message: wire.Mapped) -> None:
+        assert self.guest is not None
+        held, self._mapping = self._mapping, None
+        try:
+            found = await self._adopt(message) if message.len else 0
+            if held is not None and message.len and not found:
+                raise OSError(errno.EINVAL, f"nothing of ours is mapped at {message.start:#x}")
+        finally:
+            await self._keep(held)
+        await self._peer.send(wire.reply(message))
+
+    async def _adopt(self, message: wire.Mapped) -> int:
+        """In a thread: the program's address space may be locked by one that waits for this mount."""
+        assert self.guest is not None
+        return await trio.to_thread.run_sync(self.guest.adopt, self.pid, message.start, message.len)
+
+    async def _keep(self, new: Held | None) -> None:
+        """Hold each file that the program maps once: `new`, and what a forked child has inherited."""
+        assert self.guest is not None
+        for id in self.guest.files() - self._held.keys():
+            held = new if new is not None and new.file.id == id else self._files.find(id)
+            if held is None:
+                continue  # its last user has just let go; the pages stay while they are mapped
+            self._held[id] = held
+            if held is new:
+                new = None
+            else:
+                held.users += 1
+        if new is not None:
+            await self._files.let_go(new)
+
+    async def _msync(self, message: wire.Msync) -> None:
+        assert self.guest is not None
+        # In a thread, as _adopt().  Of the process, not of its guest: a forked child that is served as its
+        # parent's, or a move that is not acted upon yet, must not pass for nothing to be done.
+        ids = await trio.to_thread.run_sync(native.process_files, self.pid, message.start, message.len)
+        for id in ids:
+            if (held := self._files.find(id)) is not None:
+                await self._files.sync(held)
+        await self._peer.send(wire.reply(message))

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What stands in for a design on a stock kernel: the memory, the rescue, the injection.
+
+Owns their names, and which design of the model each is the reality of.  A design that needs
+another kernel has a way too, which says so.  Must not run anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+
+from daxfault.vmm.kvm.inject import Injection
+from daxfault.vmm.kvm.window import Rescue
+
+
+class Under(enum.StrEnum):
+    """What the window's memslot lies over."""
+
+    FILE = "file"  # a mapping of the file: the kernel resolves the faults, as in the 2020 series
+    ENGINE = "engine"  # the file's page cache, whose faults are the engine's
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Way:
+    """`models`: a name of daxfault.vmm.designs, or nothing.  `impossible`: why no stock kernel can do it.
+
+    Without a rescue nobody ends a loop; without an injection the guest is told of nothing, and
+    its vCPU not resumed.
+    """
+
+    name: str
+    summary: str
+    under: Under = Under.FILE
+    rescue: Rescue | None = None
+    injection: Injection | None = None
+    models: str = ""
+    impossible: str = ""
+
+    @property
+    def promises(self) -> bool:
+        """Every access has its right end: daxfault's own promise, which needs its own memory."""
+        return self.under is Under.ENGINE
+
+
+_RESCUES = {
+    Rescue.UNMAP: "the dead tail is unmapped",
+    Rescue.FORBID: "the dead tail is made PROT_NONE",
+    Rescue.SHRINK: "the memslot ends before the dead tail",
+    Rescue.POISON: "poison is moved over the dead tail",
+}
+_INJECTIONS = {
+    Injection.AREA: "#PF, with reason and address in the async_pf area",
+    Injection.PF: "#PF, with a bit in its error code",
+    Injection.MC: "#MC, with the gpa in a bank",
+    Injection.EVENT: "an MSI, with reason and address in the area",
+}
+# the reality of a design: which of the ways below
+_MODELS = {
+    "unmap+area": "rfc-v1",
+    "unmap+pf": "inject-on-retry",
+    "engine+mc": "poison",
+    "engine+event": "report",
+}
+_KERNELS = 'KVM itself writes what comes with "ready": user space cannot add a word, it takes another kernel'
+
+
+def _ways() -> list[Way]:
+    ways = [
+        Way("kernel", "nobody helps: what this kernel does by itself", models="mainline"),
+        Way("ready-flag", 'a flag beside the token of "ready"', models="june-2020", impossible=_KERNELS),
+        Way(
+            "unmap+stop",
+            f"{_RESCUES[Rescue.UNMAP]}; KVM_RUN fails, and the vCPU is not resumed",
+            rescue=Rescue.UNMAP,
+            models="exit-to-user",
+        ),
+        Way("ready-gone", '"ready" says that the page is gone', models="gone-in-wakeup", impossible=_KERNELS),
+    ]
+    for rescue, does in _RESCUES.items():
+        for injection, told in _INJECTIONS.items():
+            name = f"{rescue}+{injection}"
+            ways.append(Way(name, f"{does}; {told}", Under.FILE, rescue, injection, _MODELS.get(name, "")))
+    for injection, told in _INJECTIONS.items():
+        name = f"engine+{injection}"
+        summary = f"the engine serves the memory and poisons; {told}"
+        ways.append(Way(name, summary, Under.ENGINE, None, injection, _MODELS.get(name, "")))
+    return ways
+
+
+WAYS: dict[str, Way] = {way.name: way for way in _ways()}
+
+
+def of_designs(names: list[str]) -> list[Way]:
+    """The reality of these designs, in their order."""
+    return [way for name in names for way in WAYS.values() if way.models == name]

@@ -1,0 +1,374 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole story, run for real: a guest maps a file of our mount, the file is truncated,
+the guest touches it.
+
+Owns the order of events and what was expected of each; prints nothing.  A story is
+one design and one way to truncate; every observation in it is measured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import os
+import platform
+import shutil
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from daxfault import fsd, native
+from daxfault.native import PAGE_SIZE, RANGE_SIZE, Delivery, Wait
+from daxfault.vmm.designs import DESIGNS
+from daxfault.vmm.errors import Unsupported, UsageError
+from daxfault.vmm.host.host import Host, hosting
+from daxfault.vmm.host.scratch import scratch
+from daxfault.vmm.host.watchdog import Loop, Watchdog
+from daxfault.vmm.study.cpu_time import cpu_seconds
+from daxfault.vmm.study.standin import Done, StandIn, standin
+
+STORIES = ("mainline", "report")  # the designs whose story is told
+VIAS = ("mount", "behind")
+SMALLEST = 8 * PAGE_SIZE
+DEFAULT_SIZE = 16 * PAGE_SIZE
+TAIL = 100  # bytes of the last page that survive the truncation
+_NOTICE_SECONDS = 5.0
+
+Progress = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Access:
+    """One access of the guest after the truncation.
+
+    `outcome` is the stand-in's, or "loop", or "stopped": the vCPU is not resumed.  `cycles` in
+    `seconds`: fault -> error -> "ready" on that page, when it looped; `told`: the guest was told each
+    time, otherwise its vCPU was only halted.  `cpu`: processor time of host and guest, in seconds.
+    """
+
+    what: str
+    offset: int
+    outcome: str
+    address: int | None
+    expected_address: int | None
+    si_code: int | None
+    error: str
+    done: int
+    ns: int
+    cycles: int
+    seconds: float
+    told: bool
+    cpu: float
+    expected: str
+    ok: bool
+
+    @property
+    def rate(self) -> float:
+        """Cycles a second."""
+        return self.cycles / self.seconds if self.seconds else 0.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Story:
+    """One design, one way to truncate."""
+
+    design: str
+    via: str
+    size: int
+    cut: int
+    noticed_ms: float
+    accesses: tuple[Access, ...]
+
+    @property
+    def ok(self) -> bool:
+        return all(access.ok for access in self.accesses)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Outcome:
+    """All stories of one run."""
+
+    kernel: str
+    file: str
+    stories: tuple[Story, ...]
+
+    @property
+    def ok(self) -> bool:
+        return all(story.ok for story in self.stories)
+
+    def as_json(self) -> dict[str, Any]:
+        """`version` counts changes of this shape.  Sizes are bytes, `ns` nanoseconds, `address`
+        hexadecimal, `rate` cycles a second, `cpu` and `seconds` seconds."""
+        stories = []
+        for story in self.stories:
+            shown = dataclasses.asdict(story) | {"ok": story.ok}
+            shown["accesses"] = [
+                dataclasses.asdict(a)
+                | {
+                    "address": None if a.address is None else hex(a.address),
+                    "expected_address": None if a.expected_address is None else hex(a.expected_address),
+                    "rate": a.rate,
+                }
+                for a in story.accesses
+            ]
+            stories.append(shown)
+        return {
+            "version": 1,
+            "kernel": self.kernel,
+            "file": self.file,
+            "ok": self.ok,
+            "stories": stories,
+        }
+
+
+def check_file(file: Path | None) -> None:
+    """Raise UsageError when `file` cannot be the story's file."""
+    if file is None:
+        return
+    if not file.is_file():
+        raise UsageError(f"{file}: not a regular file")
+    if file.stat().st_size < SMALLEST:
+        raise UsageError(f"{file}: has {file.stat().st_size} bytes; at least {SMALLEST} are needed")
+
+
+async def run(
+    *,
+    file: Path | None = None,
+    designs: Sequence[str] = STORIES,
+    vias: Sequence[str] = VIAS,
+    seconds: float = 0.5,
+    progress: Progress = lambda _: None,
+) -> Outcome:
+    """Run every story; `file` is copied, never touched.  `seconds` is how long a loop is watched.
+
+    Raises UsageError, Unsupported, fsd.MountError, or OSError when the machine will not; perhaps
+    in exception groups, each with nothing beside it.
+    """
+    check_file(file)
+    stories = []
+    async with _stage(file, seconds) as stage:
+        for design in designs:
+            for via in vias:
+                progress(f"{design}, truncated {_through(via)}")
+                stories.append(await _story(stage, design, via, progress))
+    return Outcome(platform.release(), str(file) if file else "generated", tuple(stories))
+
+
+def _through(via: str) -> str:
+    return "through the mount" if via == "mount" else "behind the mount"
+
+
+@dataclasses.dataclass(slots=True)
+class _Stage:
+    """The mount, the host, and the file to copy."""
+
+    backing: Path
+    mount: Path
+    file: Path | None
+    seconds: float
+    host: Host
+    nursery: trio.Nursery
+
+
+@contextlib.asynccontextmanager
+async def _stage(file: Path | None, seconds: float) -> AsyncIterator[_Stage]:
+    with scratch() as place:
+        fs = fsd.Filesystem(place.backing)
+        watchdog = Watchdog(seconds=seconds)
+        async with fsd.mounted(fs, place.mount), hosting(fs, watchdog=watchdog) as (host, nursery):
+            yield _Stage(place.backing, place.mount, file, seconds, host, nursery)
+
+
+def _make(path: Path, source: Path | None) -> int:
+    """The story's file; -> its size."""
+    try:
+        if source is not None:
+            shutil.copyfile(source, path)
+        else:
+            path.write_bytes(os.urandom(DEFAULT_SIZE))
+    except OSError as e:
+        if source is not None and e.filename == os.fspath(source):
+            raise UsageError(f"{source}: {e.strerror}") from e
+        raise Unsupported(f"{path}: {e.strerror}; TMPDIR names another place for it") from e
+    return path.stat().st_size
+
+
+async def _story(stage: _Stage, design: str, via: str, progress: Progress) -> Story:
+    name = f"{design}-{via}"
+    backing, path = stage.backing / name, stage.mount / name
+    size = await trio.to_thread.run_sync(_make, backing, stage.file)
+    cut = size // 2 // PAGE_SIZE * PAGE_SIZE + TAIL
+    first = cut // RANGE_SIZE * RANGE_SIZE
+    async with standin(stage.host, stage.nursery, DESIGNS[design], window=2 * RANGE_SIZE) as guest:
+        await guest.open("file", path, "rw")
+        base = await guest.map("file", first, 2 * RANGE_SIZE, 0, "w")
+        teller = _Teller(stage, guest, base, first, progress)
+        dead = (cut + PAGE_SIZE - 1) // PAGE_SIZE * PAGE_SIZE
+        await teller.before(backing, cut, dead)
+        noticed = await _truncate(stage, guest, via, name, cut)
+        await teller.after(design, cut, dead)
+        os.truncate(backing, size)
+        await _noticed(guest, name, size)
+        await teller.regrown(dead)
+    return Story(design, via, size, cut, noticed, tuple(teller.told))
+
+
+async def _truncate(stage: _Stage, guest: StandIn, via: str, name: str, cut: int) -> float:
+    """-> milliseconds until the host had acted on it."""
+    began = trio.current_time()
+    path = (stage.mount if via == "mount" else stage.backing) / name
+    await trio.to_thread.run_sync(os.truncate, path, cut)
+    if via == "behind":
+        await _noticed(guest, name, cut)
+    return (trio.current_time() - began) * 1e3
+
+
+async def _noticed(guest: StandIn, name: str, size: int) -> None:
+    """Wait until the file server has seen a change behind the mount."""
+    with trio.fail_after(_NOTICE_SECONDS):
+        file = guest.session.file(name)
+        # inotify has no acknowledgement to wait for
+        while (state := file.state()).known_size != size or state.mending:  # noqa: ASYNC110
+            await trio.sleep(0.0005)
+
+
+class _Teller:
+    """Makes accesses and writes down what they got."""
+
+    def __init__(self, stage: _Stage, guest: StandIn, base: int, first: int, progress: Progress) -> None:
+        self.told: list[Access] = []
+        self._stage = stage
+        self._guest = guest
+        self._base = base
+        self._first = first
+        self._progress = progress
+
+    async def before(self, backing: Path, cut: int, dead: int) -> None:
+        """The guest sees the file's bytes, also those that are about to go."""
+        with backing.open("rb") as file:
+            data = os.pread(file.fileno(), 32, cut - 16)
+        await self._access("read", "read across the cut", cut - 16, 32, "ok", value=data.hex())
+        await self._access("touch", "touch what will be cut off", dead + 5, 0, "ok")
+
+    async def after(self, design: str, cut: int, dead: int) -> None:
+        loops = design == "mainline"
+        await self._access("read", "read the tail of the last page", cut, 32, "ok", value="00" * 32)
+        await self._access(
+            "touch", "user access to a dead page", dead + PAGE_SIZE + 5, 0, "loop" if loops else "sigbus"
+        )
+        await self._access(
+            "kcopy", "guest kernel copy, table entry", dead - 16, 64, "loop" if loops else "efault", done=16
+        )
+        await self._access(
+            "irqoff kcopy",
+            "guest kernel, interrupts off",
+            dead + 3 * PAGE_SIZE,
+            64,
+            "stopped" if design == "mainline" else "efault",
+            done=0,
+            vcpu=1,  # it is out of use then
+        )
+        await self._access(
+            "sys_write", "real system call", dead + 2 * PAGE_SIZE, 64, "loop" if loops else "efault"
+        )
+
+    async def regrown(self, dead: int) -> None:
+        await self._access("read", "the file grown again: zeros", dead + PAGE_SIZE, 16, "ok", value="00" * 16)
+
+    async def _access(
+        self,
+        op: str,
+        what: str,
+        offset: int,
+        length: int,
+        expected: str,
+        *,
+        value: str | None = None,
+        done: int | None = None,
+        vcpu: int = 0,
+    ) -> None:
+        self._progress(what)
+        at = offset - self._first
+        text = f"{op} {at}" + (f" {length}" if length else "")
+        self._stage.host.loops.clear()
+        began = cpu_seconds(self._guest.process.pid)
+        got = await self._end_of(vcpu, text)
+        loops = tuple(self._stage.host.loops)
+        cpu = cpu_seconds(self._guest.process.pid) - began
+        self.told.append(self._told(op, what, offset, expected, got, loops, cpu, value, done))
+
+    async def _end_of(self, vcpu: int, text: str) -> Done:
+        """What the access got; "stopped" when the host does not resume its vCPU."""
+        wait = await self._guest.start(vcpu, text)
+        began = trio.current_time()
+        got: list[Done] = []
+
+        async def take() -> None:
+            got.append(await wait())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(take)
+            # the policy thread rings no bell here
+            while not got and not self._stopped(vcpu):  # noqa: ASYNC110
+                await trio.sleep(0.001)
+            nursery.cancel_scope.cancel()
+        if got:
+            return got[0]
+        ns = int((trio.current_time() - began) * 1e9)
+        return Done("stopped", None, None, errno.EFAULT, 0, None, ns, {})
+
+    def _stopped(self, vcpu: int) -> bool:
+        pid = self._guest.process.pid
+        return any(
+            r.pid == pid and r.delivery is Delivery.STOP and r.failure.vcpu == vcpu
+            for r in self._stage.host.records
+        )
+
+    def _told(
+        self,
+        op: str,
+        what: str,
+        offset: int,
+        expected: str,
+        got: Done,
+        loops: tuple[Loop, ...],
+        cpu: float,
+        value: str | None,
+        done: int | None,
+    ) -> Access:
+        loop = loops[0] if loops else None
+        fault = (offset if op == "touch" else (offset + PAGE_SIZE - 1) // PAGE_SIZE * PAGE_SIZE) - self._first
+        kernel = op.endswith("kcopy") and got.outcome != "stopped"
+        address = self._base + fault if got.outcome == "sigbus" or kernel else None
+        outcome = "loop" if loop else got.outcome
+        ok = outcome == expected and got.address == address
+        ok &= value is None or got.value == value
+        ok &= done is None or got.done == done
+        if loop is not None:
+            # the watchdog's loop is this access's, and made no progress
+            ok &= loop.page == (self._base + fault) // PAGE_SIZE * PAGE_SIZE and loop.cycles >= 100
+        return Access(
+            what=what,
+            offset=offset,
+            outcome=outcome,
+            address=got.address,
+            expected_address=address,
+            si_code=got.si_code,
+            error=errno.errorcode.get(loop.failure.error if loop else got.error, "-"),
+            done=got.done,
+            ns=got.ns,
+            cycles=loop.cycles if loop else 0,
+            seconds=loop.seconds if loop else 0.0,
+            told=loop is not None and loop.failure.wait is Wait.TOLD,
+            cpu=cpu,
+            expected=expected,
+            ok=ok,
+        )
+
+
+def check_machine() -> None:
+    """Raise OSError when faults cannot be served here at all."""
+    native.uffd_probe()

@@ -1,0 +1,337 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole story on a real KVM guest: a file of our mount is the guest's memory, it is truncated,
+the guest touches it.
+
+Owns the order of events and what was expected of each; prints nothing.  Each loop is first
+watched with nobody helping, then ended, with the error told to the guest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import platform
+import shutil
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from daxfault import fsd
+from daxfault.native import PAGE_SIZE, RANGE_SIZE, lib
+from daxfault.native.kvm import unsupported
+from daxfault.vmm.errors import Unsupported, UsageError
+from daxfault.vmm.host.scratch import scratch
+from daxfault.vmm.kvm.inject import Injection
+from daxfault.vmm.kvm.machine import Machine, machine
+from daxfault.vmm.kvm.script import Got, Op, Result, Step, Via, async_pf
+from daxfault.vmm.kvm.window import FileMemory, Rescue
+
+VIAS = ("mount", "behind")
+SMALLEST = 8 * PAGE_SIZE
+DEFAULT_SIZE = 16 * PAGE_SIZE
+TAIL = 100  # bytes of the last page that survive the truncation
+MANY = 20  # faults without one resolved, for a loop
+_NOTICE_SECONDS = 5.0
+_SLOW_SECONDS = 5.0  # more of watching, on a machine that is busy with other things
+
+Progress = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Watched:
+    """A loop, while nobody helped.  `faults`: KVM's count (pf_guest, with async page faults, else
+    pf_taken); `fixed`: those it resolved; `guest`: the guest's own count of pages not present, None
+    when it sees nothing; `cpu`: seconds that the vCPU's thread burnt."""
+
+    seconds: float
+    faults: int
+    fixed: int
+    guest: int | None
+    exits: int
+    cpu: float
+
+    @property
+    def rate(self) -> float:
+        """Faults a second."""
+        return self.faults / self.seconds
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Access:
+    """One access.  `address`: the gva the guest was told; `detect_ms`: from the first fault seen to
+    the suspicion; `rescue_ms`: the rescue itself; `answer_us`: from the exit to the resume."""
+
+    what: str
+    got: str
+    expected: str
+    address: int | None
+    expected_address: int | None
+    done: int
+    watched: Watched | None = None
+    via: str = ""
+    known_by: str = ""
+    rescue: str = ""
+    detect_ms: float | None = None
+    rescue_ms: float | None = None
+    answer_us: float | None = None
+    ok: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Story:
+    """One way to truncate."""
+
+    via: str
+    size: int
+    cut: int
+    noticed_ms: float
+    accesses: tuple[Access, ...]
+
+    @property
+    def ok(self) -> bool:
+        return all(access.ok for access in self.accesses)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Outcome:
+    """All stories of one run."""
+
+    kernel: str
+    file: str
+    stories: tuple[Story, ...]
+
+    @property
+    def ok(self) -> bool:
+        return all(story.ok for story in self.stories)
+
+    def as_json(self) -> dict[str, Any]:
+        """`version` counts changes of this shape.  Addresses are gvas, in hexadecimal."""
+        stories = []
+        for story in self.stories:
+            shown = dataclasses.asdict(story) | {"ok": story.ok}
+            for access, told in zip(shown["accesses"], story.accesses, strict=True):
+                for name in ("address", "expected_address"):
+                    access[name] = None if access[name] is None else hex(access[name])
+                if told.watched is not None:
+                    access["watched"]["rate"] = told.watched.rate
+            stories.append(shown)
+        return {
+            "version": 1,
+            "guest": "kvm",
+            "kernel": self.kernel,
+            "file": self.file,
+            "ok": self.ok,
+            "stories": stories,
+        }
+
+
+def check_machine() -> None:
+    """Unsupported when there is no KVM that can run the guest."""
+    why = unsupported()
+    if why is not None:
+        raise Unsupported(f"{why}; without it, --guest standin tells the same story")
+
+
+async def run(
+    *,
+    file: Path | None = None,
+    vias: Sequence[str] = VIAS,
+    seconds: float = 0.5,
+    progress: Progress = lambda _: None,
+) -> Outcome:
+    """Run the stories; `file` is copied, never touched.  `seconds` is how long each loop is watched.
+
+    Raises UsageError, Unsupported, GuestEnded, fsd.MountError or OSError, perhaps in groups of one.
+    """
+    stories = []
+    with scratch() as place:
+        backing, mount = place.backing, place.mount
+        async with fsd.mounted(fsd.Filesystem(backing), mount):
+            for via in vias:
+                progress(f"a KVM guest, truncated {'through' if via == 'mount' else 'behind'} the mount")
+                size = await trio.to_thread.run_sync(_make, backing / via, file)
+                told = _Story(backing / via, mount / via, via, size, seconds, progress)
+                stories.append(await told.tell())
+    return Outcome(platform.release(), str(file) if file else "generated", tuple(stories))
+
+
+def _make(path: Path, source: Path | None) -> int:
+    try:
+        if source is None:
+            path.write_bytes(os.urandom(DEFAULT_SIZE))
+        else:
+            shutil.copyfile(source, path)
+    except OSError as e:
+        if source is not None and e.filename == os.fspath(source):
+            raise UsageError(f"{source}: {e.strerror}") from e
+        raise Unsupported(f"{path}: {e.strerror}; TMPDIR names another place for it") from e
+    return path.stat().st_size
+
+
+class _Story:
+    def __init__(
+        self, backing: Path, path: Path, via: str, size: int, seconds: float, progress: Progress
+    ) -> None:
+        self._backing = backing
+        self._path = path
+        self._via = via
+        self._size = size
+        self._seconds = seconds
+        self._progress = progress
+        self._cut = size // 2 // PAGE_SIZE * PAGE_SIZE + TAIL
+        self._first = self._cut // RANGE_SIZE * RANGE_SIZE  # where in the file the window begins
+        self._dead = (self._cut + PAGE_SIZE - 1) // PAGE_SIZE * PAGE_SIZE - self._first
+        self._told: list[Access] = []
+
+    async def tell(self) -> Story:
+        async with self._guest() as guest:
+            await self._before(guest)
+            noticed = await self._truncate()
+            (tail,) = await guest.run(Step(Op.READ, offset=self._cut - self._first, length=32))
+            self._note("read the tail of the last page", tail, Got.OK, right=tail.data == bytes(32))
+            await self._loops(guest)
+            copy = Step(Op.READ, offset=self._dead - 16, length=64, ring=0, table=True)
+            (result,) = await guest.run(copy)
+            self._note("guest kernel copy, table entry", result, Got.FIXUP, done=16, guest=guest)
+            await trio.to_thread.run_sync(os.truncate, self._backing, self._size)
+            await self._noticed(self._size)
+            await guest.revive()
+            (grown,) = await guest.run(Step(Op.READ, offset=self._dead + PAGE_SIZE, length=32))
+            self._note("the file grown again: zeros", grown, Got.OK, right=grown.data == bytes(32))
+        return Story(self._via, self._size, self._cut, noticed, tuple(self._told))
+
+    @contextlib.asynccontextmanager
+    async def _guest(self) -> AsyncIterator[Machine]:
+        def memory() -> FileMemory:
+            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            return FileMemory(fd, self._first, writable=False)
+
+        async with machine(memory, rescue=None, injection=Injection.AREA) as guest:
+            yield guest
+
+    async def _before(self, guest: Machine) -> None:
+        at = self._cut - 16
+        data = await trio.to_thread.run_sync(self._backing.read_bytes)
+        across, dead = await guest.run(
+            Step(Op.READ, offset=at - self._first, length=32), Step(Op.LOAD, offset=self._dead)
+        )
+        self._note("read across the cut", across, Got.OK, right=across.data == data[at : at + 32])
+        right = dead.data[0] == data[self._first + self._dead]
+        self._note("touch what will be cut off", dead, Got.OK, right=right)
+
+    async def _truncate(self) -> float:
+        began = trio.current_time()
+        path = self._path if self._via == "mount" else self._backing
+        await trio.to_thread.run_sync(os.truncate, path, self._cut)
+        await self._noticed(self._cut)
+        return (trio.current_time() - began) * 1e3
+
+    async def _noticed(self, size: int) -> None:
+        """Until the kernel believes the mount's file to have `size`: fsd tells it of changes behind
+        the mount, and it asks for the size when somebody does."""
+        with trio.fail_after(_NOTICE_SECONDS):
+            # nobody tells us when it has
+            while (await trio.to_thread.run_sync(os.stat, self._path)).st_size != size:  # noqa: ASYNC110
+                await trio.sleep(0.0005)
+
+    async def _loops(self, guest: Machine) -> None:
+        step = Step(Op.LOAD, offset=self._dead + PAGE_SIZE + 5)
+        await self._loop(guest, "user access, async page faults off", step, Rescue.POISON, counts=False)
+        await guest.run(async_pf())
+        await self._loop(guest, "user access, async page faults on", step, Rescue.UNMAP, counts=True)
+
+    async def _loop(self, guest: Machine, what: str, step: Step, rescue: Rescue, *, counts: bool) -> None:
+        self._progress(f"{what}: watching")
+        watched, runs = await self._watch(guest, step, counts=counts)
+        loops = runs and watched.faults >= MANY and watched.fixed < watched.faults // 10
+        if counts:
+            # it was stopped anywhere: KVM may have counted one that the guest has yet to see
+            loops &= watched.guest is not None and watched.faults - watched.guest in (0, 1)
+        at = self._gva(step)
+        self._told.append(
+            Access(
+                what,
+                "loop" if loops else "no loop",
+                "loop",
+                None,
+                None,
+                0,
+                watched,
+                ok=loops,
+            )
+        )
+        began = len(guest.rescued)
+        guest.rescue = rescue
+        (result,) = await guest.finish(1)
+        guest.rescue = None
+        self._note("the same, with a rescue", result, Got.SIGBUS, address=at, guest=guest, rescued=began)
+        # the next loop wants the tail as the truncation left it
+        await guest.revive()
+
+    async def _watch(self, guest: Machine, step: Step, *, counts: bool) -> tuple[Watched, bool]:
+        """Start the step, and watch it for the time that was asked for, longer if it is slow.  The vCPU
+        stands still when it is read; -> and whether it was still at it."""
+        kvm, box = guest.kvm, guest.vcpus[0].mailbox
+        name = "pf_guest" if counts else "pf_taken"
+        before, seen, cpu = kvm.stats(0), box.counts().not_present, kvm.cpu_seconds(0)
+        began = trio.current_time()
+        guest.start(step)
+        with trio.move_on_after(self._seconds + _SLOW_SECONDS):
+            await trio.sleep(self._seconds)
+            while guest.vcpus[0].running and kvm.stats(0)[name] - before[name] < MANY:  # noqa: ASYNC110
+                await trio.sleep(0.001)  # a loop tells nobody of itself
+        async with guest.paused() as runs:
+            now, seconds = kvm.stats(0), trio.current_time() - began
+            watched = Watched(
+                seconds=seconds,
+                faults=now[name] - before[name],
+                fixed=now["pf_fixed"] - before["pf_fixed"],
+                guest=box.counts().not_present - seen if counts else None,
+                exits=now["exits"] - before["exits"],
+                cpu=kvm.cpu_seconds(0) - cpu,
+            )
+        return watched, runs
+
+    def _gva(self, step: Step) -> int:
+        return int(lib.DF_KVM_WINDOW_USER if step.ring == 3 else lib.DF_KVM_WINDOW) + step.offset
+
+    def _note(
+        self,
+        what: str,
+        result: Result,
+        expected: Got,
+        *,
+        right: bool = True,
+        address: int | None = None,
+        done: int | None = None,
+        guest: Machine | None = None,
+        rescued: int | None = None,
+    ) -> None:
+        failed = result.got in (Got.SIGBUS, Got.FIXUP)
+        if expected is Got.FIXUP:
+            address = self._gva(Step(Op.READ, offset=self._dead, ring=0))
+        told = guest.told[-1] if guest is not None and guest.told else None
+        rescue = guest.rescued[rescued] if guest and rescued is not None and guest.rescued[rescued:] else None
+        ok = right and result.got is expected and (done is None or result.done == done)
+        ok &= (result.address if failed else None) == address
+        ok &= rescued is None or rescue is not None
+        self._told.append(
+            Access(
+                what=what,
+                got=result.got.name.lower(),
+                expected=expected.name.lower(),
+                address=result.address if failed else None,
+                expected_address=address,
+                done=result.done,
+                via=result.via.name.lower() if result.via is not Via.NONE else "",
+                known_by=told.fault.by if told else "",
+                rescue=rescue.how.value if rescue else "",
+                detect_ms=rescue.suspicion.seconds * 1e3 if rescue else None,
+                rescue_ms=rescue.work * 1e3 if rescue else None,
+                answer_us=told.ns / 1e3 if told else None,
+                ok=ok,
+            )
+        )

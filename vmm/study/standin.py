@@ -1,0 +1,385 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Driving a guest stand-in: its process, its console, its answers.
+
+Owns the child process and the JSON lines of native/standin.  Must not decide faults.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import trio
+
+from daxfault import native
+from daxfault.native import Abi, CpuState, Failure, Reason, Wait
+from daxfault.vmm.designs import Design
+from daxfault.vmm.designs.rfc_v1 import POSTED
+from daxfault.vmm.host.host import Host
+from daxfault.vmm.host.session import Session
+
+_ABIS = {
+    Abi.MAINLINE: "mainline",
+    Abi.RFC_V1: "rfc-v1",
+    Abi.JUNE_2020: "june-2020",
+    Abi.GONE: "gone",
+    Abi.RETRY: "retry",
+    Abi.REPORT: "report",
+}
+# what answers a command; `done` and `error` find their own
+_ANSWERS = ("open", "map", "unmap", "close", "stat", "idle", "host", "hosted", "traced")
+
+
+class StandInError(Exception):
+    """The stand-in refused a command, or went away: `str()` says what it said."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Done:
+    """What an access got.  `outcome` is ok, sigbus, sigsegv, efault, short, panic, error or killed.
+
+    `address` is si_addr, or the gva the guest kernel saw; `error` an errno or 0; `done`
+    bytes; `raw` every field the stand-in printed (docs/standin.md).
+    """
+
+    outcome: str
+    address: int | None
+    si_code: int | None
+    error: int
+    done: int
+    value: Any
+    ns: int
+    raw: dict[str, Any]
+
+
+def _done(event: dict[str, Any]) -> Done:
+    address = event.get("address")
+    return Done(
+        outcome=event["outcome"],
+        address=int(address, 16) if address is not None else None,
+        si_code=event.get("si_code"),
+        error=event.get("error", 0),
+        done=event.get("done", 0),
+        value=event.get("value"),
+        ns=event["ns"],
+        raw=event,
+    )
+
+
+def _answer(design: Design, wait: Wait) -> str:
+    """What the design says to every failure of a vCPU that waits so: in C there is no more to it."""
+    verdict = design.decide(dataclasses.replace(_ANY, wait=wait))
+    return f"{verdict.answer.name}/{verdict.otherwise.name}".lower()
+
+
+_ANY = Failure(
+    id=0,
+    guest=0,
+    file=0,
+    address=0,
+    offset=0,
+    generation=0,
+    time_ns=0,
+    wait_ns=0,
+    tid=0,
+    error=errno.EFAULT,
+    reason=Reason.IO,
+    attempts=1,
+    write=False,
+    token=0,
+    wait=Wait.SYNC,
+    vcpu=0,
+    state=CpuState(0),
+)
+
+
+class _Reply:
+    """One answer to come."""
+
+    def __init__(self) -> None:
+        self.event = trio.Event()
+        self.value: dict[str, Any] | None = None
+
+    def set(self, value: dict[str, Any] | None) -> None:
+        self.value = value
+        self.event.set()
+
+
+class StandIn:
+    """A running stand-in.  Make one with `standin()`; every method needs its trio loop."""
+
+    def __init__(self, process: trio.Process, session: Session | None) -> None:
+        self.process = process
+        self._session = session
+        self.window = 0
+        self.unsolicited: list[dict[str, Any]] = []
+        self._control = trio.Lock()
+        self._sending = trio.Lock()
+        self._line = 0
+        self._by_line: dict[int, _Reply] = {}
+        self._by_access: dict[tuple[int, int], _Reply] = {}
+        self._accesses: collections.Counter[int] = collections.Counter()
+        self._waiting: _Reply | None = None
+        self._traced: list[dict[str, Any]] = []
+        self._gone = False
+
+    @property
+    def session(self) -> Session:
+        """Our host's end.  StandInError for a guest of another stand-in: that one has it."""
+        if self._session is None:
+            raise StandInError(f"stand-in {self.process.pid} is not a guest of this host")
+        return self._session
+
+    async def open(self, name: str, path: str | os.PathLike[str], mode: str = "ro") -> int:
+        """Open a file of the mount as `name`; -> its size in bytes."""
+        return int((await self._ask(f"open {name} {os.fspath(path)} {mode}"))["size"])
+
+    async def map(self, name: str, foffset: int, length: int, moffset: int, mode: str = "r") -> int:
+        """Show [foffset, foffset + length) of `name` at window + moffset; -> the address."""
+        event = await self._ask(f"map {name} {foffset} {length} {moffset} {mode}")
+        address = int(event["address"], 16)
+        self.window = address - moffset
+        return address
+
+    async def unmap(self, moffset: int, length: int) -> None:
+        await self._ask(f"unmap {moffset} {length}")
+
+    async def close(self, name: str) -> None:
+        await self._ask(f"close {name}")
+
+    async def stat(self) -> dict[str, Any]:
+        return await self._ask("stat")
+
+    async def kill(self, vcpu: int, task: int) -> None:
+        """SIGKILL for a task: it ends when it would next run in user mode."""
+        await self._order(f"kill {vcpu} {task}")
+
+    async def set_async(self, on: bool) -> None:
+        """Write MSR_KVM_ASYNC_PF_EN of every vCPU."""
+        await self._order(f"async {'on' if on else 'off'}")
+
+    async def trace(self, on: bool) -> None:
+        """Note every event of the guest kernel, or no more."""
+        await self._order(f"trace {'on' if on else 'off'}")
+
+    async def traced(self) -> list[dict[str, Any]]:
+        """What was noted, oldest first; see docs/standin.md."""
+        self._traced = []
+        await self._ask("trace dump")
+        return self._traced
+
+    async def access(self, vcpu: int, text: str, task: int = 0) -> Done:
+        """Run one access on a task of a vCPU, as in `touch 0x1000`; -> what it got."""
+        return await (await self.start(vcpu, text, task))()
+
+    async def start(self, vcpu: int, text: str, task: int = 0) -> Callable[[], Awaitable[Done]]:
+        """Begin an access; -> an async function that waits for its Done."""
+        reply = _Reply()
+        async with self._sending:
+            seq = self._accesses[vcpu] + 1
+            self._by_access[vcpu, seq] = reply
+            name = f"{vcpu}.{task}" if task else f"{vcpu}"
+            line = await self._send_line(f"vcpu {name} {text}", reply)
+            self._accesses[vcpu] = seq
+
+        async def wait() -> Done:
+            try:
+                event = await self._value(reply, f"vcpu {vcpu} {text}")
+            finally:
+                self._by_line.pop(line, None)
+                self._by_access.pop((vcpu, seq), None)
+            return _done(event)
+
+        return wait
+
+    async def host(self, path: str | os.PathLike[str], moffset: int, length: int, design: Design) -> None:
+        """Become a host itself: serve [moffset, moffset + length) of the window, as a file, to a stand-in
+        that connects to the socket made at `path`."""
+        answers = ",".join(_answer(design, wait) for wait in Wait)
+        offers = f"{design.abi} {int(design.cpuid)} {int(design.flags)}"
+        await self._ask(f"host {os.fspath(path)} {moffset} {length} {offers} {answers}")
+
+    async def hosted(self) -> dict[str, Any]:
+        """Counters of the stand-in as a host."""
+        return await self._ask("hosted")
+
+    # ---- lines
+
+    async def _ask(self, text: str) -> dict[str, Any]:
+        async with self._control:
+            reply = self._waiting = _Reply()
+            async with self._sending:
+                line = await self._send_line(text, reply)
+            try:
+                return await self._value(reply, text)
+            finally:
+                self._waiting = None
+                self._by_line.pop(line, None)
+
+    async def _order(self, text: str) -> None:
+        """A command that is answered only when it is refused: done when the next one is."""
+        refused = _Reply()
+        async with self._sending:
+            line = await self._send_line(text, refused)
+        try:
+            await self.stat()
+            if refused.event.is_set():
+                await self._value(refused, text)
+        finally:
+            self._by_line.pop(line, None)
+
+    async def _send_line(self, text: str, reply: _Reply) -> int:
+        self._line += 1
+        self._by_line[self._line] = reply
+        assert self.process.stdin is not None
+        try:
+            await self.process.stdin.send_all(text.encode(errors="surrogateescape") + b"\n")
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._gone = True
+        if self._gone:
+            reply.set(None)
+        return self._line
+
+    async def _value(self, reply: _Reply, text: str) -> dict[str, Any]:
+        await reply.event.wait()
+        if reply.value is None:
+            raise StandInError(f"{text!r}: the stand-in is gone (exit {self.process.poll()})")
+        if reply.value["event"] == "error":
+            raise StandInError(f"{text!r}: {reply.value['message']}")
+        return reply.value
+
+    async def read_answers(self) -> None:
+        """Take the stand-in's lines until it ends."""
+        assert self.process.stdout is not None
+        rest = b""
+        try:
+            async for chunk in self.process.stdout:
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    self._take(json.loads(line))
+        finally:
+            self._gone = True
+            for reply in [*self._by_line.values(), *self._by_access.values()]:
+                if not reply.event.is_set():
+                    reply.set(None)
+
+    def _take(self, event: dict[str, Any]) -> None:
+        if event["event"] == "done":
+            reply = self._by_access.get((event["vcpu"], event["seq"]))
+        elif event["event"] == "error" and "line" in event:
+            reply = self._by_line.get(event["line"])
+        elif event["event"] == "trace" and "events" in event:
+            self._traced += event["events"]
+            return
+        elif event["event"] in _ANSWERS:
+            reply = self._waiting
+        else:
+            reply = None
+        if reply is None:
+            self.unsolicited.append(event)
+        else:
+            reply.set(event)
+
+
+def _command(design: Design, window: int) -> list[str]:
+    """A guest kernel that knows the design's ABI."""
+    command = [str(native.standin()), "--window", str(window), "--abi", _ABIS[design.abi]]
+    if design.posted:
+        command += ["--as-posted", ",".join(name for name, bit in POSTED.items() if bit & design.posted)]
+    return command
+
+
+@contextlib.asynccontextmanager
+async def standin(
+    host: Host,
+    nursery: trio.Nursery,
+    design: Design,
+    *,
+    window: int = 1 << 30,
+    async_pf: bool = True,
+    report_errors: bool = True,
+) -> AsyncIterator[StandIn]:
+    """A stand-in served by `host` under `design`, with a guest kernel that knows the design's ABI;
+    ended, with its connection, when the body ends.
+
+    `async_pf`: it enables asynchronous page faults; `report_errors`: it asks for errors.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    command = [*_command(design, window), "--fd", str(theirs.fileno())]
+    if not report_errors:
+        command.append("--no-errors")
+    if not async_pf:
+        command.append("--no-async")
+    try:
+        process = await trio.lowlevel.open_process(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,  # a Ctrl-C is the host's to deal with
+        )
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    try:
+        try:
+            session: Session = await nursery.start(host.guest, ours, process.pid, design)
+        except RuntimeError as e:  # trio's: it ended before it began
+            raise StandInError("the host would not serve the stand-in; its log says why") from e
+        guest = StandIn(process, session)
+        async with trio.open_nursery() as answers:
+            answers.start_soon(guest.read_answers)
+            yield guest
+            answers.cancel_scope.cancel()
+    finally:
+        with trio.CancelScope(shield=True):
+            await _end(process)
+
+
+@contextlib.asynccontextmanager
+async def nested(
+    path: str | os.PathLike[str], design: Design, *, window: int = 2 * native.RANGE_SIZE
+) -> AsyncIterator[StandIn]:
+    """A guest of the stand-in that hosts at `path` (StandIn.host()); ended when the body ends."""
+    process = await trio.lowlevel.open_process(
+        [*_command(design, window), "--socket", os.fspath(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        guest = StandIn(process, None)
+        async with trio.open_nursery() as answers:
+            answers.start_soon(guest.read_answers)
+            yield guest
+            answers.cancel_scope.cancel()
+    finally:
+        with trio.CancelScope(shield=True):
+            await _end(process)
+
+
+async def _end(process: trio.Process) -> None:
+    """Ask it to go, then make it."""
+    if process.stdin is not None:
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
+            with trio.move_on_after(1):
+                await process.stdin.send_all(b"quit\n")
+            await process.stdin.aclose()
+    with trio.move_on_after(1):
+        await process.wait()
+    if process.returncode is None:
+        process.send_signal(signal.SIGKILL)
+        await process.wait()
+    if process.stdout is not None:
+        await process.stdout.aclose()
