@@ -18,6 +18,7 @@ import tarfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from daxfault.vmm.cli.cached import cache
 from daxfault.vmm.errors import Unsupported
 
 # A package of a fixed version.  "cloud": a third of the size, and kvm_amd is in it.
@@ -52,14 +53,6 @@ class Kernel:
     name: str
     image: bytes
     modules: dict[str, bytes]
-
-
-def cache() -> Path:
-    """Where packages are kept."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    path = Path(base) / "daxfault"
-    path.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 def _version(text: str) -> list[int]:

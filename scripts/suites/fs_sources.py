@@ -16,8 +16,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from kvm_kernels import cache
-
+from daxfault.vmm.cli.cached import cache
 from daxfault.vmm.errors import Unsupported
 
 Tell = Callable[[str], None]

@@ -10,7 +10,28 @@ Installed as the top-level package `daxfault`, and works for any mapping, with a
 Owns the names that programs use; docs/guard.md says what it can and cannot do.
 """
 
-from .faults import Fault, MappingError
-from .guards import Guard, guard
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Fault", "Guard", "MappingError", "guard"]
+if TYPE_CHECKING:
+    from .faults import Fault, MappingError
+    from .guards import Guard, guard
+
+__all__ = ["Fault", "Guard", "MappingError", "__version__", "guard"]
+
+__version__: str
+_HOME = {"Fault": "faults", "MappingError": "faults", "Guard": "guards", "guard": "guards"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what a name needs when it is first used: the command line needs none of it."""
+    import importlib
+
+    value: object
+    if name == "__version__":
+        value = importlib.import_module("importlib.metadata").version("daxfault")
+    elif name in _HOME:
+        value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
