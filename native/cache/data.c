@@ -13,34 +13,39 @@
 
 #define SLICE ((uint64_t)1 << 20)	/* bytes written back under one hold of the lock */
 
-static int64_t source_read(struct df_file *file, void *buffer, uint64_t offset, uint64_t len,
-			   int nowait)
+/* Read `len` bytes, fewer only at EOF.  -EAGAIN: that would wait for a disk, and `nowait`. */
+static int64_t source_read(struct df_file *file, char *to, uint64_t offset, uint64_t len, int nowait)
 {
-	struct iovec iov = { buffer, len };
-	ssize_t n = -1;
+	struct iovec iov = { to, len };
+	uint64_t done = 0;
+	struct stat st;
+	ssize_t n;
 
 	if (file->fetch)
 		return -EOPNOTSUPP;	/* what was not fetched is a hole there: zeros */
-	errno = EOPNOTSUPP;
-	if (nowait && !file->blocks) {
-		struct stat st;
-
+	if (nowait && !file->memory) {
+		if (file->blocks)
+			return -EAGAIN;
 		n = preadv2(file->fd, &iov, 1, (off_t)offset, RWF_NOWAIT);
-		if (n < 0 && errno == EOPNOTSUPP)
+		if (n < 0 && errno == EOPNOTSUPP) {
 			file->blocks = true;
+			return -EAGAIN;
+		}
 		/* short of EOF only what was in memory came: not an answer */
-		if (n >= 0 && (uint64_t)n < len && !fstat(file->fd, &st) &&
-		    offset + (uint64_t)n < (uint64_t)st.st_size)
+		if (n >= 0 && (uint64_t)n < len &&
+		    (fstat(file->fd, &st) || offset + (uint64_t)n < (uint64_t)st.st_size))
 			return -EAGAIN;
+		return n < 0 ? -errno : n;
 	}
-	if (n < 0 && errno == EOPNOTSUPP) {
-		if (nowait && !file->memory)
-			return -EAGAIN;
-		n = pread(file->fd, buffer, len, (off_t)offset);
-	}
-	return n < 0 ? -errno : n;
+	do {
+		n = pread(file->fd, to + done, len - done, (off_t)(offset + done));
+		done += n > 0 ? (uint64_t)n : 0;
+	} while (done < len && (n > 0 || (n < 0 && errno == EINTR)));
+	return n < 0 ? -errno : (int64_t)done;
 }
 
+/* All or an error: the kernel takes a short answer for EOF, zeroes the rest of the page and
+ * shrinks i_size (fs/fuse/file.c, fuse_short_read()), and so do programs that copy a file. */
 int64_t df_file_read(struct df_file *file, void *buffer, uint64_t offset, uint64_t len, int nowait)
 {
 	uint64_t done = 0;
@@ -59,7 +64,7 @@ int64_t df_file_read(struct df_file *file, void *buffer, uint64_t offset, uint64
 
 			if (bits < 0) {
 				file_unlock(file);
-				return done ? (int64_t)done : bits;
+				return bits;
 			}
 			end = pages_run(file, at, end, &filled);
 			if (filled && end > file->size)
@@ -75,21 +80,18 @@ int64_t df_file_read(struct df_file *file, void *buffer, uint64_t offset, uint64
 
 		if (filled && n == -ESTALE)
 			continue;		/* the source has them */
-		if (filled && !n) {
-			done += end - at;
-			continue;
-		}
-		if (filled)
-			return done ? (int64_t)done : n;
+		if (filled && n)
+			return n;
 		/* Without the lock: a slow source must not hold up a truncation.
 		 * Against a store or write that runs at the same time either order
 		 * is right. */
-		n = source_read(file, (char *)buffer + done, at, end - at, nowait);
+		n = filled ? (int64_t)(end - at)
+			   : source_read(file, (char *)buffer + done, at, end - at, nowait);
 		if (n < 0)
-			return done ? (int64_t)done : n;
+			return n;
 		done += (uint64_t)n;
 		if ((uint64_t)n < end - at)
-			break;			/* EOF, or what could be had at once */
+			break;			/* EOF */
 	}
 	return (int64_t)done;
 }

@@ -73,6 +73,31 @@ def test_error_in_window_of_read_ahead_is_of_that_page_alone(tmp_path: Path) -> 
     body()
 
 
+def test_read_of_partly_filled_file_is_whole_or_an_error(tmp_path: Path) -> None:
+    """Never short of EOF: what is in the page cache alone is no answer."""
+
+    @trio_test
+    async def body() -> None:
+        async with scene(tmp_path) as (source, s, guest):
+            file = guest.session.file("file")
+            await read(guest, 0)
+            fd = await call(os.open, s.mount / "file", os.O_RDONLY)
+            try:
+                with pytest.raises(BlockingIOError):
+                    file.read(0, len(DATA), nowait=True)
+                for ask in (file.read, lambda offset, size: os.pread(fd, size, offset)):
+                    with pytest.raises(OSError, match=r"\[Errno 5\]"):
+                        await call(ask, 0, len(DATA))
+                    assert await call(ask, 0, BAD * PAGE) == DATA[: BAD * PAGE]
+                await source.fail("file", 0)
+                assert await call(file.read, 0, 2 * len(DATA)) == DATA
+                assert await call(os.pread, fd, 2 * len(DATA), 0) == DATA
+            finally:
+                await call(os.close, fd)
+
+    body()
+
+
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENODATA, errno.EUCLEAN, errno.ESTALE])
 def test_error_is_recorded_with_errno_file_offset_and_address(tmp_path: Path, code: int) -> None:
     @trio_test
