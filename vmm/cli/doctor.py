@@ -109,7 +109,7 @@ def _settings(report: Report) -> Table:
 
 
 def _features(report: Report) -> Table:
-    from daxfault.vmm.doctor.uffd_features import FEATURES, has
+    from daxfault.vmm.host.uffd_features import FEATURES, has
 
     bits = report.machine.userfaultfd.bits
     table = _table("userfaultfd", "feature", "here", "since", "used to")

@@ -35,7 +35,7 @@ from typing import Any
 from daxfault.vmm.doctor import devices, settings
 from daxfault.vmm.doctor.devices import Device
 from daxfault.vmm.doctor.settings import Setting
-from daxfault.vmm.doctor.uffd_features import FEATURES, has, needed_but_missing
+from daxfault.vmm.host.uffd_features import FEATURES, has, needed_but_missing
 
 SCHEMA = 1
 

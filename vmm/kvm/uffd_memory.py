@@ -17,7 +17,7 @@ from daxfault import native
 from daxfault.native import PAGE_SIZE, Answer, Engine, Uffd
 from daxfault.native.kvm import Mapping
 from daxfault.native.uffd import Event, EventKind, Mode
-from daxfault.vmm.doctor.uffd_features import FEATURES
+from daxfault.vmm.host.uffd_features import FEATURES
 from daxfault.vmm.kvm.window import LENGTH
 
 _BITS = {feature.name: 1 << feature.bit for feature in FEATURES}

@@ -16,7 +16,7 @@ from daxfault import native
 from daxfault.vmm.doctor import devices
 from daxfault.vmm.doctor import report as doctor
 from daxfault.vmm.doctor.report import Machine, Report, Userfaultfd
-from daxfault.vmm.doctor.uffd_features import FEATURES, has, needed_but_missing
+from daxfault.vmm.host.uffd_features import FEATURES, has, needed_but_missing
 
 ALL = (1 << len(FEATURES)) - 1
 

@@ -22,7 +22,7 @@ import trio
 from daxfault import native
 from daxfault.native import PAGE_SIZE, Engine, File, lib
 from daxfault.native.kvm import Abilities, Exit
-from daxfault.vmm.doctor.uffd_features import FEATURES
+from daxfault.vmm.host.uffd_features import FEATURES
 from daxfault.vmm.kvm.inject import Injection
 from daxfault.vmm.kvm.machine import (
     FAILED,
