@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from needs import require
 from stage import PAGE, RANGE, Stage, call, eventually, noticed, stage
+from trio.testing import trio_test
 
 from daxfault.vmm.study.standin import StandIn
 
@@ -238,19 +238,17 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(content=st.integers(0, MOST), steps=st.lists(operations, max_size=14))
-def test_any_operations_on_a_mapped_file_give_what_the_kernels_own_mapping_gives(
+@trio_test
+async def test_any_operations_on_a_mapped_file_give_what_the_kernels_own_mapping_gives(
     place: Path, content: int, steps: list[tuple[Any, ...]]
 ) -> None:
-    async def body() -> None:
-        first = bytes(i % 251 + 1 for i in range(content))
-        native = Native(place / "native", first)
-        try:
-            async with stage(place) as s, s.mapped("file", first) as guest:
-                both = Both(s, guest, native)
-                for step in steps:
-                    await both.do(*step)
-                await both.map_again()
-        finally:
-            native.close()
-
-    trio.run(body)
+    first = bytes(i % 251 + 1 for i in range(content))
+    native = Native(place / "native", first)
+    try:
+        async with stage(place) as s, s.mapped("file", first) as guest:
+            both = Both(s, guest, native)
+            for step in steps:
+                await both.do(*step)
+            await both.map_again()
+    finally:
+        native.close()

@@ -32,87 +32,66 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("what", GARBAGE)
-def test_guest_that_sends_garbage_instead_of_its_hello_is_hung_up_on(tmp_path: Path, what: str) -> None:
-    @trio_test
-    async def body() -> None:
-        async with witnessed(tmp_path) as s, connected(s) as guest:
-            assert await guest.ask(GARBAGE[what]) == GONE
-
-    body()
+@trio_test
+async def test_guest_that_sends_garbage_instead_of_its_hello_is_hung_up_on(tmp_path: Path, what: str) -> None:
+    async with witnessed(tmp_path) as s, connected(s) as guest:
+        assert await guest.ask(GARBAGE[what]) == GONE
 
 
 @pytest.mark.parametrize("what", GARBAGE)
-def test_guest_that_sends_garbage_after_its_hello_is_hung_up_on(tmp_path: Path, what: str) -> None:
-    @trio_test
-    async def body() -> None:
-        async with witnessed(tmp_path) as s, greeted(s) as guest:
-            assert await guest.ask(GARBAGE[what]) == GONE
-
-    body()
+@trio_test
+async def test_guest_that_sends_garbage_after_its_hello_is_hung_up_on(tmp_path: Path, what: str) -> None:
+    async with witnessed(tmp_path) as s, greeted(s) as guest:
+        assert await guest.ask(GARBAGE[what]) == GONE
 
 
-def test_guest_that_leaves_before_its_hello_is_forgotten(tmp_path: Path) -> None:
-    @trio_test
-    async def body() -> None:
-        async with witnessed(tmp_path) as s, connected(s):
-            pass
-
-    body()
+@trio_test
+async def test_guest_that_leaves_before_its_hello_is_forgotten(tmp_path: Path) -> None:
+    async with witnessed(tmp_path) as s, connected(s):
+        pass
 
 
-def test_guest_that_never_says_hello_is_hung_up_on_when_time_is_out(tmp_path: Path) -> None:
-    @trio_test
-    async def body() -> None:
-        async with witnessed(tmp_path) as s:
-            s.host.hello_seconds = 0.05
-            async with connected(s) as guest:
-                assert await guest.reply() == (GONE, b"")
-            s.host.hello_seconds = 10.0
-
-    body()
+@trio_test
+async def test_guest_that_never_says_hello_is_hung_up_on_when_time_is_out(tmp_path: Path) -> None:
+    async with witnessed(tmp_path) as s:
+        s.host.hello_seconds = 0.05
+        async with connected(s) as guest:
+            assert await guest.reply() == (GONE, b"")
+        s.host.hello_seconds = 10.0
 
 
-def test_guest_that_says_hello_twice_is_hung_up_on(tmp_path: Path) -> None:
-    @trio_test
-    async def body() -> None:
-        async with witnessed(tmp_path) as s, greeted(s) as guest:
-            assert await guest.greet() == GONE
-
-    body()
+@trio_test
+async def test_guest_that_says_hello_twice_is_hung_up_on(tmp_path: Path) -> None:
+    async with witnessed(tmp_path) as s, greeted(s) as guest:
+        assert await guest.greet() == GONE
 
 
 @pytest.mark.parametrize("greet", [False, True])
 @pytest.mark.parametrize("count", [1, 3, 64, 250])
-def test_guest_that_sends_the_wrong_number_of_descriptors_is_hung_up_on(
+@trio_test
+async def test_guest_that_sends_the_wrong_number_of_descriptors_is_hung_up_on(
     tmp_path: Path, greet: bool, count: int
 ) -> None:
-    @trio_test
-    async def body() -> None:
-        async with witnessed(tmp_path) as s, connected(s) as guest:
-            if greet:
-                assert await guest.greet() == 0
-            async with closing(os.open(tmp_path, os.O_RDONLY)) as fds:
-                message = raw_guest.release(1) if greet else raw_guest.hello()
-                assert await guest.ask(message, fds * count) == GONE
-
-    body()
+    async with witnessed(tmp_path) as s, connected(s) as guest:
+        if greet:
+            assert await guest.greet() == 0
+        async with closing(os.open(tmp_path, os.O_RDONLY)) as fds:
+            message = raw_guest.release(1) if greet else raw_guest.hello()
+            assert await guest.ask(message, fds * count) == GONE
 
 
 # ---- hellos
 
 
 @pytest.mark.parametrize("pid", [1, 0, -1, 2**31 - 1])
-def test_hello_with_another_process_id_is_hung_up_on(tmp_path: Path, pid: int) -> None:
-    @trio_test
-    async def body() -> None:
-        async with (
-            witnessed(tmp_path) as s,
-            connected(s) as guest,
-            closing(raw_guest.uffd(), raw_guest.area()) as fds,
-        ):
-            assert await guest.ask(raw_guest.hello(pid=pid), fds) == GONE
-
-    body()
+@trio_test
+async def test_hello_with_another_process_id_is_hung_up_on(tmp_path: Path, pid: int) -> None:
+    async with (
+        witnessed(tmp_path) as s,
+        connected(s) as guest,
+        closing(raw_guest.uffd(), raw_guest.area()) as fds,
+    ):
+        assert await guest.ask(raw_guest.hello(pid=pid), fds) == GONE
 
 
 def memfd() -> int:
@@ -148,17 +127,14 @@ UFFDS: dict[str, Callable[[Path], int]] = {
 
 
 @pytest.mark.parametrize("what", UFFDS)
-def test_hello_with_unfit_userfaultfd_is_hung_up_on(tmp_path: Path, what: str) -> None:
-    @trio_test
-    async def body() -> None:
-        async with (
-            witnessed(tmp_path) as s,
-            connected(s) as guest,
-            closing(await call(UFFDS[what], tmp_path), raw_guest.area()) as fds,
-        ):
-            assert await guest.ask(raw_guest.hello(), fds) == GONE
-
-    body()
+@trio_test
+async def test_hello_with_unfit_userfaultfd_is_hung_up_on(tmp_path: Path, what: str) -> None:
+    async with (
+        witnessed(tmp_path) as s,
+        connected(s) as guest,
+        closing(await call(UFFDS[what], tmp_path), raw_guest.area()) as fds,
+    ):
+        assert await guest.ask(raw_guest.hello(), fds) == GONE
 
 
 AREAS: dict[str, Callable[[Path], int]] = {
@@ -177,17 +153,14 @@ AREAS: dict[str, Callable[[Path], int]] = {
 
 
 @pytest.mark.parametrize("what", AREAS)
-def test_hello_with_unfit_event_area_is_hung_up_on(tmp_path: Path, what: str) -> None:
-    @trio_test
-    async def body() -> None:
-        async with (
-            witnessed(tmp_path) as s,
-            connected(s) as guest,
-            closing(raw_guest.uffd(), await call(AREAS[what], tmp_path)) as fds,
-        ):
-            assert await guest.ask(raw_guest.hello(), fds) == GONE
-
-    body()
+@trio_test
+async def test_hello_with_unfit_event_area_is_hung_up_on(tmp_path: Path, what: str) -> None:
+    async with (
+        witnessed(tmp_path) as s,
+        connected(s) as guest,
+        closing(raw_guest.uffd(), await call(AREAS[what], tmp_path)) as fds,
+    ):
+        assert await guest.ask(raw_guest.hello(), fds) == GONE
 
 
 # ---- requests
@@ -223,42 +196,36 @@ def test_hello_with_unfit_event_area_is_hung_up_on(tmp_path: Path, what: str) ->
         (raw_guest.remove(), GONE),
     ],
 )
-def test_request_that_cannot_be_granted_is_refused_and_changes_nothing(
+@trio_test
+async def test_request_that_cannot_be_granted_is_refused_and_changes_nothing(
     tmp_path: Path, message: bytes, expected: int
 ) -> None:
     """File handle 1 is read-only and mapped at 0."""
 
-    @trio_test
-    async def body() -> None:
-        async with witnessed(tmp_path) as s, greeted(s) as guest:
-            assert await guest.open(s.mount / "victim") == (0, 1)
-            assert await guest.ask(raw_guest.setup(1, 0, RANGE, 0)) == 0
-            assert await guest.ask(message) == expected
-            if expected == GONE:
-                return
-            assert await guest.ask(raw_guest.setup(1, 0, RANGE, 0)) == errno.EEXIST
-            assert await guest.ask(raw_guest.setup(1, 0, RANGE, RANGE)) == 0
-            assert await guest.ask(raw_guest.remove((0, 2 * RANGE))) == 0
-            assert await guest.ask(raw_guest.release(1)) == 0
-
-    body()
+    async with witnessed(tmp_path) as s, greeted(s) as guest:
+        assert await guest.open(s.mount / "victim") == (0, 1)
+        assert await guest.ask(raw_guest.setup(1, 0, RANGE, 0)) == 0
+        assert await guest.ask(message) == expected
+        if expected == GONE:
+            return
+        assert await guest.ask(raw_guest.setup(1, 0, RANGE, 0)) == errno.EEXIST
+        assert await guest.ask(raw_guest.setup(1, 0, RANGE, RANGE)) == 0
+        assert await guest.ask(raw_guest.remove((0, 2 * RANGE))) == 0
+        assert await guest.ask(raw_guest.release(1)) == 0
 
 
-def test_one_file_more_than_a_guest_may_open_is_emfile(tmp_path: Path) -> None:
-    @trio_test
-    async def body() -> None:
-        async with (
-            witnessed(tmp_path) as s,
-            greeted(s) as guest,
-            closing(await call(os.open, s.mount / "victim", os.O_RDONLY)) as fds,
-        ):
-            for _ in range(1024):
-                assert await guest.ask(raw_guest.opening(), fds) == 0
-            assert await guest.ask(raw_guest.opening(), fds) == errno.EMFILE
-            assert await guest.ask(raw_guest.release(512)) == 0
+@trio_test
+async def test_one_file_more_than_a_guest_may_open_is_emfile(tmp_path: Path) -> None:
+    async with (
+        witnessed(tmp_path) as s,
+        greeted(s) as guest,
+        closing(await call(os.open, s.mount / "victim", os.O_RDONLY)) as fds,
+    ):
+        for _ in range(1024):
             assert await guest.ask(raw_guest.opening(), fds) == 0
-
-    body()
+        assert await guest.ask(raw_guest.opening(), fds) == errno.EMFILE
+        assert await guest.ask(raw_guest.release(512)) == 0
+        assert await guest.ask(raw_guest.opening(), fds) == 0
 
 
 FILES: dict[str, tuple[Callable[[Path], int], int]] = {
@@ -273,34 +240,30 @@ FILES: dict[str, tuple[Callable[[Path], int], int]] = {
 
 
 @pytest.mark.parametrize("what", FILES)
-def test_open_of_descriptor_that_is_no_readable_file_of_the_mount_is_refused(
+@trio_test
+async def test_open_of_descriptor_that_is_no_readable_file_of_the_mount_is_refused(
     tmp_path: Path, what: str
 ) -> None:
     make, expected = FILES[what]
 
-    @trio_test
-    async def body() -> None:
-        async with witnessed(tmp_path) as s, greeted(s) as guest:
-            async with closing(await call(make, tmp_path)) as fds:
-                assert await guest.ask(raw_guest.opening(), fds) == expected
-            assert (await guest.open(s.mount / "victim"))[0] == 0
-
-    body()
+    async with witnessed(tmp_path) as s, greeted(s) as guest:
+        async with closing(await call(make, tmp_path)) as fds:
+            assert await guest.ask(raw_guest.opening(), fds) == expected
+        assert (await guest.open(s.mount / "victim"))[0] == 0
 
 
-def test_guest_that_floods_opens_and_releases_and_never_reads_a_reply_holds_up_nobody(tmp_path: Path) -> None:
-    @trio_test
-    async def body() -> None:
-        async with (
-            witnessed(tmp_path) as s,
-            greeted(s) as guest,
-            closing(await call(os.open, s.mount / "victim", os.O_RDONLY)) as fds,
-        ):
-            with trio.move_on_after(0.3):  # its socket is full long before
-                while True:
-                    await guest.send(raw_guest.opening(), fds)
-                    await guest.send(raw_guest.release(1))
-            async with s.guest() as another:
-                assert await another.open("w", s.mount / "witness") == len(DATA)
-
-    body()
+@trio_test
+async def test_guest_that_floods_opens_and_releases_and_never_reads_a_reply_holds_up_nobody(
+    tmp_path: Path,
+) -> None:
+    async with (
+        witnessed(tmp_path) as s,
+        greeted(s) as guest,
+        closing(await call(os.open, s.mount / "victim", os.O_RDONLY)) as fds,
+    ):
+        with trio.move_on_after(0.3):  # its socket is full long before
+            while True:
+                await guest.send(raw_guest.opening(), fds)
+                await guest.send(raw_guest.release(1))
+        async with s.guest() as another:
+            assert await another.open("w", s.mount / "witness") == len(DATA)

@@ -91,13 +91,13 @@ def write_at(path: Path, offset: int, data: bytes) -> None:
         os.close(fd)
 
 
-def test_many_guests_and_vcpus_on_several_files_agree_with_a_model(tmp_path: Path) -> None:
+@trio_test
+async def test_many_guests_and_vcpus_on_several_files_agree_with_a_model(tmp_path: Path) -> None:
     """Ten guests of sixteen vCPUs; DAXFAULT_ROUNDS and DAXFAULT_SEED make it longer, and other."""
     dice = random.Random(SEED)
     model = Model([bytearray(dice.randbytes(PAGES * PAGE)) for _ in range(FILES)])
 
-    @trio_test
-    async def body() -> None:
+    try:
         async with stage(tmp_path) as s, contextlib.AsyncExitStack() as stack:
             for n, data in enumerate(model.files):
                 s.make(f"file{n}", bytes(data))
@@ -122,9 +122,6 @@ def test_many_guests_and_vcpus_on_several_files_agree_with_a_model(tmp_path: Pat
                 await guest.unmap(0, FILES * RANGE)
             for n, data in enumerate(model.files):
                 assert (s.backing / f"file{n}").read_bytes() == data
-
-    try:
-        body()
     except BaseExceptionGroup as e:
         raise alone(e) from None  # ten guests are ten nurseries
 
@@ -135,40 +132,37 @@ async def some_accesses(guest: StandIn, me: int, vcpu: int, model: Model, dice: 
 
 
 @pytest.mark.parametrize("how", ["killed", "hangs up"])
-def test_death_of_one_guest_amid_faults_leaves_the_others_right_bytes(tmp_path: Path, how: str) -> None:
+@trio_test
+async def test_death_of_one_guest_amid_faults_leaves_the_others_right_bytes(tmp_path: Path, how: str) -> None:
     data = random.Random(2).randbytes(2 * RANGE)
 
-    @trio_test
-    async def body() -> None:
-        async with stage(tmp_path) as s, contextlib.AsyncExitStack() as stack:
-            path = s.make("file", data)
-            guests = [await stack.enter_async_context(s.guest()) for _ in range(4)]
-            for guest in guests:
-                await guest.open("f", path, "rw")
-                await guest.map("f", 0, 2 * RANGE, 0, "w")
-            survivors, doomed = guests[1:], guests[0]
-            begun = [await doomed.start(vcpu, f"scan_all 0 {2 * RANGE} {PAGE}") for vcpu in range(VCPUS)]
+    async with stage(tmp_path) as s, contextlib.AsyncExitStack() as stack:
+        path = s.make("file", data)
+        guests = [await stack.enter_async_context(s.guest()) for _ in range(4)]
+        for guest in guests:
+            await guest.open("f", path, "rw")
+            await guest.map("f", 0, 2 * RANGE, 0, "w")
+        survivors, doomed = guests[1:], guests[0]
+        begun = [await doomed.start(vcpu, f"scan_all 0 {2 * RANGE} {PAGE}") for vcpu in range(VCPUS)]
 
-            async def reads(guest: StandIn, vcpu: int) -> None:
-                for page in range(vcpu, len(data) // PAGE, 37):
-                    got = await guest.access(vcpu, f"read {page * PAGE} 32")
-                    assert bytes.fromhex(got.value) == data[page * PAGE :][:32]
+        async def reads(guest: StandIn, vcpu: int) -> None:
+            for page in range(vcpu, len(data) // PAGE, 37):
+                got = await guest.access(vcpu, f"read {page * PAGE} 32")
+                assert bytes.fromhex(got.value) == data[page * PAGE :][:32]
 
-            async with trio.open_nursery() as nursery:
-                for guest in survivors:
-                    for vcpu in range(4):
-                        nursery.start_soon(reads, guest, vcpu)
-                if how == "killed":
-                    doomed.process.kill()
-                else:
-                    doomed.session._peer.close()
-            if how == "hangs up":  # it lives on without a host: every access ends, in whatever way
-                for wait in begun:
-                    await wait()
-                got = await doomed.access(0, "touch 0")
-                assert (got.outcome == "ok" and got.value == data[0]) or got.outcome == "sigbus"
-
-    body()
+        async with trio.open_nursery() as nursery:
+            for guest in survivors:
+                for vcpu in range(4):
+                    nursery.start_soon(reads, guest, vcpu)
+            if how == "killed":
+                doomed.process.kill()
+            else:
+                doomed.session._peer.close()
+        if how == "hangs up":  # it lives on without a host: every access ends, in whatever way
+            for wait in begun:
+                await wait()
+            got = await doomed.access(0, "touch 0")
+            assert (got.outcome == "ok" and got.value == data[0]) or got.outcome == "sigbus"
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
-import trio
 from stage import PAGE, Stage, call, eventually, recorded, stage
+from trio.testing import trio_test
 
 from daxfault import native
 from daxfault.vmm.study.standin import StandIn
@@ -34,87 +34,75 @@ async def reads(guest: StandIn, data: bytes, page: int, vcpu: int = 0) -> None:
     assert (got.outcome, got.value) == ("ok", data[page * PAGE : page * PAGE + 16].hex())
 
 
-def test_injected_error_meets_its_pages_and_no_others(tmp_path: Path) -> None:
-    async def main() -> None:
-        data = content()
-        async with stage(tmp_path) as s, s.mapped("f", data) as guest:
-            bad(guest, s).inject(BAD * PAGE, 2 * PAGE, error=errno.EIO)
-            await reads(guest, data, BAD - 1)
-            await sigbus_at(guest, BAD)
-            await sigbus_at(guest, BAD + 1)
-            await reads(guest, data, BAD + 2)
-            assert {record.failure.error for record in await recorded(s, 2)} == {errno.EIO}
-
-    trio.run(main)
+@trio_test
+async def test_injected_error_meets_its_pages_and_no_others(tmp_path: Path) -> None:
+    data = content()
+    async with stage(tmp_path) as s, s.mapped("f", data) as guest:
+        bad(guest, s).inject(BAD * PAGE, 2 * PAGE, error=errno.EIO)
+        await reads(guest, data, BAD - 1)
+        await sigbus_at(guest, BAD)
+        await sigbus_at(guest, BAD + 1)
+        await reads(guest, data, BAD + 2)
+        assert {record.failure.error for record in await recorded(s, 2)} == {errno.EIO}
 
 
-def test_injected_error_taken_back_is_no_more(tmp_path: Path) -> None:
-    async def main() -> None:
-        data = content()
-        async with stage(tmp_path) as s, s.mapped("f", data) as guest:
-            bad(guest, s).inject(0, PAGES * PAGE, error=errno.EIO)
-            await sigbus_at(guest, BAD)
-            bad(guest, s).inject_clear()
-            await reads(guest, data, BAD)
-
-    trio.run(main)
+@trio_test
+async def test_injected_error_taken_back_is_no_more(tmp_path: Path) -> None:
+    data = content()
+    async with stage(tmp_path) as s, s.mapped("f", data) as guest:
+        bad(guest, s).inject(0, PAGES * PAGE, error=errno.EIO)
+        await sigbus_at(guest, BAD)
+        bad(guest, s).inject_clear()
+        await reads(guest, data, BAD)
 
 
-def test_injected_error_with_a_count_is_over_after_as_many_faults(tmp_path: Path) -> None:
-    async def main() -> None:
-        data = content()
-        async with stage(tmp_path) as s, s.mapped("f", data) as guest:
-            bad(guest, s).inject(BAD * PAGE, PAGE, error=errno.EIO, count=2)
-            outcomes = [(await guest.access(0, f"touch {BAD * PAGE}")).outcome for _ in range(3)]
-            # the source is asked again when a thread has left its fault meanwhile, and that counts
-            assert outcomes in (["sigbus", "sigbus", "ok"], ["sigbus", "ok", "ok"])
-
-    trio.run(main)
+@trio_test
+async def test_injected_error_with_a_count_is_over_after_as_many_faults(tmp_path: Path) -> None:
+    data = content()
+    async with stage(tmp_path) as s, s.mapped("f", data) as guest:
+        bad(guest, s).inject(BAD * PAGE, PAGE, error=errno.EIO, count=2)
+        outcomes = [(await guest.access(0, f"touch {BAD * PAGE}")).outcome for _ in range(3)]
+        # the source is asked again when a thread has left its fault meanwhile, and that counts
+        assert outcomes in (["sigbus", "sigbus", "ok"], ["sigbus", "ok", "ok"])
 
 
-def test_injected_error_of_stores_lets_loads_pass(tmp_path: Path) -> None:
-    async def main() -> None:
-        data = content()
-        async with stage(tmp_path) as s, s.mapped("f", data) as guest:
-            bad(guest, s).inject(BAD * PAGE, 2 * PAGE, error=errno.ENOSPC, stores=True)
-            got = await guest.access(0, f"write {BAD * PAGE + 3} 55")
-            assert (got.outcome, got.address) == ("sigbus", guest.window + BAD * PAGE + 3)
-            await reads(guest, data, BAD + 1)
-            assert [record.failure.error for record in await recorded(s, 1)] == [errno.ENOSPC]
-
-    trio.run(main)
+@trio_test
+async def test_injected_error_of_stores_lets_loads_pass(tmp_path: Path) -> None:
+    data = content()
+    async with stage(tmp_path) as s, s.mapped("f", data) as guest:
+        bad(guest, s).inject(BAD * PAGE, 2 * PAGE, error=errno.ENOSPC, stores=True)
+        got = await guest.access(0, f"write {BAD * PAGE + 3} 55")
+        assert (got.outcome, got.address) == ("sigbus", guest.window + BAD * PAGE + 3)
+        await reads(guest, data, BAD + 1)
+        assert [record.failure.error for record in await recorded(s, 1)] == [errno.ENOSPC]
 
 
-def test_injected_delay_parks_the_fault_until_it_is_taken_back(tmp_path: Path) -> None:
-    async def main() -> None:
-        data = content()
-        async with stage(tmp_path) as s, s.mapped("f", data) as guest:
-            file = bad(guest, s)
-            file.inject(BAD * PAGE, PAGE, delay=3600.0)
-            wait = await guest.start(0, f"read {BAD * PAGE} 16")
-            await eventually(lambda: file.state().waiting, "the fault parked")
-            await reads(guest, data, 0, vcpu=1)
-            assert file.state().waiting == 1
-            file.inject_clear()
-            got = await wait()
-            assert (got.outcome, got.value) == ("ok", data[BAD * PAGE : BAD * PAGE + 16].hex())
-
-    trio.run(main)
+@trio_test
+async def test_injected_delay_parks_the_fault_until_it_is_taken_back(tmp_path: Path) -> None:
+    data = content()
+    async with stage(tmp_path) as s, s.mapped("f", data) as guest:
+        file = bad(guest, s)
+        file.inject(BAD * PAGE, PAGE, delay=3600.0)
+        wait = await guest.start(0, f"read {BAD * PAGE} 16")
+        await eventually(lambda: file.state().waiting, "the fault parked")
+        await reads(guest, data, 0, vcpu=1)
+        assert file.state().waiting == 1
+        file.inject_clear()
+        got = await wait()
+        assert (got.outcome, got.value) == ("ok", data[BAD * PAGE : BAD * PAGE + 16].hex())
 
 
-def test_injected_delay_of_a_page_that_is_cut_off_ends_with_the_truncation(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with stage(tmp_path) as s, s.mapped("f", content()) as guest:
-            file = bad(guest, s)
-            file.inject(BAD * PAGE, PAGE, delay=3600.0)
-            wait = await guest.start(0, f"touch {BAD * PAGE + 3}")
-            await eventually(lambda: file.state().waiting, "the fault parked")
-            await call(os.truncate, s.mount / "f", PAGE)
-            got = await wait()
-            assert (got.outcome, got.address) == ("sigbus", guest.window + BAD * PAGE + 3)
-            file.inject_clear()
-
-    trio.run(main)
+@trio_test
+async def test_injected_delay_of_a_page_that_is_cut_off_ends_with_the_truncation(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.mapped("f", content()) as guest:
+        file = bad(guest, s)
+        file.inject(BAD * PAGE, PAGE, delay=3600.0)
+        wait = await guest.start(0, f"touch {BAD * PAGE + 3}")
+        await eventually(lambda: file.state().waiting, "the fault parked")
+        await call(os.truncate, s.mount / "f", PAGE)
+        got = await wait()
+        assert (got.outcome, got.address) == ("sigbus", guest.window + BAD * PAGE + 3)
+        file.inject_clear()
 
 
 @pytest.mark.parametrize(

@@ -43,30 +43,24 @@ from daxfault.vmm.study.standin import nested as guest_of
         ("0 2M 5 0 0 wake,wake,report/", "not three answers"),
     ],
 )
-def test_host_command_that_makes_no_sense_is_refused(tmp_path: Path, words: str, message: str) -> None:
-    @trio_test
-    async def body() -> None:
-        async with stage(tmp_path) as s, s.guest(window=2 * RANGE) as l1:
-            with pytest.raises(StandInError, match=message):
-                await l1._ask(f"host {tmp_path}/l1 {words}")
-            # and it changed nothing
+@trio_test
+async def test_host_command_that_makes_no_sense_is_refused(tmp_path: Path, words: str, message: str) -> None:
+    async with stage(tmp_path) as s, s.guest(window=2 * RANGE) as l1:
+        with pytest.raises(StandInError, match=message):
+            await l1._ask(f"host {tmp_path}/l1 {words}")
+        # and it changed nothing
+        await l1.host(tmp_path / "l1", 0, RANGE, DESIGNS["report"])
+        with pytest.raises(StandInError, match="a host already"):
             await l1.host(tmp_path / "l1", 0, RANGE, DESIGNS["report"])
-            with pytest.raises(StandInError, match="a host already"):
-                await l1.host(tmp_path / "l1", 0, RANGE, DESIGNS["report"])
-
-    body()
 
 
-def test_host_command_for_a_path_that_cannot_be_bound_says_why(tmp_path: Path) -> None:
-    @trio_test
-    async def body() -> None:
-        async with stage(tmp_path) as s, s.guest(window=2 * RANGE) as l1:
-            with pytest.raises(StandInError, match="not a host"):
-                await l1.hosted()
-            with pytest.raises(StandInError, match=f"{tmp_path}/no/l1: No such file or directory"):
-                await l1.host(tmp_path / "no" / "l1", 0, RANGE, DESIGNS["report"])
-
-    body()
+@trio_test
+async def test_host_command_for_a_path_that_cannot_be_bound_says_why(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.guest(window=2 * RANGE) as l1:
+        with pytest.raises(StandInError, match="not a host"):
+            await l1.hosted()
+        with pytest.raises(StandInError, match=f"{tmp_path}/no/l1: No such file or directory"):
+            await l1.host(tmp_path / "no" / "l1", 0, RANGE, DESIGNS["report"])
 
 
 @contextlib.asynccontextmanager
@@ -112,16 +106,13 @@ GARBAGE = {
 
 @pytest.mark.parametrize("greets", [False, True], ids=["first", "after its hello"])
 @pytest.mark.parametrize("what", GARBAGE)
-def test_nested_guest_that_sends_garbage_is_hung_up_on(tmp_path: Path, what: str, greets: bool) -> None:
-    @trio_test
-    async def body() -> None:
-        async with l1_at(tmp_path) as l1, raw(tmp_path, l1) as guest:
-            if greets:
-                assert await guest.greet() == 0
-            assert await guest.ask(GARBAGE[what]) == -1
-            await eventually(lambda: gone(l1) and gone(l1)[0], "L1 says why")
-
-    body()
+@trio_test
+async def test_nested_guest_that_sends_garbage_is_hung_up_on(tmp_path: Path, what: str, greets: bool) -> None:
+    async with l1_at(tmp_path) as l1, raw(tmp_path, l1) as guest:
+        if greets:
+            assert await guest.greet() == 0
+        assert await guest.ask(GARBAGE[what]) == -1
+        await eventually(lambda: gone(l1) and gone(l1)[0], "L1 says why")
 
 
 BAD_HELLOS = {
@@ -137,58 +128,49 @@ BAD_HELLOS = {
 
 
 @pytest.mark.parametrize("what", BAD_HELLOS)
-def test_nested_guest_with_a_hello_that_is_wrong_is_hung_up_on(tmp_path: Path, what: str) -> None:
-    @trio_test
-    async def body() -> None:
-        fds = [raw_guest.uffd(), raw_guest.area()]
-        async with closing(*fds), l1_at(tmp_path) as l1, raw(tmp_path, l1) as guest:
-            assert await guest.ask(BAD_HELLOS[what], fds) == -1
-
-    body()
+@trio_test
+async def test_nested_guest_with_a_hello_that_is_wrong_is_hung_up_on(tmp_path: Path, what: str) -> None:
+    fds = [raw_guest.uffd(), raw_guest.area()]
+    async with closing(*fds), l1_at(tmp_path) as l1, raw(tmp_path, l1) as guest:
+        assert await guest.ask(BAD_HELLOS[what], fds) == -1
 
 
 @pytest.mark.parametrize("what", ["no userfaultfd", "no features", "too many descriptors", "a small area"])
-def test_nested_guest_with_descriptors_that_are_wrong_is_hung_up_on(tmp_path: Path, what: str) -> None:
-    @trio_test
-    async def body() -> None:
-        uffds = {
-            "no userfaultfd": raw_guest.area,
-            "no features": lambda: raw_guest.uffd(raw_guest.THREAD_ID),
+@trio_test
+async def test_nested_guest_with_descriptors_that_are_wrong_is_hung_up_on(tmp_path: Path, what: str) -> None:
+    uffds = {
+        "no userfaultfd": raw_guest.area,
+        "no features": lambda: raw_guest.uffd(raw_guest.THREAD_ID),
+    }
+    area = raw_guest.area(PAGE) if what == "a small area" else raw_guest.area()
+    fds = [uffds.get(what, raw_guest.uffd)(), area]
+    fds += [os.dup(area) for _ in range(20 if what == "too many descriptors" else 0)]
+    async with closing(*fds), l1_at(tmp_path) as l1, raw(tmp_path, l1) as guest:
+        assert await guest.ask(raw_guest.hello(), fds) == -1
+
+
+@trio_test
+async def test_nested_guest_is_refused_what_it_may_not_have(tmp_path: Path) -> None:
+    async with l1_at(tmp_path) as l1, raw(tmp_path, l1) as guest:
+        assert await guest.greet() == 0
+        error, fh = await guest.open(os.devnull)
+        assert error == 0
+        refused = {
+            raw_guest.setup(fh + 1, 0, RANGE, 0): errno.EBADF,
+            raw_guest.setup(2**64 - 1, 0, RANGE, 0): errno.EBADF,
+            raw_guest.setup(fh, 0, RANGE, 0, raw_guest.WRITE | raw_guest.READ): errno.EACCES,
+            raw_guest.setup(fh, 0, RANGE, raw_guest.WINDOW_LEN): errno.EINVAL,
+            raw_guest.setup(fh, 0, raw_guest.WINDOW_LEN, RANGE): errno.EINVAL,
+            raw_guest.remove((raw_guest.WINDOW_LEN, RANGE)): errno.EINVAL,
+            raw_guest.release(fh + 1): errno.EBADF,
+            raw_guest.release(2**64 - 1): errno.EBADF,
         }
-        area = raw_guest.area(PAGE) if what == "a small area" else raw_guest.area()
-        fds = [uffds.get(what, raw_guest.uffd)(), area]
-        fds += [os.dup(area) for _ in range(20 if what == "too many descriptors" else 0)]
-        async with closing(*fds), l1_at(tmp_path) as l1, raw(tmp_path, l1) as guest:
-            assert await guest.ask(raw_guest.hello(), fds) == -1
-
-    body()
-
-
-def test_nested_guest_is_refused_what_it_may_not_have(tmp_path: Path) -> None:
-    @trio_test
-    async def body() -> None:
-        async with l1_at(tmp_path) as l1, raw(tmp_path, l1) as guest:
-            assert await guest.greet() == 0
-            error, fh = await guest.open(os.devnull)
-            assert error == 0
-            refused = {
-                raw_guest.setup(fh + 1, 0, RANGE, 0): errno.EBADF,
-                raw_guest.setup(2**64 - 1, 0, RANGE, 0): errno.EBADF,
-                raw_guest.setup(fh, 0, RANGE, 0, raw_guest.WRITE | raw_guest.READ): errno.EACCES,
-                raw_guest.setup(fh, 0, RANGE, raw_guest.WINDOW_LEN): errno.EINVAL,
-                raw_guest.setup(fh, 0, raw_guest.WINDOW_LEN, RANGE): errno.EINVAL,
-                raw_guest.remove((raw_guest.WINDOW_LEN, RANGE)): errno.EINVAL,
-                raw_guest.release(fh + 1): errno.EBADF,
-                raw_guest.release(2**64 - 1): errno.EBADF,
-            }
-            for message, wanted in refused.items():
-                assert await guest.ask(message) == wanted
-            # and all of it is there to be had
-            assert await guest.ask(raw_guest.setup(fh, 0, RANGE, 0)) == 0
-            assert await guest.ask(raw_guest.release(fh)) == errno.EBUSY
-            assert await guest.ask(raw_guest.remove((0, RANGE))) == 0
-            assert await guest.ask(raw_guest.release(fh)) == 0
-            handles = [await guest.open(os.devnull) for _ in range(65)]
-            assert [error for error, _ in handles] == [0] * 64 + [errno.EMFILE]
-
-    body()
+        for message, wanted in refused.items():
+            assert await guest.ask(message) == wanted
+        # and all of it is there to be had
+        assert await guest.ask(raw_guest.setup(fh, 0, RANGE, 0)) == 0
+        assert await guest.ask(raw_guest.release(fh)) == errno.EBUSY
+        assert await guest.ask(raw_guest.remove((0, RANGE))) == 0
+        assert await guest.ask(raw_guest.release(fh)) == 0
+        handles = [await guest.open(os.devnull) for _ in range(65)]
+        assert [error for error, _ in handles] == [0] * 64 + [errno.EMFILE]

@@ -8,6 +8,7 @@ import pytest
 import trio
 from kvm_stage import CUT, PAGE, PAGES, require_kvm, view, warm
 from needs import require
+from trio.testing import trio_test
 
 from daxfault import native
 from daxfault.native import Engine
@@ -33,54 +34,50 @@ def _kvm() -> None:
 
 @pytest.mark.parametrize("apf", [True, False], ids=["async-pf", "no-async-pf"])
 @pytest.mark.parametrize("delay", [0.0, 0.02])
-def test_page_that_is_copied_arrives_after_one_not_present_each(apf: bool, delay: float) -> None:
-    async def main() -> None:
-        made: list[AnonymousMemory] = []
+@trio_test
+async def test_page_that_is_copied_arrives_after_one_not_present_each(apf: bool, delay: float) -> None:
+    made: list[AnonymousMemory] = []
 
-        def memory() -> AnonymousMemory:
-            made.append(AnonymousMemory(Reply.COPY, delay=delay))
-            return made[-1]
+    def memory() -> AnonymousMemory:
+        made.append(AnonymousMemory(Reply.COPY, delay=delay))
+        return made[-1]
 
-        async with machine(memory) as guest:
-            if apf:
-                await guest.run(async_pf())
-            before = guest.vcpus[0].mailbox.counts()
-            results = await guest.run(*[Step(Op.READ, offset=page * PAGE, length=8) for page in range(4)])
-            numbers = [int.from_bytes(result.data[:8], "little") for result in results]
-            assert numbers == [0, 1, 2, 3]
-            after = guest.vcpus[0].mailbox.counts()
-            waits = after.not_present - before.not_present
-            assert waits == (4 if apf else 0)
-            assert after.ready - before.ready == waits
-            assert after.wake_all == before.wake_all
-            assert made[0].faults == 4
-            assert guest.told == []
-
-    trio.run(main)
+    async with machine(memory) as guest:
+        if apf:
+            await guest.run(async_pf())
+        before = guest.vcpus[0].mailbox.counts()
+        results = await guest.run(*[Step(Op.READ, offset=page * PAGE, length=8) for page in range(4)])
+        numbers = [int.from_bytes(result.data[:8], "little") for result in results]
+        assert numbers == [0, 1, 2, 3]
+        after = guest.vcpus[0].mailbox.counts()
+        waits = after.not_present - before.not_present
+        assert waits == (4 if apf else 0)
+        assert after.ready - before.ready == waits
+        assert after.wake_all == before.wake_all
+        assert made[0].faults == 4
+        assert guest.told == []
 
 
 @pytest.mark.parametrize("ring", [3, 0])
 @pytest.mark.parametrize("injection", Injection)
 @pytest.mark.parametrize("apf", [True, False], ids=["async-pf", "no-async-pf"])
-def test_page_that_is_poisoned_is_an_error_and_never_a_loop(
+@trio_test
+async def test_page_that_is_poisoned_is_an_error_and_never_a_loop(
     apf: bool, injection: Injection, ring: int
 ) -> None:
-    async def main() -> None:
-        async with machine(lambda: AnonymousMemory(Reply.POISON, delay=0.002), injection=injection) as guest:
-            if apf:
-                await guest.run(async_pf(always=ring == 0))
-            for op in (Op.LOAD, Op.STORE):
-                offset = op * PAGE + 5
-                (result,) = await guest.run(Step(op, offset=offset, ring=ring, table=True))
-                assert result.got == (Got.SIGBUS if ring == 3 else Got.FIXUP)
-                assert result.address == view(ring, offset)
-                told = guest.told[-1]
-                assert (told.how, told.fault.gva) == (injection, result.address)
-                # an instruction that KVM emulates, as PVM does all of ring 0, ends in MMIO
-                assert told.fault.by == "siginfo" or (ring == 0 and told.fault.by == "exit")
-            assert guest.rescued == []
-
-    trio.run(main)
+    async with machine(lambda: AnonymousMemory(Reply.POISON, delay=0.002), injection=injection) as guest:
+        if apf:
+            await guest.run(async_pf(always=ring == 0))
+        for op in (Op.LOAD, Op.STORE):
+            offset = op * PAGE + 5
+            (result,) = await guest.run(Step(op, offset=offset, ring=ring, table=True))
+            assert result.got == (Got.SIGBUS if ring == 3 else Got.FIXUP)
+            assert result.address == view(ring, offset)
+            told = guest.told[-1]
+            assert (told.how, told.fault.gva) == (injection, result.address)
+            # an instruction that KVM emulates, as PVM does all of ring 0, ends in MMIO
+            assert told.fault.by == "siginfo" or (ring == 0 and told.fault.by == "exit")
+        assert guest.rescued == []
 
 
 @pytest.mark.parametrize("rescue", [rescue for rescue in Rescue if rescue is not Rescue.SHRINK])
@@ -104,33 +101,32 @@ def test_rescue_leaves_no_hole_for_the_hosts_own_memory(rescue: Rescue) -> None:
         mapping.close()
 
 
-def test_machine_ends_while_its_vcpu_waits_for_a_page_nobody_brings() -> None:
-    async def main() -> None:
-        with trio.move_on_after(30) as limit:
-            made: list[AnonymousMemory] = []
+@trio_test
+async def test_machine_ends_while_its_vcpu_waits_for_a_page_nobody_brings() -> None:
+    with trio.move_on_after(30) as limit:
+        made: list[AnonymousMemory] = []
 
-            def memory() -> AnonymousMemory:
-                made.append(AnonymousMemory(Reply.COPY, delay=3600))
-                return made[-1]
+        def memory() -> AnonymousMemory:
+            made.append(AnonymousMemory(Reply.COPY, delay=3600))
+            return made[-1]
 
-            async with machine(memory) as guest:
-                guest.start(Step(Op.LOAD))
-                while not made[0].faults:  # noqa: ASYNC110 - the memory counts, and tells nobody
-                    await trio.sleep(0.001)
-        assert not limit.cancelled_caught
-
-    trio.run(main)
+        async with machine(memory) as guest:
+            guest.start(Step(Op.LOAD))
+            while not made[0].faults:  # noqa: ASYNC110 - the memory counts, and tells nobody
+                await trio.sleep(0.001)
+    assert not limit.cancelled_caught
 
 
 @pytest.mark.parametrize("ring", [3, 0])
-def test_engine_serves_a_kvm_guest_and_a_truncation_is_an_error(tmp_path: Path, ring: int) -> None:
+@trio_test
+async def test_engine_serves_a_kvm_guest_and_a_truncation_is_an_error(tmp_path: Path, ring: int) -> None:
     path = tmp_path / "file"
     data = os.urandom(PAGES * PAGE)
     path.write_bytes(data)
     file = native.File(os.open(path, os.O_RDWR), writable=True)
     engine = Engine()
 
-    async def main() -> None:
+    try:
         async with machine(lambda: CachedMemory(engine, file)) as guest:
             await guest.run(async_pf(always=ring == 0))
             read = Step(Op.READ, offset=CUT * PAGE - 16, length=32, ring=ring, table=True)
@@ -147,8 +143,6 @@ def test_engine_serves_a_kvm_guest_and_a_truncation_is_an_error(tmp_path: Path, 
             (result,) = await guest.run(read)
             assert (result.got, result.data[16:]) == (Got.OK, bytes(16))
 
-    try:
-        trio.run(main)
         # what the guest stored is in the file: the truncation took it, but not the rest
         assert path.read_bytes()[: CUT * PAGE] == data[: CUT * PAGE]
     finally:

@@ -176,12 +176,12 @@ def test_second_attachment_on_a_connection_ends_it(
         assert program.ask(data, *[null.fileno()] * (data == raw_program.serve())) == GONE
 
 
-def test_attachment_from_a_pid_namespace_that_is_not_ours_is_refused(tmp_path: Path) -> None:
+@trio_test
+async def test_attachment_from_a_pid_namespace_that_is_not_ours_is_refused(tmp_path: Path) -> None:
     """SO_PEERCRED says 0 then, which is also the tracer of a process that has none."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
-    @trio_test
-    async def body() -> None:
+    with theirs:
         async with stage(tmp_path) as s:
             session = Programs(s.host, s.fs, s.mount).make(ours, 0)
             theirs.send(raw_program.attach())
@@ -190,9 +190,6 @@ def test_attachment_from_a_pid_namespace_that_is_not_ours_is_refused(tmp_path: P
                     await session.greet()
             finally:
                 await session.close()
-
-    with theirs:
-        body()
 
 
 @pytest.mark.parametrize(

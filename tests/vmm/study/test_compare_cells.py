@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every cell of the comparison against docs/designs/: each design, each access, run once for all tests."""
 
+import functools
+
 import pytest
 import trio
 from needs import require, require_fuse
@@ -83,10 +85,7 @@ def run(*args: object, **kwargs: object) -> Comparison:
     except OSError as exc:
         require(False, f"userfaultfd: {exc}")
 
-    async def main() -> Comparison:
-        return await compare.run(*args, seconds=SECONDS, **kwargs)  # type: ignore[arg-type]
-
-    return trio.run(main)
+    return trio.run(functools.partial(compare.run, *args, seconds=SECONDS, **kwargs))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 says why, and where model and reality differ there is a reason."""
 
 import dataclasses
+import functools
 
 import pytest
 import trio
@@ -71,10 +72,7 @@ def run(**asked: object) -> Comparison:
     require_fuse()
     require_kvm()
 
-    async def main() -> Comparison:
-        return await compare.run(seconds=SECONDS, **asked)  # type: ignore[arg-type]
-
-    return trio.run(main)
+    return trio.run(functools.partial(compare.run, seconds=SECONDS, **asked))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -172,11 +170,8 @@ def test_cell_on_a_machine_that_lacks_something_is_untried_and_names_it(
     require_kvm()
     can = dataclasses.replace(probe(), **{lacks: False})
 
-    async def main() -> Cell:
-        # it is found out before anything is made
-        return await run_cell(KvmGround(None, can), WAYS[way], column)  # type: ignore[arg-type]
-
-    got = trio.run(main)
+    # found out before anything is made
+    got = trio.run(run_cell, KvmGround(None, can), WAYS[way], column)  # type: ignore[arg-type]
     assert got.outcome is Outcome.UNTRIED
     assert why in got.detail
 

@@ -36,99 +36,83 @@ async def truncated(s: Stage, size: int = CUT) -> None:
 # ---- bytes
 
 
-def test_nested_guest_reads_the_bytes_of_the_bottom(tmp_path: Path) -> None:
-    @trio_test
-    async def body() -> None:
-        async with nesting(tmp_path) as (_, n):
-            got = await n.l2.access(0, f"sum 0 {len(DATA)}")
-            assert (got.outcome, got.value) == ("ok", fnv1a(DATA))
-            # a page at a time, and none that nobody asked for
-            assert (await n.l1.hosted())["fetched"] == len(DATA) // PAGE
-
-    body()
+@trio_test
+async def test_nested_guest_reads_the_bytes_of_the_bottom(tmp_path: Path) -> None:
+    async with nesting(tmp_path) as (_, n):
+        got = await n.l2.access(0, f"sum 0 {len(DATA)}")
+        assert (got.outcome, got.value) == ("ok", fnv1a(DATA))
+        # a page at a time, and none that nobody asked for
+        assert (await n.l1.hosted())["fetched"] == len(DATA) // PAGE
 
 
-def test_nested_guest_with_many_vcpus_reads_each_page_once(tmp_path: Path) -> None:
-    @trio_test
-    async def body() -> None:
-        async with nesting(tmp_path) as (_, n):
+@trio_test
+async def test_nested_guest_with_many_vcpus_reads_each_page_once(tmp_path: Path) -> None:
+    async with nesting(tmp_path) as (_, n):
 
-            async def read(vcpu: int) -> None:
-                for page in random.Random(vcpu).sample(range(len(DATA) // PAGE), 64):
-                    got = await n.l2.access(vcpu, f"read {page * PAGE + 7} 16")
-                    assert got.value == DATA[page * PAGE + 7 :][:16].hex()
+        async def read(vcpu: int) -> None:
+            for page in random.Random(vcpu).sample(range(len(DATA) // PAGE), 64):
+                got = await n.l2.access(vcpu, f"read {page * PAGE + 7} 16")
+                assert got.value == DATA[page * PAGE + 7 :][:16].hex()
 
-            async with trio.open_nursery() as nursery:
-                for vcpu in range(8):
-                    nursery.start_soon(read, vcpu)
-            assert (await n.l1.hosted())["fetched"] == len(DATA) // PAGE
-
-    body()
+        async with trio.open_nursery() as nursery:
+            for vcpu in range(8):
+                nursery.start_soon(read, vcpu)
+        assert (await n.l1.hosted())["fetched"] == len(DATA) // PAGE
 
 
-def test_nested_guest_that_had_a_page_keeps_it_when_the_bottom_changes(tmp_path: Path) -> None:
+@trio_test
+async def test_nested_guest_that_had_a_page_keeps_it_when_the_bottom_changes(tmp_path: Path) -> None:
     """A limit of nesting, not a promise: nobody tells L1 that L0's file is another."""
 
-    @trio_test
-    async def body() -> None:
-        async with nesting(tmp_path) as (s, n):
-            await n.l2.access(0, f"touch {40 * PAGE}")
-            await truncated(s)
-            got = await n.l2.access(0, f"read {40 * PAGE} 16")
-            assert (got.outcome, got.value) == ("ok", DATA[40 * PAGE :][:16].hex())
-
-    body()
+    async with nesting(tmp_path) as (s, n):
+        await n.l2.access(0, f"touch {40 * PAGE}")
+        await truncated(s)
+        got = await n.l2.access(0, f"read {40 * PAGE} 16")
+        assert (got.outcome, got.value) == ("ok", DATA[40 * PAGE :][:16].hex())
 
 
 # ---- errors
 
 
 @pytest.mark.parametrize("design", ["report", "poison"])
-def test_nested_error_of_a_truncated_file_is_sigbus_at_the_exact_address(tmp_path: Path, design: str) -> None:
-    @trio_test
-    async def body() -> None:
-        async with nesting(tmp_path, design) as (s, n):
-            await truncated(s)
-            got = await n.l2.access(0, f"touch {40 * PAGE + 5}")
-            assert (got.outcome, got.address) == ("sigbus", n.base + 40 * PAGE + 5)
-            got = await n.l2.access(1, f"kcopy {CUT - 16} 64")
-            assert (got.outcome, got.done, got.address) == ("efault", 16, n.base + CUT)
-            got = await n.l2.access(2, f"sys_write {50 * PAGE} 64")
-            assert got.outcome == "efault"
-            # what is there still is not disturbed
-            got = await n.l2.access(3, f"read {CUT - 16} 16")
-            assert got.value == DATA[CUT - 16 : CUT].hex()
-
-    body()
-
-
-def test_nested_error_that_was_reported_heals_when_the_file_grows_again(tmp_path: Path) -> None:
-    @trio_test
-    async def body() -> None:
-        async with nesting(tmp_path) as (s, n):
-            await truncated(s)
-            assert (await n.l2.access(0, f"touch {40 * PAGE}")).outcome == "sigbus"
-            await truncated(s, len(DATA))
-            got = await n.l2.access(0, f"read {40 * PAGE} 16")
-            assert (got.outcome, got.value) == ("ok", "00" * 16)
-
-    body()
+@trio_test
+async def test_nested_error_of_a_truncated_file_is_sigbus_at_the_exact_address(
+    tmp_path: Path, design: str
+) -> None:
+    async with nesting(tmp_path, design) as (s, n):
+        await truncated(s)
+        got = await n.l2.access(0, f"touch {40 * PAGE + 5}")
+        assert (got.outcome, got.address) == ("sigbus", n.base + 40 * PAGE + 5)
+        got = await n.l2.access(1, f"kcopy {CUT - 16} 64")
+        assert (got.outcome, got.done, got.address) == ("efault", 16, n.base + CUT)
+        got = await n.l2.access(2, f"sys_write {50 * PAGE} 64")
+        assert got.outcome == "efault"
+        # what is there still is not disturbed
+        got = await n.l2.access(3, f"read {CUT - 16} 16")
+        assert got.value == DATA[CUT - 16 : CUT].hex()
 
 
-def test_nested_error_that_was_poisoned_heals_by_itself(tmp_path: Path) -> None:
-    @trio_test
-    async def body() -> None:
-        async with nesting(tmp_path, "poison") as (s, n):
-            await truncated(s)
-            assert (await n.l2.access(0, f"touch {40 * PAGE}")).outcome == "sigbus"
-            await truncated(s, len(DATA))
-            with trio.fail_after(PATIENCE):
-                # L1 asks again now and then: nobody tells it that the page is back
-                while (got := await n.l2.access(0, f"read {40 * PAGE} 16")).outcome == "sigbus":  # noqa: ASYNC110
-                    await trio.sleep(0.02)
-            assert (got.outcome, got.value) == ("ok", "00" * 16)
+@trio_test
+async def test_nested_error_that_was_reported_heals_when_the_file_grows_again(tmp_path: Path) -> None:
+    async with nesting(tmp_path) as (s, n):
+        await truncated(s)
+        assert (await n.l2.access(0, f"touch {40 * PAGE}")).outcome == "sigbus"
+        await truncated(s, len(DATA))
+        got = await n.l2.access(0, f"read {40 * PAGE} 16")
+        assert (got.outcome, got.value) == ("ok", "00" * 16)
 
-    body()
+
+@trio_test
+async def test_nested_error_that_was_poisoned_heals_by_itself(tmp_path: Path) -> None:
+    async with nesting(tmp_path, "poison") as (s, n):
+        await truncated(s)
+        assert (await n.l2.access(0, f"touch {40 * PAGE}")).outcome == "sigbus"
+        await truncated(s, len(DATA))
+        with trio.fail_after(PATIENCE):
+            # L1 asks again now and then: nobody tells it that the page is back
+            while (got := await n.l2.access(0, f"read {40 * PAGE} 16")).outcome == "sigbus":  # noqa: ASYNC110
+                await trio.sleep(0.02)
+        assert (got.outcome, got.value) == ("ok", "00" * 16)
 
 
 # What became of the innermost task under each design; docs/nested.md says why.
@@ -145,75 +129,63 @@ CARRIED = {
 
 
 @pytest.mark.parametrize("design", DESIGNS)
-def test_nested_comparison_of_a_design_finds_its_end(tmp_path: Path, design: str) -> None:
-    @trio_test
-    async def body() -> None:
-        async with stage(tmp_path, loop_seconds=60) as s:
-            chosen = DESIGNS[design]
-            got = await nested.observe(s.host, s.nursery, chosen, s.backing / "file", s.mount / "file")
-            assert (got["outcome"], got["address_exact"]) == CARRIED[design], got["detail"]
-
-    body()
+@trio_test
+async def test_nested_comparison_of_a_design_finds_its_end(tmp_path: Path, design: str) -> None:
+    async with stage(tmp_path, loop_seconds=60) as s:
+        chosen = DESIGNS[design]
+        got = await nested.observe(s.host, s.nursery, chosen, s.backing / "file", s.mount / "file")
+        assert (got["outcome"], got["address_exact"]) == CARRIED[design], got["detail"]
 
 
-def test_nested_loop_at_the_bottom_holds_up_no_other_page(tmp_path: Path) -> None:
-    @trio_test
-    async def body() -> None:
-        async with nesting(tmp_path, "mainline") as (s, n):
-            await truncated(s)
-            await n.l2.start(0, f"touch {40 * PAGE}")
-            await eventually(lambda: s.host.records.total > 100, "a loop")
-            got = await n.l2.access(1, f"read {3 * PAGE} 16")
-            assert (got.outcome, got.value) == ("ok", DATA[3 * PAGE :][:16].hex())
-
-    body()
+@trio_test
+async def test_nested_loop_at_the_bottom_holds_up_no_other_page(tmp_path: Path) -> None:
+    async with nesting(tmp_path, "mainline") as (s, n):
+        await truncated(s)
+        await n.l2.start(0, f"touch {40 * PAGE}")
+        await eventually(lambda: s.host.records.total > 100, "a loop")
+        got = await n.l2.access(1, f"read {3 * PAGE} 16")
+        assert (got.outcome, got.value) == ("ok", DATA[3 * PAGE :][:16].hex())
 
 
 # ---- deaths
 
 
-def test_nested_guest_whose_host_dies_gets_poison_and_never_zeros(tmp_path: Path) -> None:
-    @trio_test
-    async def body() -> None:
-        async with nesting(tmp_path, "mainline") as (s, n):
-            assert (await n.l2.access(0, "touch 0")).value == DATA[0]
-            await truncated(s)
-            waiting = await n.l2.start(1, f"touch {40 * PAGE}")
-            await eventually(lambda: s.host.records.total > 100, "a fault under way")
-            n.l1.process.send_signal(signal.SIGKILL)
-            got = await waiting()
-            assert (got.outcome, got.address) == ("sigbus", n.base + 40 * PAGE)
-            got = await n.l2.access(0, f"touch {3 * PAGE}")
-            assert (got.outcome, got.address) == ("sigbus", n.base + 3 * PAGE)
-            assert (await n.l2.access(0, f"kcopy {4 * PAGE} 8")).outcome == "efault"
-            # what it has it keeps
-            assert (await n.l2.access(0, "read 0 16")).value == DATA[:16].hex()
-
-    body()
+@trio_test
+async def test_nested_guest_whose_host_dies_gets_poison_and_never_zeros(tmp_path: Path) -> None:
+    async with nesting(tmp_path, "mainline") as (s, n):
+        assert (await n.l2.access(0, "touch 0")).value == DATA[0]
+        await truncated(s)
+        waiting = await n.l2.start(1, f"touch {40 * PAGE}")
+        await eventually(lambda: s.host.records.total > 100, "a fault under way")
+        n.l1.process.send_signal(signal.SIGKILL)
+        got = await waiting()
+        assert (got.outcome, got.address) == ("sigbus", n.base + 40 * PAGE)
+        got = await n.l2.access(0, f"touch {3 * PAGE}")
+        assert (got.outcome, got.address) == ("sigbus", n.base + 3 * PAGE)
+        assert (await n.l2.access(0, f"kcopy {4 * PAGE} 8")).outcome == "efault"
+        # what it has it keeps
+        assert (await n.l2.access(0, "read 0 16")).value == DATA[:16].hex()
 
 
-def test_nested_guest_that_dies_makes_room_for_another(tmp_path: Path) -> None:
-    @trio_test
-    async def body() -> None:
-        async with stage(tmp_path, loop_seconds=60) as s, s.mapped("file", DATA) as l1:
-            socket_path = tmp_path / "l1"
-            await l1.host(socket_path, 0, RANGE, DESIGNS["report"])
-            for n in range(2):
-                async with guest_of(socket_path, DESIGNS["report"]) as l2:
-                    await l2.open("f", os.devnull)
-                    await l2.map("f", 0, RANGE, 0)
-                    got = await l2.access(0, f"read {n * PAGE} 16")
-                    assert got.value == DATA[n * PAGE :][:16].hex()
-                    begun = [await l2.start(vcpu, f"scan 0 {len(DATA)} {PAGE}") for vcpu in range(4)]
-                    l2.process.kill()
-                    for wait in begun:
-                        with contextlib.suppress(StandInError):
-                            await wait()
-                await eventually(lambda n=n: gone(l1) == [None] * (n + 1), "L1 lets its guest go")
-            # L1 itself is none the worse
-            assert (await l1.access(0, f"sum 0 {len(DATA)}")).value == fnv1a(DATA)
-
-    body()
+@trio_test
+async def test_nested_guest_that_dies_makes_room_for_another(tmp_path: Path) -> None:
+    async with stage(tmp_path, loop_seconds=60) as s, s.mapped("file", DATA) as l1:
+        socket_path = tmp_path / "l1"
+        await l1.host(socket_path, 0, RANGE, DESIGNS["report"])
+        for n in range(2):
+            async with guest_of(socket_path, DESIGNS["report"]) as l2:
+                await l2.open("f", os.devnull)
+                await l2.map("f", 0, RANGE, 0)
+                got = await l2.access(0, f"read {n * PAGE} 16")
+                assert got.value == DATA[n * PAGE :][:16].hex()
+                begun = [await l2.start(vcpu, f"scan 0 {len(DATA)} {PAGE}") for vcpu in range(4)]
+                l2.process.kill()
+                for wait in begun:
+                    with contextlib.suppress(StandInError):
+                        await wait()
+            await eventually(lambda n=n: gone(l1) == [None] * (n + 1), "L1 lets its guest go")
+        # L1 itself is none the worse
+        assert (await l1.access(0, f"sum 0 {len(DATA)}")).value == fnv1a(DATA)
 
 
 @contextlib.contextmanager
