@@ -3,11 +3,9 @@
  * keep.c - the host's end of its keeper (keeper.h).  Owns the socket; must not wait for
  * anything but room in it.
  */
-#include <errno.h>
 #include <stdatomic.h>
-#include <string.h>
-#include <sys/socket.h>
 
+#include "base/packet.h"
 #include "engine/internal.h"
 #include "keeper.h"
 
@@ -20,28 +18,10 @@ void df_keeper(int socket)
 
 static void say(const struct keep *message, int fd)
 {
-	union {
-		char room[CMSG_SPACE(sizeof(int))];
-		struct cmsghdr align;
-	} control = { .room = { 0 } };
-	struct iovec iov = { (void *)message, sizeof(*message) };
-	struct msghdr packet = { .msg_iov = &iov, .msg_iovlen = 1 };
 	int to = atomic_load(&keeper);
 
-	if (to < 0)
-		return;
-	if (fd >= 0) {
-		struct cmsghdr *c = &control.align;
-
-		packet.msg_control = control.room;
-		packet.msg_controllen = sizeof(control.room);
-		c->cmsg_level = SOL_SOCKET;
-		c->cmsg_type = SCM_RIGHTS;
-		c->cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(c), &fd, sizeof(fd));
-	}
-	while (sendmsg(to, &packet, MSG_NOSIGNAL) < 0 && errno == EINTR)
-		;
+	if (to >= 0)
+		packet_send(to, message, sizeof(*message), &fd, fd >= 0);
 }
 
 void keep_cache(const struct df_file *file)

@@ -11,13 +11,12 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/resource.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include "abi/compat.h"
+#include "base/packet.h"
 #include "keeper.h"
 
 #define LOWEST 0x10000ull			/* vm.mmap_min_addr; nothing is mapped below */
@@ -34,35 +33,16 @@ static size_t nkept, room;
 /* -> false at the end of the connection; *fd is -1 when none came */
 static bool receive(struct keep *message, int *fd)
 {
-	union {
-		char room[CMSG_SPACE(sizeof(int))];
-		struct cmsghdr align;
-	} control;
-	struct iovec iov = { message, sizeof(*message) };
-	struct msghdr packet = {
-		.msg_iov = &iov,
-		.msg_iovlen = 1,
-		.msg_control = control.room,
-		.msg_controllen = sizeof(control.room),
-	};
-	struct cmsghdr *c;
-	ssize_t n;
+	int fds[PACKET_FDS], nfds;
+	ssize_t n = packet_receive(STDIN_FILENO, message, sizeof(*message), fds, &nfds);
 
-	*fd = -1;
-	do {
-		n = recvmsg(0, &packet, MSG_CMSG_CLOEXEC);
-	} while (n < 0 && errno == EINTR);
-	if (n < 0 && (errno == ENOTSOCK || errno == EBADF)) {
+	if (n == -ENOTSOCK || n == -EBADF) {
 		fputs("daxfault-keeper: standard input is not a socket; it is started by a host\n",
 		      stderr);
 		exit(2);
 	}
-	if (n != sizeof(*message))
-		return false;
-	c = CMSG_FIRSTHDR(&packet);
-	if (c && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS)
-		memcpy(fd, CMSG_DATA(c), sizeof(*fd));
-	return true;
+	*fd = nfds ? fds[0] : -1;
+	return n == sizeof(*message) || n == -EMFILE;	/* no descriptor left: what it carried is not kept */
 }
 
 static void keep(const struct keep *message, int fd)

@@ -17,9 +17,9 @@
 #include <unistd.h>
 
 #include "abi/compat.h"
+#include "base/packet.h"
 
 enum {
-	FDS_MAX = 4,			/* room for more than any reply carries, to close them */
 	ERRNO_MAX = 4095,		/* include/linux/err.h */
 };
 
@@ -46,78 +46,25 @@ static void close_raw(int fd)
 /* `fd` >= 0 goes along. */
 static int send_request(struct client *c, struct df_header *h, size_t len, int fd)
 {
-	union {
-		struct cmsghdr align;
-		char room[CMSG_SPACE(sizeof(int))];
-	} control;
-	struct iovec iov = { .iov_base = h, .iov_len = len };
-	struct msghdr mh = { .msg_iov = &iov, .msg_iovlen = 1 };
-	long n;
+	int n;
 
 	h->len = (uint32_t)len;
 	h->seq = ++c->seq;
-	if (fd >= 0) {
-		memset(&control, 0, sizeof(control));
-		control.align.cmsg_level = SOL_SOCKET;
-		control.align.cmsg_type = SCM_RIGHTS;
-		control.align.cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(&control.align), &fd, sizeof(fd));
-		mh.msg_control = &control;
-		mh.msg_controllen = sizeof(control);
-	}
-	do {
-		n = raw(SYS_sendmsg, c->fd, (long)&mh, MSG_NOSIGNAL, 0);
-	} while (n == -EINTR);
-	if (n == -EAGAIN)
-		return -ETIMEDOUT;
-	return n < 0 ? (int)n : 0;
+	n = packet_send(c->fd, h, len, &fd, fd >= 0);
+	return n == -EAGAIN ? -ETIMEDOUT : n;
 }
 
-static int received_fds(struct msghdr *mh, int *fds)
+/* -> its length, or -errno. */
+static ssize_t receive(const struct client *c, union reply *in, int *fds, int *nfds, bool patient)
 {
-	struct cmsghdr *c;
-	int n = 0;
+	ssize_t len;
 
-	for (c = CMSG_FIRSTHDR(mh); c; c = CMSG_NXTHDR(mh, c)) {
-		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
-			continue;
-		n = (int)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
-		memcpy(fds, CMSG_DATA(c), (size_t)n * sizeof(int));
-	}
-	return n;
-}
-
-/* -> its length, or -errno.  -EMFILE: it is there, but no descriptor was left for what it
- * carries (net/core/scm.c, scm_detach_fds()). */
-static long receive(const struct client *c, union reply *in, int *fds, int *nfds, bool patient)
-{
-	union {
-		struct cmsghdr align;
-		char room[CMSG_SPACE(FDS_MAX * sizeof(int))];
-	} control;
-	struct iovec iov = { .iov_base = in, .iov_len = sizeof(*in) };
-	struct msghdr mh = {
-		.msg_iov = &iov,
-		.msg_iovlen = 1,
-		.msg_control = &control,
-		.msg_controllen = sizeof(control),
-	};
-	long len;
-
-	*nfds = 0;
 	do {
-		len = raw(SYS_recvmsg, c->fd, (long)&mh, MSG_CMSG_CLOEXEC, 0);
-	} while (len == -EINTR || (len == -EAGAIN && patient));
+		len = packet_receive(c->fd, in, sizeof(*in), fds, nfds);
+	} while (len == -EAGAIN && patient);
 	if (len == -EAGAIN)
 		return -ETIMEDOUT;
-	if (len < 0)
-		return len;
-	if (len == 0)
-		return -ECONNRESET;
-	*nfds = received_fds(&mh, fds);
-	if (mh.msg_flags & MSG_TRUNC)
-		return -EPROTO;
-	return mh.msg_flags & MSG_CTRUNC ? -EMFILE : len;
+	return len ? len : -ECONNRESET;
 }
 
 struct expected {
@@ -141,23 +88,20 @@ static bool is_reply(const struct df_header *h, size_t len, int nfds, const stru
 static int call(struct client *c, struct df_header *h, size_t len, int fd, const struct expected *e,
 		union reply *in, int *got)
 {
-	int fds[FDS_MAX], nfds, i, r;
-	long n;
+	int fds[PACKET_FDS], nfds, r;
+	ssize_t n;
 
 	*got = -1;
 	r = send_request(c, h, len, fd);
 	if (r)
 		return r;
 	n = receive(c, in, fds, &nfds, h->type == DF_MSYNC);
-	if (n == -EMFILE && nfds == 0)
-		return -EMFILE;
 	if (n > 0 && is_reply(&in->h, (size_t)n, nfds, h, e)) {
 		if (nfds)
 			*got = fds[0];
 		return in->h.error;
 	}
-	for (i = 0; i < nfds; i++)
-		close_raw(fds[i]);
+	packet_close(fds, nfds);
 	return n < 0 ? (int)n : -EPROTO;
 }
 

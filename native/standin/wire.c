@@ -19,11 +19,11 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/packet.h"
 #include "standin.h"
 
 enum {
 	CALL_SECONDS = 60,		/* a host this late is taken for dead */
-	FDS_MAX = 4,			/* more than any message carries */
 };
 
 static int host = -1;
@@ -69,28 +69,6 @@ int wire_connect(const char *path)
 	return fd;
 }
 
-static void close_all(const int *fds, int nfds)
-{
-	int i;
-
-	for (i = 0; i < nfds; i++)
-		close(fds[i]);
-}
-
-static int received_fds(struct msghdr *mh, int *fds)
-{
-	struct cmsghdr *c;
-	int n = 0;
-
-	for (c = CMSG_FIRSTHDR(mh); c; c = CMSG_NXTHDR(mh, c)) {
-		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
-			continue;
-		n = (int)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
-		memcpy(fds, CMSG_DATA(c), (size_t)n * sizeof(int));
-	}
-	return n;
-}
-
 /* Why a message is not the reply to the call, or NULL.  A reply is as long as
  * its request; a bare header will do where it has nothing to tell, which is
  * when it refuses, or answers a request whose fields the guest knows. */
@@ -125,33 +103,18 @@ static const char *receive(void)
 		struct df_header h;
 		struct df_removemapping longest;
 	} in;
-	union {
-		struct cmsghdr align;
-		char room[CMSG_SPACE(FDS_MAX * sizeof(int))];
-	} control;
-	struct iovec iov = { .iov_base = &in, .iov_len = sizeof(in) };
-	struct msghdr mh = {
-		.msg_iov = &iov,
-		.msg_iovlen = 1,
-		.msg_control = &control,
-		.msg_controllen = sizeof(control),
-	};
-	int fds[FDS_MAX];
+	int fds[PACKET_FDS], nfds;
 	const char *why;
-	ssize_t len;
-	int nfds;
+	ssize_t len = packet_receive(host, &in, sizeof(in), fds, &nfds);
 
-	do {
-		len = recvmsg(host, &mh, MSG_CMSG_CLOEXEC);
-	} while (len < 0 && errno == EINTR);
+	if (len == -EPROTO || len == -EMFILE)
+		return "a message of the wrong length";
 	if (len < 0)
-		return strerror(errno);
+		return strerror((int)-len);
 	if (len == 0)
 		return "the host hung up";
-
-	nfds = received_fds(&mh, fds);
-	if ((mh.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) || (size_t)len < sizeof(in.h)) {
-		close_all(fds, nfds);
+	if ((size_t)len < sizeof(in.h)) {
+		packet_close(fds, nfds);
 		return "a message of the wrong length";
 	}
 
@@ -166,7 +129,7 @@ static const char *receive(void)
 	}
 	pthread_mutex_unlock(&lock);
 	if (why)
-		close_all(fds, nfds);
+		packet_close(fds, nfds);
 	return why;
 }
 
@@ -208,33 +171,6 @@ void wire_start(int fd)
 	pthread_detach(thread);
 }
 
-static int send_all(struct df_header *msg, size_t len, const int *fds, int nfds)
-{
-	union {
-		struct cmsghdr align;
-		char room[CMSG_SPACE(FDS_MAX * sizeof(int))];
-	} control;
-	struct iovec iov = { .iov_base = msg, .iov_len = len };
-	struct msghdr mh = { .msg_iov = &iov, .msg_iovlen = 1 };
-	ssize_t n;
-
-	if (nfds) {
-		struct cmsghdr *c = &control.align;
-
-		memset(&control, 0, sizeof(control));
-		mh.msg_control = &control;
-		mh.msg_controllen = CMSG_SPACE((size_t)nfds * sizeof(int));
-		c->cmsg_level = SOL_SOCKET;
-		c->cmsg_type = SCM_RIGHTS;
-		c->cmsg_len = CMSG_LEN((size_t)nfds * sizeof(int));
-		memcpy(CMSG_DATA(c), fds, (size_t)nfds * sizeof(int));
-	}
-	do {
-		n = sendmsg(host, &mh, MSG_NOSIGNAL);
-	} while (n < 0 && errno == EINTR);
-	return n < 0 ? -1 : 0;
-}
-
 /* Sends `msg` and waits for its reply, which overwrites it.  Returns 0, the
  * errno the host refused with, or -1 when there is no host any more.  The
  * reply's descriptor goes to *reply_fd when that is not NULL. */
@@ -254,7 +190,7 @@ int wire_call(struct df_header *msg, size_t len, const int *fds, int nfds, int *
 	call.wants_fd = reply_fd != NULL;
 	call.done = false;
 
-	if (wire_lost() || send_all(msg, len, fds, nfds) < 0)
+	if (wire_lost() || packet_send(host, msg, len, fds, nfds))
 		goto gone;
 
 	clock_gettime(CLOCK_REALTIME, &deadline);
