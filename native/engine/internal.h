@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * internal.h - the engine's own structures: guests and faults, with page_cache.h the
+ * internal.h - the engine's own structures: guests and faults, with cache.h the
  * files, and the rules of their locks.  Read by the engine's own C files only.
  *
  * Lock order, outermost first:
@@ -26,10 +26,10 @@
 #include <sys/stat.h>
 #include <time.h>
 
-#include "apf/apf_host.h"
+#include "apf/apf.h"
 #include "engine.h"
-#include "cache/page_cache.h"
-#include "trace.h"
+#include "cache/cache.h"
+#include "base/trace.h"
 #include "base/uffd.h"
 
 #define DF_TRIES_MAX 3
@@ -126,7 +126,7 @@ struct df_guest {
 	unsigned oldest;
 };
 
-/* events.c */
+/* reader.c */
 void *events_read(void *guest);			/* a reader's life; puts the guest */
 
 /* guest.c */
@@ -144,7 +144,7 @@ void guest_retry(struct df_guest *guest, struct df_fault *fault);	/* takes a hea
 uint32_t guest_attempt(struct df_guest *guest, uint64_t page);
 void guest_resolved(struct df_guest *guest, uint64_t start, uint64_t end);
 
-/* program.c */
+/* adopt.c */
 /* Whether the kernel shows a page cache where we know of no region: then there is one now. */
 bool program_discover(struct df_guest *guest, uint64_t page, int tid);
 /* The guest may have lost its last mapping of the file. */
@@ -196,7 +196,7 @@ struct df_engine {
 	unsigned npending;
 	uint64_t next_id;
 	int failures_fd;
-	struct df_left *left;		/* program.c */
+	struct df_left *left;		/* adopt.c */
 	int left_fd;
 	pthread_t warden;
 	struct df_tracer tracer;
@@ -272,7 +272,7 @@ void engine_fail(struct df_fault *fault, struct df_file *file, enum df_reason re
 void failures_keep(struct df_engine *engine, uint64_t now);	/* those that are overdue */
 void failures_free(struct df_engine *engine);
 
-/* warden.c */
+/* deadlines.c */
 void *warden_run(void *engine);
 
 /* deliver.c; file->lock is held when there is a file */

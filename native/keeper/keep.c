@@ -7,7 +7,7 @@
 
 #include "base/packet.h"
 #include "engine/internal.h"
-#include "keeper.h"
+#include "keeper/keeper.h"
 
 static atomic_int keeper = -1;
 

@@ -17,7 +17,7 @@
 
 #include "abi/compat.h"
 #include "base/packet.h"
-#include "keeper.h"
+#include "keeper/keeper.h"
 
 #define LOWEST 0x10000ull			/* vm.mmap_min_addr; nothing is mapped below */
 #define HIGHEST 0x7ffffffff000ull		/* TASK_SIZE_MAX, 4-level paging */

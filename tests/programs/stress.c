@@ -27,7 +27,7 @@
 #include <unistd.h>
 
 #include "engine/engine.h"
-#include "keeper.h"
+#include "keeper/keeper.h"
 #include "base/uffd.h"
 #include "stress_host.h"
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * data.c - a file's bytes for read(2), write(2) and fsync(2) of the mount: what
+ * write_back.c - a file's bytes for read(2), write(2) and fsync(2) of the mount: what
  * is in the page cache is the truth for its pages, the backing file for the
  * others.  Must not fill the cache: only a guest's fault does.
  */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * warden.c - the thread that keeps every deadline: of answers, of page sources, and
+ * deadlines.c - the thread that keeps every deadline: of answers, of page sources, and
  * of forked guests.  Must not decide what becomes of a fault that is late.
  */
 #include <errno.h>

@@ -6,7 +6,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "internal.h"
+#include "engine/internal.h"
 
 void trace_init(struct df_tracer *tracer)
 {

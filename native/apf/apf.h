@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * apf_host.h - the host side of async page faults, as the rest of the engine sees it:
+ * apf.h - the host side of async page faults, as the rest of the engine sees it:
  * outstanding tokens, and the ends that wait for a guest to take them.
  */
-#ifndef DAXFAULT_APF_HOST_H
-#define DAXFAULT_APF_HOST_H
+#ifndef DAXFAULT_APF_ROOM_H
+#define DAXFAULT_APF_ROOM_H
 
 #include "write.h"
 #include "abi/abi.h"

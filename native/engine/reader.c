@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * events.c - the thread that reads a guest's events, in their order, and acts upon
+ * reader.c - the thread that reads a guest's events, in their order, and acts upon
  * them.  Must not know files.
  *
  * Event order matters: fork, remap, remove and unmap change what an address

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * page_cache.h - files and their page caches, as the engine's C files know them.  The
+ * cache.h - files and their page caches, as the engine's C files know them.  The
  * rules of their locks are in internal.h.
  */
-#ifndef DAXFAULT_PAGE_CACHE_H
-#define DAXFAULT_PAGE_CACHE_H
+#ifndef DAXFAULT_CACHE_H
+#define DAXFAULT_CACHE_H
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -91,7 +91,7 @@ struct df_file {
 	bool mended;			/* attempts have begun that a caller may rely on */
 };
 
-/* cache.c: the memfd; under file->lock */
+/* memfd.c: the memfd; under file->lock */
 int file_activate(struct df_file *file, bool sized);	/* -EBUSY: it is the other kind */
 void file_deactivate(struct df_file *file);
 void file_fit(struct df_file *file);		/* the i_size of a sized page cache */

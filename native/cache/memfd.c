@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * cache.c - the memfd that is a file's page cache: how it is made, handed out, found by
+ * memfd.c - the memfd that is a file's page cache: how it is made, handed out, found by
  * its inode, and given up.  Must not read or write its pages (pages.c), nor decide when a
  * file's size changes.
  */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * program.c - guests that are ordinary programs: they map what and where they want, and
+ * adopt.c - guests that are ordinary programs: they map what and where they want, and
  * the kernel is asked what that is.  Owns finding it, and telling when a file is no longer
  * mapped.  Must not install pages, nor decide what a mapping may show: whoever holds a
  * page cache's descriptor was given it.
