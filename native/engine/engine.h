@@ -204,15 +204,15 @@ int df_guest_alive(struct df_guest *guest);
  * lives on gets SIGBUS, never zeros. */
 void df_guest_free(struct df_guest *guest);
 
-/* DF_CDEF_END */
-
-/* For a host in C whose file has no page source that could be read: somebody brings
- * the bytes, a page at a time and only when a guest asks for it.  fetch() is called in
+/* For a file whose backing file has no bytes yet: somebody brings them, a page at a
+ * time and only when a guest asks for it.  fetch() is called in
  * a thread that may block and holds no lock, before [offset, offset + len) of the
  * backing file is read, and returns 0 or a positive errno, which the fault then fails
  * with.  What it brings may be written to the backing file at any time; the file's
  * size must not change.  To be set before a guest maps the file. */
 void df_file_fetch(struct df_file *file, int (*fetch)(void *context, uint64_t offset, uint64_t len),
 		   void *context);
+
+/* DF_CDEF_END */
 
 #endif

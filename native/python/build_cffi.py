@@ -14,6 +14,8 @@ from pathlib import Path
 
 import cffi
 
+# C calls these functions, which native/python/file.py defines.
+FROM_C = 'extern "Python" int daxfault_fetch(void *context, uint64_t offset, uint64_t len);'
 MARKED = re.compile(r"/\* DF_CDEF_BEGIN \*/(.*?)/\* DF_CDEF_END \*/", re.S)
 
 
@@ -24,6 +26,7 @@ def main() -> None:
         text = Path(header).read_text()
         for part in MARKED.findall(text):
             ffi.cdef(part)
+    ffi.cdef(FROM_C)
     includes = "\n".join(f'#include "{Path(header).resolve().relative_to(root)}"' for header in headers)
     ffi.set_source("daxfault.native._daxfault", includes)
     ffi.emit_c_code(output)

@@ -7,6 +7,9 @@ Owns the lifetime of the C object.  Must not know of FUSE or of guests.
 from __future__ import annotations
 
 import dataclasses
+import errno
+import logging
+from collections.abc import Callable
 from typing import Any
 
 from daxfault.native._daxfault import ffi, lib
@@ -14,6 +17,28 @@ from daxfault.native.errors import check
 
 CHANGED_SIZE: int = lib.DF_CHANGED_SIZE
 CHANGED_CONTENT: int = lib.DF_CHANGED_CONTENT
+
+log = logging.getLogger(__name__)
+
+# By file id.  A C object outlives its File while guests map it, so C holds the id and no reference.
+_fetches: dict[int, Callable[[int, int], None]] = {}
+
+
+@ffi.def_extern(error=errno.EIO)  # type: ignore[untyped-decorator]
+def daxfault_fetch(context: Any, offset: int, length: int) -> int:
+    """Bring bytes of a file to its backing file: the callback of df_file_fetch()."""
+    id = int(ffi.cast("uintptr_t", context))
+    fetch = _fetches.get(id)
+    if fetch is None:
+        return errno.ESHUTDOWN
+    try:
+        fetch(offset, length)
+    except OSError as e:
+        return e.errno or errno.EIO
+    except Exception:
+        log.exception("file %d, fetching %d bytes at %#x", id, length, offset)
+        return errno.EIO
+    return 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -87,6 +112,16 @@ class File:
     def mapped_writable(self) -> bool:
         """Some guest may store to this file."""
         return self.state().writable_mappings > 0
+
+    def fetch_by(self, fetch: Callable[[int, int], None]) -> None:
+        """Call `fetch(offset, length)` before a page is first read from the backing file.
+
+        `fetch` writes those bytes to the backing file, or raises OSError, with whose errno the fault
+        fails.  It runs in a thread of the engine and may block.  Call this before a guest maps the file,
+        whose size must not change.
+        """
+        _fetches[self.id] = fetch
+        lib.df_file_fetch(self.handle, lib.daxfault_fetch, ffi.cast("void *", self.id))
 
     def upgrade(self, fd: int) -> None:
         """Take over `fd`, a writable descriptor of the same file, in place of the first."""
@@ -206,3 +241,4 @@ class File:
         if self._file is not None:
             ffi.release(self._file)
             self._file = None
+            _fetches.pop(self.id, None)

@@ -151,6 +151,14 @@ static void kernel_copy(struct task *t, struct access *a)
 	set_value(&t->result, fnv1a_of(a->bytes, t->result.done));
 }
 
+static void kernel_read(struct task *t, struct access *a)
+{
+	const void *from = (const void *)at(a->offset);
+
+	kernel_copied(t, a, guest_copy(t->result.bytes, from, a->len));
+	t->result.has_bytes = true;
+}
+
 static void kernel_copy_bare(struct task *t, struct access *a)
 {
 	const void *from = (const void *)at(a->offset);
@@ -276,6 +284,7 @@ const struct op_description ops[OP_COUNT] = {
 	[OP_LAPS] = { "laps", "olsr", 0, user_laps, 0, false },	/* qsort() allocates */
 	[OP_WORK] = { "work", "m", 0, user_work, 0, true },
 	[OP_KCOPY] = { "kcopy", "ol", ACCESS_COPY_MAX, kernel_copy, DF_CPU_KERNEL, false },
+	[OP_KREAD] = { "kread", "ol", ACCESS_BYTES_MAX, kernel_read, DF_CPU_KERNEL, false },
 	[OP_KCOPY_BARE] = { "kcopy_bare", "ol", ACCESS_COPY_MAX, kernel_copy_bare, DF_CPU_KERNEL, false },
 	[OP_KSTORE] = { "kstore", "ol", ACCESS_COPY_MAX, kernel_store, DF_CPU_KERNEL, false },
 	[OP_SYS_WRITE] = { "sys_write", "ol", 0, system_write, DF_CPU_SYSCALL, false },

@@ -11,7 +11,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "hosting.h"
 #include "standin.h"
 
 enum {
@@ -138,8 +137,6 @@ static const struct command commands[] = {
 	{ "trace", 2, run_trace },
 	{ "wait", -1, run_wait },
 	{ "stat", 1, run_stat },
-	{ "host", 8, hosting_begin },
-	{ "hosted", 1, hosting_tell },
 	{ "quit", 1, run_quit },
 };
 

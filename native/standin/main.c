@@ -14,7 +14,6 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "hosting.h"
 #include "standin.h"
 
 static const uint64_t DEFAULT_WINDOW = UINT64_C(1) << 30;
@@ -53,10 +52,6 @@ static const char HELP[] =
 "  trace on|off|dump                 what happened, event by event\n"
 "  wait [N]                          until nothing is queued (on vCPU N)\n"
 "  stat                              counters of every vCPU\n"
-"  host PATH MOFFSET LEN ABI CPUID FLAGS ANSWERS\n"
-"                                    serve that part of the window, as a file, to a\n"
-"                                    stand-in that connects to the socket PATH\n"
-"  hosted                            what became of its faults\n"
 "  quit                              at once; end of input waits first\n"
 "\n"
 "Accesses, after `irqoff` with interrupts disabled; in user mode:\n"
@@ -75,6 +70,7 @@ static const char HELP[] =
 "  sigbus handle|default|ignore|block\n"
 "in guest kernel mode, value is the FNV-1a of the bytes copied:\n"
 "  kcopy OFF LEN                     copy out, the exception table has an entry\n"
+"  kread OFF LEN                     the same of up to 4096 bytes, value in hex\n"
 "  kcopy_bare OFF LEN                copy out, it has none: a fault is a panic\n"
 "  kstore OFF LEN                    copy in, each byte the low byte of its OFF\n"
 "and in a system call of this kernel:\n"
@@ -320,7 +316,6 @@ int main(int argc, char **argv)
 	ready();
 
 	good = console_run();
-	hosting_end();
 	if (wire_lost())
 		_exit(EXIT_HOST);
 	if (vcpu_panicked())

@@ -89,18 +89,9 @@ static void report(int id, unsigned int task, const struct access *a, const stru
 	json_emit(&j);
 }
 
-static void ended(int vcpu, unsigned int task, const struct access *a, const struct result *r,
-		  uint64_t ns)
-{
-	if (a->ended)
-		a->ended(a, r);
-	else
-		report(vcpu, task, a, r, ns);
-}
-
 void report_done(const struct task *t, const struct access *a, uint64_t ns)
 {
-	ended(t->vcpu->id, t->id, a, &t->result, ns);
+	report(t->vcpu->id, t->id, a, &t->result, ns);
 }
 
 /* A dead vCPU, or task, answers too: ESRCH. */
@@ -108,7 +99,7 @@ void report_dead(int vcpu, unsigned int task, const struct access *a)
 {
 	static const struct result dead = { .outcome = OUTCOME_ERROR, .error = ESRCH };
 
-	ended(vcpu, task, a, &dead, 0);
+	report(vcpu, task, a, &dead, 0);
 }
 
 /* ------------------------------------------------------------------ stat */

@@ -20,7 +20,6 @@
  *	access.c	what a task does to the window
  *	laps.c		the same with a stop-watch
  *	fork.c		the same in a forked child
- *	hosting.h	the window as a file for a guest of this guest
  *	exception.c	the guest kernel's exception and interrupt entries
  *	signals.c	when a vCPU's thread takes its signals
  *	async_pf.c	the guest's half of asynchronous page faults

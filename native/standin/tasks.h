@@ -30,6 +30,7 @@ enum op {
 	OP_LAPS,
 	OP_WORK,
 	OP_KCOPY,
+	OP_KREAD,
 	OP_KCOPY_BARE,
 	OP_KSTORE,
 	OP_SYS_WRITE,
@@ -66,14 +67,8 @@ enum {
 	ACCESS_WORK_MAX = 600000,		/* ms */
 };
 
-struct result;
-
 struct access {
 	struct access *next;
-	/* of an access that no script asked for: called at its end, in the place of a
-	 * printed line.  It has no seq. */
-	void (*ended)(const struct access *a, const struct result *r);
-	void *context;
 	enum op op;
 	uint64_t seq;			/* counts from 1 on every vCPU */
 	uint64_t offset;
@@ -105,7 +100,7 @@ struct result {
 	uint64_t value;
 	bool has_value;
 	bool has_bytes;
-	uint8_t bytes[ACCESS_BYTES_MAX];	/* read */
+	uint8_t bytes[ACCESS_BYTES_MAX];	/* read, kread */
 };
 
 enum task_state {

@@ -268,7 +268,7 @@ static int queue(struct vcpu *v, int id, unsigned int task, struct access *a)
 	t = v->tasks[task];
 	if (!t)
 		return ENOMEM;
-	a->seq = a->ended ? 0 : v->next_seq++;
+	a->seq = v->next_seq++;
 	a->next = NULL;
 	if (v->state == VCPU_DEAD || t->state == TASK_DEAD) {
 		report_dead(id, task, a);

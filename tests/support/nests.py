@@ -10,7 +10,6 @@ from stage import PAGE, Stage, stage
 
 from daxfault.vmm.designs import DESIGNS
 from daxfault.vmm.study.compare.nested import Nest, nest
-from daxfault.vmm.study.standin import StandIn
 
 DATA = random.Random(7).randbytes(64 * PAGE)
 
@@ -28,8 +27,3 @@ async def nesting(top: Path, design: str = "report") -> AsyncIterator[tuple[Stag
         path = s.make("file", DATA)
         async with nest(s.host, s.nursery, DESIGNS[design], path) as n:
             yield s, n
-
-
-def gone(l1: StandIn) -> list[str | None]:
-    """Why L1 let its guests go, oldest first."""
-    return [event.get("message") for event in l1.unsolicited if event["event"] == "guest_gone"]

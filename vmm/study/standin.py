@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import errno
 import json
 import os
 import signal
@@ -21,7 +20,7 @@ from typing import Any
 import trio
 
 from daxfault import native
-from daxfault.native import Abi, CpuState, Failure, Reason, Wait
+from daxfault.native import Abi
 from daxfault.vmm.designs import Design
 from daxfault.vmm.designs.rfc_v1 import POSTED
 from daxfault.vmm.host.host import Host
@@ -36,7 +35,7 @@ _ABIS = {
     Abi.REPORT: "report",
 }
 # what answers a command; `done` and `error` find their own
-_ANSWERS = ("open", "map", "unmap", "close", "stat", "idle", "host", "hosted", "traced")
+_ANSWERS = ("open", "map", "unmap", "close", "stat", "idle", "traced")
 
 
 class StandInError(Exception):
@@ -75,33 +74,6 @@ def _done(event: dict[str, Any]) -> Done:
     )
 
 
-def _answer(design: Design, wait: Wait) -> str:
-    """What the design says to every failure of a vCPU that waits so: in C there is no more to it."""
-    verdict = design.decide(dataclasses.replace(_ANY, wait=wait))
-    return f"{verdict.answer.name}/{verdict.otherwise.name}".lower()
-
-
-_ANY = Failure(
-    id=0,
-    guest=0,
-    file=0,
-    address=0,
-    offset=0,
-    generation=0,
-    time_ns=0,
-    wait_ns=0,
-    tid=0,
-    error=errno.EFAULT,
-    reason=Reason.IO,
-    attempts=1,
-    write=False,
-    token=0,
-    wait=Wait.SYNC,
-    vcpu=0,
-    state=CpuState(0),
-)
-
-
 class _Reply:
     """One answer to come."""
 
@@ -134,7 +106,7 @@ class StandIn:
 
     @property
     def session(self) -> Session:
-        """Our host's end.  StandInError for a guest of another stand-in: that one has it."""
+        """The host's end.  StandInError when the host is another process."""
         if self._session is None:
             raise StandInError(f"stand-in {self.process.pid} is not a guest of this host")
         return self._session
@@ -200,17 +172,6 @@ class StandIn:
             return _done(event)
 
         return wait
-
-    async def host(self, path: str | os.PathLike[str], moffset: int, length: int, design: Design) -> None:
-        """Become a host itself: serve [moffset, moffset + length) of the window, as a file, to a stand-in
-        that connects to the socket made at `path`."""
-        answers = ",".join(_answer(design, wait) for wait in Wait)
-        offers = f"{design.abi} {int(design.cpuid)} {int(design.flags)}"
-        await self._ask(f"host {os.fspath(path)} {moffset} {length} {offers} {answers}")
-
-    async def hosted(self) -> dict[str, Any]:
-        """Counters of the stand-in as a host."""
-        return await self._ask("hosted")
 
     # ---- lines
 
@@ -348,10 +309,10 @@ async def standin(
 
 
 @contextlib.asynccontextmanager
-async def nested(
+async def connected(
     path: str | os.PathLike[str], design: Design, *, window: int = 2 * native.RANGE_SIZE
 ) -> AsyncIterator[StandIn]:
-    """A guest of the stand-in that hosts at `path` (StandIn.host()); ended when the body ends."""
+    """A stand-in of a host in another process, which listens at `path`; ended when the body ends."""
     process = await trio.lowlevel.open_process(
         [*_command(design, window), "--socket", os.fspath(path)],
         stdin=subprocess.PIPE,

@@ -1,30 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """Guests of a guest: bytes, errors and deaths of every level, at the innermost task.
 
-The host in this process is L0, its stand-in L1 is the host of the stand-in L2.
+The host in this process is L0; its stand-in L1 has a host of its own, of which the stand-in L2 is a guest.
 """
 
 import contextlib
+import errno
 import os
 import random
 import signal
-import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import trio
-from lines import Lines, killable_host
-from nests import DATA, fnv1a, gone, nesting
+from lines import killable_host
+from nests import DATA, fnv1a, nesting
 from stage import PAGE, PATIENCE, RANGE, Stage, call, eventually, stage
 from trio.testing import trio_test
 
-from daxfault.native import Abi
 from daxfault.vmm.designs import DESIGNS
-from daxfault.vmm.designs.report import Report
 from daxfault.vmm.study.compare import nested
-from daxfault.vmm.study.standin import StandInError
-from daxfault.vmm.study.standin import nested as guest_of
+from daxfault.vmm.study.compare.nested import Nest, guest_of
+from daxfault.vmm.study.level1 import level1
+from daxfault.vmm.study.standin import StandInError, connected
 
 CUT = 33 * PAGE
 
@@ -42,7 +41,7 @@ async def test_nested_guest_reads_the_bytes_of_the_bottom(tmp_path: Path) -> Non
         got = await n.l2.access(0, f"sum 0 {len(DATA)}")
         assert (got.outcome, got.value) == ("ok", fnv1a(DATA))
         # a page at a time, and none that nobody asked for
-        assert (await n.l1.hosted())["fetched"] == len(DATA) // PAGE
+        assert n.level.file.fetched == len(DATA) // PAGE
 
 
 @trio_test
@@ -57,7 +56,7 @@ async def test_nested_guest_with_many_vcpus_reads_each_page_once(tmp_path: Path)
         async with trio.open_nursery() as nursery:
             for vcpu in range(8):
                 nursery.start_soon(read, vcpu)
-        assert (await n.l1.hosted())["fetched"] == len(DATA) // PAGE
+        assert n.level.file.fetched == len(DATA) // PAGE
 
 
 @trio_test
@@ -115,6 +114,27 @@ async def test_nested_error_that_was_poisoned_heals_by_itself(tmp_path: Path) ->
         assert (got.outcome, got.value) == ("ok", "00" * 16)
 
 
+@trio_test
+async def test_nested_guest_whose_page_source_is_broken_gets_an_error(tmp_path: Path) -> None:
+    def broken(offset: int, length: int) -> None:
+        raise ValueError(f"{length} bytes at {offset}")
+
+    async with nesting(tmp_path) as (_, n):
+        n.level.file.file.fetch_by(broken)
+        assert (await n.l2.access(0, "touch 0")).outcome == "sigbus"
+        assert [record.failure.error for record in n.level.host.records] == [errno.EIO]
+
+
+@trio_test
+async def test_nested_guest_is_refused_a_writable_mapping(tmp_path: Path) -> None:
+    """Nobody would carry the stores further down."""
+
+    async with nesting(tmp_path) as (_, n):
+        await n.l2.open("other", os.devnull, "rw")
+        with pytest.raises(StandInError, match="Permission denied"):
+            await n.l2.map("other", 0, RANGE, RANGE, "w")
+
+
 # What became of the innermost task under each design; docs/nested.md says why.
 CARRIED = {
     "mainline": ("loop", None),
@@ -169,13 +189,16 @@ async def test_nested_guest_whose_host_dies_gets_poison_and_never_zeros(tmp_path
 
 @trio_test
 async def test_nested_guest_that_dies_makes_room_for_another(tmp_path: Path) -> None:
-    async with stage(tmp_path, loop_seconds=60) as s, s.mapped("file", DATA) as l1:
-        socket_path = tmp_path / "l1"
-        await l1.host(socket_path, 0, RANGE, DESIGNS["report"])
+    async with (
+        stage(tmp_path, loop_seconds=60) as s,
+        s.mapped("file", DATA) as l1,
+        level1(l1, 0, RANGE) as level,
+    ):
         for n in range(2):
-            async with guest_of(socket_path, DESIGNS["report"]) as l2:
-                await l2.open("f", os.devnull)
-                await l2.map("f", 0, RANGE, 0)
+            async with guest_of(level, DESIGNS["report"]) as l2:
+                guest = l2.session.guest
+                assert guest is not None
+                await l2.map("file", 0, RANGE, 0)
                 got = await l2.access(0, f"read {n * PAGE} 16")
                 assert got.value == DATA[n * PAGE :][:16].hex()
                 begun = [await l2.start(vcpu, f"scan 0 {len(DATA)} {PAGE}") for vcpu in range(4)]
@@ -183,45 +206,44 @@ async def test_nested_guest_that_dies_makes_room_for_another(tmp_path: Path) -> 
                 for wait in begun:
                     with contextlib.suppress(StandInError):
                         await wait()
-            await eventually(lambda n=n: gone(l1) == [None] * (n + 1), "L1 lets its guest go")
+                await eventually(lambda id=guest.id: level.host.session(id) is None, "L1 lets its guest go")
         # L1 itself is none the worse
         assert (await l1.access(0, f"sum 0 {len(DATA)}")).value == fnv1a(DATA)
 
 
-@contextlib.contextmanager
-def bottomless(top: Path, answers: str) -> Iterator[tuple[Lines, Lines]]:
+@contextlib.asynccontextmanager
+async def bottomless(top: Path, design: str) -> AsyncIterator[Nest]:
     """L1 and L2 whose bottom has just died; L2 has page 0."""
-    with killable_host(top) as bottom, contextlib.ExitStack() as stack:
+    chosen = DESIGNS[design]
+    with killable_host(top) as bottom:
         (top / "backing" / "file").write_bytes(DATA)
-        l1 = stack.enter_context(contextlib.closing(Lines(top / "socket")))
-        l1.do(f"open f {top}/mount/file rw", "open")
-        l1.do(f"map f 0 {RANGE} 0 w", "map")
-        l1.do(f"host {top}/l1 0 {RANGE} {Abi.REPORT} {int(Report.cpuid)} 0 {answers}", "host")
-        l2 = stack.enter_context(contextlib.closing(Lines(top / "l1")))
-        l2.do("open f /dev/null ro", "open")
-        l2.do(f"map f 0 {RANGE} 0 r", "map")
-        assert l2.do("vcpu 0 touch 0")["value"] == DATA[0]
-        bottom.send_signal(signal.SIGKILL)
-        bottom.wait()
-        yield l1, l2
+        async with connected(top / "socket", DESIGNS["report"]) as l1:
+            await l1.open("file", top / "mount" / "file", "rw")
+            await l1.map("file", 0, RANGE, 0, "w")
+            async with level1(l1, 0, RANGE) as level, guest_of(level, chosen) as l2:
+                base = await l2.map("file", 0, RANGE, 0)
+                assert (await l2.access(0, "touch 0")).value == DATA[0]
+                bottom.send_signal(signal.SIGKILL)
+                await call(bottom.wait)
+                yield Nest(l1, level, l2, base)
 
 
-def test_nested_guest_at_the_death_of_the_bottom_gets_errors_and_never_zeros(tmp_path: Path) -> None:
-    with bottomless(tmp_path, "report,report,report") as (_, l2):
+@trio_test
+async def test_nested_guest_at_the_death_of_the_bottom_gets_errors_and_never_zeros(tmp_path: Path) -> None:
+    async with bottomless(tmp_path, "report") as n:
         # L1 answers its own faults with poison by now or soon; before, they only wait.  Pages
         # near the first one it may have: the bottom installs 16 at once
         for page in (30, 40, 63):
-            got = l2.do(f"vcpu 0 touch {page * PAGE + 3}")
-            assert (got["outcome"], int(got["address"], 16)) == ("sigbus", l2.window + page * PAGE + 3)
-        assert l2.do("vcpu 0 touch 0")["value"] == DATA[0]
+            got = await n.l2.access(0, f"touch {page * PAGE + 3}")
+            assert (got.outcome, got.address) == ("sigbus", n.base + page * PAGE + 3)
+        assert (await n.l2.access(0, "touch 0")).value == DATA[0]
 
 
-def test_nested_guest_that_is_told_ready_at_the_death_of_the_bottom_loops_at_l1(tmp_path: Path) -> None:
-    with bottomless(tmp_path, "wake,wake,wake") as (l1, l2):
-        l2.send(f"vcpu 0 touch {40 * PAGE}")
-        deadline = time.monotonic() + PATIENCE
-        while (failed := l1.do("hosted", "hosted")["failed"]) < 1000:
-            assert time.monotonic() < deadline, f"{failed} failures"
+@trio_test
+async def test_nested_guest_that_is_told_ready_at_the_death_of_the_bottom_loops_at_l1(tmp_path: Path) -> None:
+    async with bottomless(tmp_path, "mainline") as n:
+        waiting = await n.l2.start(0, f"touch {40 * PAGE}")
+        await eventually(lambda: n.level.host.records.total >= 1000, "1000 failures at L1")
         # and its end is poison
-        l1.close()
-        assert l2.read("done")["outcome"] == "sigbus"
+        n.l1.process.kill()
+        assert (await waiting()).outcome == "sigbus"

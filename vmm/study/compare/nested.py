@@ -2,8 +2,8 @@
 """A guest in a guest: can a design carry an error from the bottom to the innermost task?
 
 Owns three levels and one question for every design: the host (L0) serves a file of a mount to
-a stand-in (L1), which serves it on to a stand-in of its own (L2); the file is truncated on L0,
-and a task in L2 touches what is gone.  Every answer is an observation with a deadline.
+a stand-in (L1), whose own host serves it to another stand-in (L2); the file is truncated on L0,
+and a task in L2 touches a page past its new end.  Every answer is an observation with a deadline.
 docs/nested.md has the picture.
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,8 @@ from daxfault.native import PAGE_SIZE, RANGE_SIZE, Delivery
 from daxfault.vmm.designs import DESIGNS, Design
 from daxfault.vmm.host.host import Host, hosting
 from daxfault.vmm.host.scratch import Scratch, scratch
-from daxfault.vmm.study.standin import Done, StandIn, nested, standin
+from daxfault.vmm.study.level1 import Level1, level1
+from daxfault.vmm.study.standin import Done, StandIn, standin
 
 Progress = Callable[[str], None]
 
@@ -39,9 +39,10 @@ _LIMIT = 20.0  # seconds for a design, whatever happens
 
 @dataclasses.dataclass(slots=True)
 class Nest:
-    """L1 and L2, and where L2's window is in its memory; what is at 0 in the file is at 0 in it."""
+    """L1, its host, L2, and where L2's window is in its memory; what is at 0 in the file is at 0 in it."""
 
     l1: StandIn
+    level: Level1
     l2: StandIn
     base: int
 
@@ -49,16 +50,19 @@ class Nest:
 @contextlib.asynccontextmanager
 async def nest(host: Host, nursery: trio.Nursery, design: Design, path: Path) -> AsyncIterator[Nest]:
     """Two levels over `path`, a file on the mount that `host` serves, under one design at both."""
-    with tempfile.TemporaryDirectory(prefix="daxfault-") as top:
-        socket = Path(top, "l1")
-        async with standin(host, nursery, design, window=2 * RANGE_SIZE) as l1:
-            await l1.open("file", path, "rw")
-            await l1.map("file", 0, RANGE_SIZE, 0, "w")
-            await l1.host(socket, 0, RANGE_SIZE, design)
-            async with nested(socket, design) as l2:
-                # whatever is opened stands for L1's only file (native/standin/hosted.c)
-                await l2.open("file", os.devnull, "ro")
-                yield Nest(l1, l2, await l2.map("file", 0, RANGE_SIZE, 0, "r"))
+    async with standin(host, nursery, design, window=2 * RANGE_SIZE) as l1:
+        await l1.open("file", path, "rw")
+        await l1.map("file", 0, RANGE_SIZE, 0, "w")
+        async with level1(l1, 0, RANGE_SIZE) as level, guest_of(level, design) as l2:
+            yield Nest(l1, level, l2, await l2.map("file", 0, RANGE_SIZE, 0, "r"))
+
+
+@contextlib.asynccontextmanager
+async def guest_of(level: Level1, design: Design) -> AsyncIterator[StandIn]:
+    """A guest of the host in L1, which has opened its only file."""
+    async with standin(level.host, level.guests, design, window=2 * RANGE_SIZE) as l2:
+        await l2.open("file", os.devnull, "ro")
+        yield l2
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,9 +74,8 @@ class _Count:
     l1: int
 
     @classmethod
-    async def now(cls, host: Host, l1: StandIn) -> _Count:
-        failed = (await l1.hosted())["failed"]
-        return cls(trio.current_time(), host.records.total, failed)
+    def now(cls, l0: Host, l1: Host) -> _Count:
+        return cls(trio.current_time(), l0.records.total, l1.records.total)
 
 
 async def run(progress: Progress) -> list[dict[str, Any]]:
@@ -113,7 +116,7 @@ async def observe(
         wait = await n.l2.start(1, f"touch {_TOUCHED}")
         with trio.move_on_after(_PATIENCE):
             return _ended(await wait(), n.base + _TOUCHED)
-        return await _unended(host, n.l1)
+        return await _unended(host, n.level.host)
 
 
 def _result(
@@ -133,11 +136,11 @@ def _ended(done: Done, address: int) -> dict[str, Any]:
     return _result("sigbus", f"L2's task got SIGBUS {where}, {took}", address_exact=exact)
 
 
-async def _unended(host: Host, l1: StandIn) -> dict[str, Any]:
+async def _unended(l0: Host, l1: Host) -> dict[str, Any]:
     """Why L2's access has not ended: which level goes round, or stands still."""
-    first = await _Count.now(host, l1)
+    first = _Count.now(l0, l1)
     await trio.sleep(_LOOK)
-    last = await _Count.now(host, l1)
+    last = _Count.now(l0, l1)
     seconds = last.time - first.time
     at_l0, at_l1 = (last.l0 - first.l0) / seconds, (last.l1 - first.l1) / seconds
     if at_l0 > _LOOP_RATE:
@@ -146,8 +149,12 @@ async def _unended(host: Host, l1: StandIn) -> dict[str, Any]:
     if at_l1 > _LOOP_RATE:
         detail = f"at L1: L2 faults {at_l1:,.0f} times a second on the page"
         return _result("loop", detail, rate=at_l1)
-    if any(record.delivery is Delivery.STOP for record in host.records):
+    if _stopped(l0):
         return _result("stopped", "at L0: L1's vCPU is not resumed, L2 waits for it")
-    if (await l1.hosted())["delivered_stop"]:
+    if _stopped(l1):
         return _result("stopped", "at L1: L2's vCPU is not resumed")
     return _result("hang", f"nothing failed in {seconds:.1f} s, and nothing ended")
+
+
+def _stopped(host: Host) -> bool:
+    return any(record.delivery is Delivery.STOP for record in host.records)
