@@ -40,14 +40,11 @@ PACKAGES = {
 # Modules that still use the C extension without being of native.  To be emptied.
 RAW = (
     "daxfault.guards",
-    "daxfault.vmm.host.wire",
     "daxfault.vmm.kvm.fault",
     "daxfault.vmm.kvm.inject",
     "daxfault.vmm.kvm.machine",
     "daxfault.vmm.kvm.script",
     "daxfault.vmm.kvm.window",
-    "daxfault.vmm.programs.session",
-    "daxfault.vmm.programs.wire",
     "daxfault.vmm.study.compare.kvm.trial",
     "daxfault.vmm.study.repro_kvm",
 )

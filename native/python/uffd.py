@@ -21,7 +21,7 @@ _BATCH = 16
 
 
 class Mode(enum.IntFlag):
-    """What to be told of (UFFDIO_REGISTER_MODE_*)."""
+    """Which faults are reported (UFFDIO_REGISTER_MODE_*)."""
 
     MISSING = lib.DF_UFFD_MISSING
     WP = lib.DF_UFFD_WP
@@ -51,6 +51,16 @@ class Event:
     to: int
 
 
+def is_userfaultfd(fd: int) -> bool:
+    return os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[userfaultfd]"
+
+
+def enable(fd: int, features: int) -> None:
+    """UFFDIO_API, once for each userfaultfd.  OSError EINVAL when the kernel lacks a feature, EPERM when
+    this process may not have it."""
+    check(lib.df_uffd_api(fd, features), f"UFFDIO_API with features {features:#x}")
+
+
 class Uffd:
     """A userfaultfd, non-blocking and close-on-exec."""
 
@@ -58,10 +68,11 @@ class Uffd:
         """Open one and enable `features`.  OSError EPERM when that is not allowed here, EINVAL
         when the kernel lacks a feature."""
         self._fd = check(lib.df_uffd_open(user_mode_only), "userfaultfd")
-        error = lib.df_uffd_api(self._fd, features)
-        if error:
+        try:
+            enable(self._fd, features)
+        except OSError:
             os.close(self._fd)
-        check(error, f"UFFDIO_API with features {features:#x}")
+            raise
 
     def fileno(self) -> int:
         return self._fd

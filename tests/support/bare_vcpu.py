@@ -26,10 +26,11 @@ from raw_guest import AREA, area
 from daxfault import native
 from daxfault.native import Abi, Cpuid, CpuState, Failure, GuestFlag, Posted, Trace, TraceKind
 from daxfault.native.uffd import Mode, Uffd
+from daxfault.vmm.host.uffd_features import bits
 
 PAGE = native.PAGE_SIZE
 PAGES = 128
-FEATURES = 1 << 5 | 1 << 8 | 1 << 10 | 1 << 11  # MISSING_SHMEM, THREAD_ID, MINOR_SHMEM, EXACT_ADDRESS
+FEATURES = bits("MISSING_SHMEM", "THREAD_ID", "MINOR_SHMEM", "EXACT_ADDRESS")
 PATIENCE = 20.0
 
 # struct df_slot (apf.h); the area of every ABI begins at 0

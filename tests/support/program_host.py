@@ -29,12 +29,13 @@ from process_maps import areas, lives
 
 from daxfault import native
 from daxfault.native import ffi, lib
+from daxfault.vmm.host.uffd_features import bits
 
 PAGE = native.PAGE_SIZE
 SECONDS = 30  # for what should come at once
 ALL = 1 << 47
-_FEATURES = 1 << 3 | 1 << 2 | 1 << 5 | 1 << 8 | 1 << 11  # REMOVE, REMAP, SHMEM, THREAD_ID, EXACT_ADDRESS
-_FORK = 1 << 1
+_FEATURES = bits("EVENT_REMOVE", "EVENT_REMAP", "MISSING_SHMEM", "THREAD_ID", "EXACT_ADDRESS")
+_FORK = bits("EVENT_FORK")
 _NAMES = {
     lib.DF_ATTACH: "attach",
     lib.DF_SERVE: "serve",

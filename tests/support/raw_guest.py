@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator
 import trio
 
 from daxfault import native
+from daxfault.vmm.host.uffd_features import bits
 
 HEADER = struct.Struct("=IIQiI")  # type, len, seq, error, pad
 HELLO = struct.Struct("=IIQiIIiQQII")  # and version, pid, window, window_len, abi, cpuid
@@ -27,8 +28,8 @@ RANGE = native.RANGE_SIZE
 WINDOW = 1 << 40
 WINDOW_LEN = 8 * RANGE
 # ioctl_userfaultfd(2): EVENT_FORK is left out, it needs more privilege than the rest
-THREAD_ID, EXACT_ADDRESS = 1 << 8, 1 << 11
-FEATURES = THREAD_ID | EXACT_ADDRESS | 1 << 5 | 1 << 10  # and MISSING_SHMEM, MINOR_SHMEM
+THREAD_ID, EXACT_ADDRESS = bits("THREAD_ID"), bits("EXACT_ADDRESS")
+FEATURES = bits("THREAD_ID", "EXACT_ADDRESS", "MISSING_SHMEM", "MINOR_SHMEM")
 
 
 def message(kind: int, fields: bytes = b"", *, seq: int = 1, length: int | None = None) -> bytes:

@@ -3,7 +3,7 @@
 
 Owns the engine's Python side.  Must not know ordinary programs (vmm/programs) or the command line.
 
-    wire, peer   messages, and the packets and descriptors that carry them
+    peer         the packets and descriptors that carry messages (native.wire)
     session      one guest's connection: its files, its window, its end
     host         the engine, its guests, and the policy thread
     watchdog     a guest that makes no progress

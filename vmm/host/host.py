@@ -24,9 +24,9 @@ import trio
 
 from daxfault import native
 from daxfault.native import Answer, Engine, Failure, Guest
+from daxfault.native.wire import ProtocolError
 from daxfault.vmm.designs import Design, Verdict
 from daxfault.vmm.errors import alone
-from daxfault.vmm.host import wire
 from daxfault.vmm.host.mender import Mender
 from daxfault.vmm.host.records import Newest, Record
 from daxfault.vmm.host.session import HELLO_SECONDS, FileServer, Session
@@ -107,7 +107,7 @@ class Host:
         except Exception as e:
             reason = alone(e)
             why = str(reason) or type(reason).__name__
-            expected = isinstance(reason, wire.ProtocolError | trio.TooSlowError | OSError)
+            expected = isinstance(reason, ProtocolError | trio.TooSlowError | OSError)
             # what nobody foresaw is a bug of ours, and still only this guest's loss
             trace = None if expected else e
             log.warning(

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import trio
 
-from daxfault.vmm.host import wire
+from daxfault.native import wire
 
 T = TypeVar("T")
 

@@ -20,20 +20,21 @@ from typing import Protocol
 import trio
 
 from daxfault.native import Abi, Engine, File, Guest
+from daxfault.native import guest_wire as wire
+from daxfault.native.uffd import is_userfaultfd
+from daxfault.native.wire import Message, ProtocolError, reply
 from daxfault.vmm.designs import Design
-from daxfault.vmm.host import wire
 from daxfault.vmm.host.mender import Mender
 from daxfault.vmm.host.peer import Peer, close_all
+from daxfault.vmm.host.uffd_features import bits
 
 log = logging.getLogger(__name__)
 
 OPEN_MAX = 1024
 HELLO_SECONDS = 10.0
 _ORPHANS_SECONDS = 0.5
-# fdinfo's feature bits (fs/userfaultfd.c, userfaultfd_show_fdinfo): without the
-# thread id nobody can be told, without the exact address nobody is told exactly
-_THREAD_ID = 1 << 8
-_EXACT_ADDRESS = 1 << 11
+# the thread to notify, and the address to report
+_NEEDED = bits("THREAD_ID", "EXACT_ADDRESS")
 
 
 class Pinned(Protocol):
@@ -74,17 +75,17 @@ class Mapping:
 def check_uffd(fd: int) -> int:
     """Refuse what is not a userfaultfd that can say who faulted where; -> its features."""
     with contextlib.suppress(OSError):
-        if os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[userfaultfd]":
+        if is_userfaultfd(fd):
             with open(f"/proc/self/fdinfo/{fd}") as lines:
                 api = next((line for line in lines if line.startswith("API:")), "")
+            # fs/userfaultfd.c, userfaultfd_show_fdinfo()
             features = int(api.split(":")[2], 16) if api.count(":") >= 3 else 0
-            wanted = _THREAD_ID | _EXACT_ADDRESS
-            if features & wanted != wanted:
-                raise wire.ProtocolError(
+            if features & _NEEDED != _NEEDED:
+                raise ProtocolError(
                     f"its userfaultfd has features {features:#x}; THREAD_ID and EXACT_ADDRESS are needed"
                 )
             return features
-    raise wire.ProtocolError("the descriptor in its hello is not a userfaultfd")
+    raise ProtocolError("the descriptor in its hello is not a userfaultfd")
 
 
 class Session:
@@ -110,20 +111,20 @@ class Session:
     async def greet(self, seconds: float = HELLO_SECONDS) -> Guest:
         """Receive the hello and begin to serve; -> the engine's guest.
 
-        Raises wire.ProtocolError, OSError, or trio.TooSlowError when it has not come in `seconds`.
+        Raises ProtocolError, OSError, or trio.TooSlowError when it has not come in `seconds`.
         """
         with trio.fail_after(seconds):
             received = await self._receive()
         if received is None:
-            raise wire.ProtocolError("the guest closed its connection before its hello")
+            raise ProtocolError("the guest closed its connection before its hello")
         message, (uffd, area) = received
         assert isinstance(message, wire.Hello)
         if message.pid != self.pid:
             await close_all([uffd, area])
-            raise wire.ProtocolError(f"says it is process {message.pid}, the kernel says {self.pid}")
+            raise ProtocolError(f"says it is process {message.pid}, the kernel says {self.pid}")
         try:
             features = check_uffd(uffd)
-        except wire.ProtocolError:
+        except ProtocolError:
             await close_all([uffd, area])
             raise
         # in a thread, as close_all(): an event area that is unfit is closed
@@ -206,18 +207,18 @@ class Session:
 
     # ---- the wire
 
-    async def _receive(self) -> tuple[wire.Message, list[int]] | None:
+    async def _receive(self) -> tuple[Message, list[int]] | None:
         return await self._peer.receive(self._expected)
 
-    def _expected(self, data: bytes, fds: int) -> wire.Message:
+    def _expected(self, data: bytes, fds: int) -> Message:
         message = wire.parse(data, fds)
         if isinstance(message, wire.Hello) != (self._hello is None):
-            raise wire.ProtocolError("a hello comes first, and once")
+            raise ProtocolError("a hello comes first, and once")
         return message
 
     # ---- requests
 
-    async def _answer(self, message: wire.Message, fds: list[int]) -> None:
+    async def _answer(self, message: Message, fds: list[int]) -> None:
         try:
             if isinstance(message, wire.Open):
                 await self._open(message, fds[0])
@@ -229,7 +230,7 @@ class Session:
                 await self._release(message)
         except OSError as e:
             log.info("guest %d: %s refused: %s", self.pid, type(message).__name__, e)
-            await self._peer.send(wire.reply(message, e.errno or errno.EIO))
+            await self._peer.send(reply(message, e.errno or errno.EIO))
 
     async def _open(self, message: wire.Open, fd: int) -> None:
         if len(self._opened) >= OPEN_MAX:
@@ -268,7 +269,7 @@ class Session:
         if message.write:
             self._files.mapping_changed(opened.pinned.inode)
         try:
-            await self._peer.send(wire.reply(message), cache)
+            await self._peer.send(reply(message), cache)
         finally:
             os.close(cache)
 
@@ -283,7 +284,7 @@ class Session:
             self.guest.unmap(self._hello.window + moffset, length)
             touched += self._cut(moffset, moffset + length)
         await self._write_back(touched)
-        await self._peer.send(wire.reply(message))
+        await self._peer.send(reply(message))
 
     def _cut(self, start: int, end: int) -> list[Opened]:
         """Forget [start, end) of the window; -> the files it showed."""
@@ -318,7 +319,7 @@ class Session:
                     spare = opened
             if spare is not None:
                 spare.pinned.release()
-        await self._peer.send(wire.reply(message))
+        await self._peer.send(reply(message))
 
     async def _write_back(self, touched: list[Opened]) -> None:
         for pinned in {id(o.pinned): o.pinned for o in touched if o.writable}.values():

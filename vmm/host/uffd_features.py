@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The feature bits of userfaultfd: their names, their age, and what daxfault does with them.
 
-Owns the table.  Must not ask the kernel: who does passes the bits in.
+Owns the table.  Must not ask the kernel, nor import the compiled part: `daxfault doctor` works without it.
 Names and numbers are include/uapi/linux/userfaultfd.h's, without UFFD_FEATURE_;
 versions are the first release that understands the bit.
 """
@@ -43,14 +43,19 @@ FEATURES = (
 )
 
 
-def needed_but_missing(bits: int) -> list[Feature]:
-    """The features in FEATURES that daxfault cannot do without and `bits` lacks."""
-    return [feature for feature in FEATURES if feature.needed and not bits >> feature.bit & 1]
-
-
-def has(bits: int, name: str) -> bool:
-    """Whether `bits` has the feature called `name`; KeyError for a name not in FEATURES."""
-    return bool(bits >> _BITS[name] & 1)
-
-
 _BITS = {feature.name: feature.bit for feature in FEATURES}
+
+
+def bits(*names: str) -> int:
+    """The bits of the features with these names; KeyError for a name not in FEATURES."""
+    return sum(1 << _BITS[name] for name in names)
+
+
+def has(offered: int, name: str) -> bool:
+    """Whether `offered` has the feature called `name`; KeyError for a name not in FEATURES."""
+    return bool(offered & bits(name))
+
+
+def needed_but_missing(offered: int) -> list[Feature]:
+    """The features in FEATURES that daxfault cannot do without and `offered` lacks."""
+    return [feature for feature in FEATURES if feature.needed and not has(offered, feature.name)]

@@ -17,10 +17,8 @@ from daxfault import native
 from daxfault.native import PAGE_SIZE, Answer, Engine, Uffd
 from daxfault.native.kvm import Mapping
 from daxfault.native.uffd import Event, EventKind, Mode
-from daxfault.vmm.host.uffd_features import FEATURES
+from daxfault.vmm.host.uffd_features import bits, has
 from daxfault.vmm.kvm.window import LENGTH
-
-_BITS = {feature.name: 1 << feature.bit for feature in FEATURES}
 
 
 class CachedMemory:
@@ -38,10 +36,10 @@ class CachedMemory:
             self.mapping = Mapping.of_file(fd, offset, LENGTH)
         finally:
             os.close(fd)
-        features = _BITS["THREAD_ID"] | _BITS["EXACT_ADDRESS"] | _BITS["MISSING_SHMEM"] | _BITS["MINOR_SHMEM"]
+        features = bits("THREAD_ID", "EXACT_ADDRESS", "MISSING_SHMEM", "MINOR_SHMEM")
         modes = Mode.MISSING | Mode.MINOR
-        if native.uffd_probe() & _BITS["WP_UNPOPULATED"]:
-            features |= _BITS["PAGEFAULT_FLAG_WP"] | _BITS["WP_HUGETLBFS_SHMEM"] | _BITS["WP_UNPOPULATED"]
+        if has(native.uffd_probe(), "WP_UNPOPULATED"):
+            features |= bits("PAGEFAULT_FLAG_WP", "WP_HUGETLBFS_SHMEM", "WP_UNPOPULATED")
             modes |= Mode.WP
         self._uffd = Uffd(features)
         self._uffd.register(self.mapping.hva, LENGTH, modes)

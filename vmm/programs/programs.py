@@ -22,11 +22,12 @@ import trio
 
 from daxfault import native
 from daxfault.native import File
+from daxfault.native.program_wire import Sigbus
 from daxfault.vmm.host.host import Host
 from daxfault.vmm.host.peer import close_all
 from daxfault.vmm.host.records import Newest
 from daxfault.vmm.host.session import FileServer
-from daxfault.vmm.programs import where, wire
+from daxfault.vmm.programs import where
 from daxfault.vmm.programs.faults import Rules
 from daxfault.vmm.programs.files import Files, Held
 from daxfault.vmm.programs.session import ProgramSession
@@ -94,7 +95,7 @@ class Programs:
         """Some program maps a file, or what it has stored is being written back."""
         return self.files.used
 
-    async def sigbus(self, pid: int, message: wire.Sigbus) -> None:
+    async def sigbus(self, pid: int, message: Sigbus) -> None:
         """A program is about to die; it waits for us to look at it."""
         # In a thread: its address space may be locked by one that waits for this mount.  Of the thread that
         # died: a process whose first thread has ended shows nothing.

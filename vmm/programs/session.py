@@ -20,20 +20,35 @@ import trio
 
 from daxfault import native
 from daxfault.native import Engine, File, Guest, GuestFlag
+from daxfault.native import program_wire as wire
+from daxfault.native.uffd import enable as enable_features
+from daxfault.native.uffd import is_userfaultfd
+from daxfault.native.wire import Message, ProtocolError, reply
 from daxfault.vmm.designs import DESIGNS, Design
 from daxfault.vmm.host.mender import Mender
 from daxfault.vmm.host.peer import Peer, close_all
 from daxfault.vmm.host.session import HELLO_SECONDS
-from daxfault.vmm.host.wire import ProtocolError
-from daxfault.vmm.programs import wire
+from daxfault.vmm.host.uffd_features import bits
 from daxfault.vmm.programs.files import Files, Held
 
 log = logging.getLogger(__name__)
 
 _LEAVE_SECONDS = 0.05  # from a munmap() to its writing back
 _LOOK_SECONDS = 0.5  # at an address space whose connection is gone
-_FORK = 1 << 1
-_FEATURES = sum(1 << bit for bit in (0, 2, 3, 5, 6, 8, 10, 11, 12, 13))  # uffd_features.py
+_FORK = bits("EVENT_FORK")
+# as far as the kernel has them
+_FEATURES = bits(
+    "PAGEFAULT_FLAG_WP",
+    "EVENT_REMAP",
+    "EVENT_REMOVE",
+    "MISSING_SHMEM",
+    "EVENT_UNMAP",
+    "THREAD_ID",
+    "MINOR_SHMEM",
+    "EXACT_ADDRESS",
+    "WP_HUGETLBFS_SHMEM",
+    "WP_UNPOPULATED",
+)
 
 
 class Observer(Protocol):
@@ -57,14 +72,15 @@ def tracer_of(pid: int) -> int:
 def enable(uffd: int) -> tuple[int, bool]:
     """UFFDIO_API on a program's userfaultfd; -> the features it has now, and whether its forked
     children can be followed: EVENT_FORK wants CAP_SYS_PTRACE, of us (fs/userfaultfd.c)."""
-    if os.readlink(f"/proc/self/fd/{uffd}") != "anon_inode:[userfaultfd]":
+    if not is_userfaultfd(uffd):
         raise ProtocolError("what it wants to be served by is not a userfaultfd")
     features = _FEATURES & native.uffd_probe()
-    if native.lib.df_uffd_api(uffd, features | _FORK) == 0:
-        return features | _FORK, True
-    if error := native.lib.df_uffd_api(uffd, features):
-        raise OSError(-error, f"UFFDIO_API: {os.strerror(-error)}")
-    return features, False
+    try:
+        enable_features(uffd, features | _FORK)
+    except OSError:
+        enable_features(uffd, features)
+        return features, False
+    return features | _FORK, True
 
 
 class ProgramSession:
@@ -108,7 +124,7 @@ class ProgramSession:
         if isinstance(message, wire.Sigbus):
             # a forked child that has mapped nothing itself
             await self._observer.sigbus(self.pid, message)
-            await self._peer.send(wire.reply(message))
+            await self._peer.send(reply(message))
             raise OSError(errno.EFAULT, "it has died of a mapping")
         if not isinstance(message, wire.Serve):
             await close_all(fds)
@@ -119,13 +135,13 @@ class ProgramSession:
         except BaseException as e:
             await close_all(fds)
             if isinstance(e, OSError):
-                await self._peer.send(wire.reply(message, e.errno or errno.EIO))
+                await self._peer.send(reply(message, e.errno or errno.EIO))
             raise
         self.guest = self._engine.guest(uffd, features, self.pid, flags=GuestFlag.PROGRAM)
         await self._peer.send(wire.serve_reply(message, children=children))
         return self.guest
 
-    async def _first(self) -> tuple[wire.Message, list[int]]:
+    async def _first(self) -> tuple[Message, list[int]]:
         received = await self._peer.receive(wire.parse)
         if received is None:
             raise ProtocolError("the program closed its connection before it was served")
@@ -224,7 +240,7 @@ class ProgramSession:
 
     # ---- requests
 
-    async def _answer(self, message: wire.Message, fds: list[int]) -> None:
+    async def _answer(self, message: Message, fds: list[int]) -> None:
         try:
             if isinstance(message, wire.Mmap):
                 await self._mmap(message, fds[0])
@@ -234,12 +250,12 @@ class ProgramSession:
                 await self._msync(message)
             elif isinstance(message, wire.Sigbus):
                 await self._observer.sigbus(self.pid, message)
-                await self._peer.send(wire.reply(message))
+                await self._peer.send(reply(message))
             else:
                 raise ProtocolError(f"{type(message).__name__} comes once")
         except OSError as e:
             log.info("program %d: %s refused: %s", self.pid, type(message).__name__, e)
-            await self._peer.send(wire.reply(message, e.errno or errno.EIO))
+            await self._peer.send(reply(message, e.errno or errno.EIO))
 
     async def _mmap(self, message: wire.Mmap, fd: int) -> None:
         if self._mapping is not None:
@@ -275,7 +291,7 @@ class ProgramSession:
                 raise OSError(errno.EINVAL, f"nothing of ours is mapped at {message.start:#x}")
         finally:
             await self._keep(held)
-        await self._peer.send(wire.reply(message))
+        await self._peer.send(reply(message))
 
     async def _adopt(self, message: wire.Mapped) -> int:
         """In a thread: the program's address space may be locked by one that waits for this mount."""
@@ -305,4 +321,4 @@ class ProgramSession:
         for id in ids:
             if (held := self._files.find(id)) is not None:
                 await self._files.sync(held)
-        await self._peer.send(wire.reply(message))
+        await self._peer.send(reply(message))

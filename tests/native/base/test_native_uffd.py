@@ -19,9 +19,10 @@ from needs import require
 
 from daxfault import native
 from daxfault.native import EventKind, Mode, Uffd
+from daxfault.vmm.host.uffd_features import bits
 
 PAGE = native.PAGE_SIZE
-THREAD_ID, EXACT, POISON = 1 << 8, 1 << 11, 1 << 14
+THREAD_ID, EXACT, POISON = bits("THREAD_ID"), bits("EXACT_ADDRESS"), bits("POISON")
 EVENTS = 1 << 2 | 1 << 3 | 1 << 6  # REMAP, REMOVE, UNMAP
 WP = 1 << 0 | 1 << 12 | 1 << 13  # PAGEFAULT_FLAG_WP, WP_HUGETLBFS_SHMEM, WP_UNPOPULATED
 SECONDS = 20

@@ -21,6 +21,7 @@ from checkout import NATIVE, PROGRAMS
 from needs import require
 
 from daxfault import native
+from daxfault.vmm.host.uffd_features import bits
 
 SEED = os.environ.get("DAXFAULT_STRESS_SEED", "1")
 SECONDS = float(os.environ.get("DAXFAULT_STRESS_SECONDS", "0"))
@@ -31,8 +32,8 @@ ENGINE = ["abi", "base", "source", "cache", "space", "apf", "keeper", "engine"]
 OTHERS = ["probe.c", "laps.c", "main.c"]
 SKIP = 77
 # ioctl_userfaultfd(2)
-THREAD_ID, EXACT_ADDRESS = 1 << 8, 1 << 11
-SHMEM = 1 << 5 | 1 << 10
+THREAD_ID, EXACT_ADDRESS = bits("THREAD_ID"), bits("EXACT_ADDRESS")
+SHMEM = bits("MISSING_SHMEM", "MINOR_SHMEM")
 MISSING, MINOR = 1, 4
 
 

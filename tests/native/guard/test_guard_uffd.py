@@ -15,9 +15,10 @@ from test_native_uffd import POISON, Memory, uffd_with
 import daxfault
 from daxfault import native
 from daxfault.native import Mode, Uffd
+from daxfault.vmm.host.uffd_features import bits
 
 PAGE = native.PAGE_SIZE
-REMAP, UNMAP, SHMEM = 1 << 2, 1 << 6, 1 << 5
+REMAP, UNMAP, SHMEM = bits("EVENT_REMAP"), bits("EVENT_UNMAP"), bits("MISSING_SHMEM")
 
 
 def first_byte(address: int) -> int:

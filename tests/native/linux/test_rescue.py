@@ -13,9 +13,10 @@ from needs import require, require_root
 
 from daxfault import native
 from daxfault.native.kvm import rescue_program
+from daxfault.vmm.host.uffd_features import bits
 
 PAGE = 4096
-POISON = 1 << 14  # UFFD_FEATURE_POISON
+POISON = bits("POISON")
 # says what it reads at the offsets it is told; waits inside a system call, as QEMU's first thread does
 PROGRAM = """
 import mmap, sys

@@ -4,12 +4,15 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from checkout import ROOT
 from needs import require, require_fuse
 
 from daxfault import native
@@ -77,6 +80,12 @@ def works(machine: Machine) -> dict[str, bool]:
 
 def test_features_are_numbered_as_in_the_kernel_header() -> None:
     assert [feature.bit for feature in FEATURES] == list(range(17))
+    known = {feature.name: feature.bit for feature in FEATURES}
+    headers = Path("/usr/include/linux/userfaultfd.h"), ROOT / "native/abi/compat.h"
+    text = "".join(header.read_text() for header in headers)
+    defined = re.findall(r"#define UFFD_FEATURE_(\w+)\s+\(1\s*<<\s*(\d+)\)", text)
+    assert {"POISON", "EVENT_FORK"} <= {name for name, _ in defined}
+    assert [(name, int(bit)) for name, bit in defined if known.get(name) != int(bit)] == []
 
 
 def test_features_missing_from_an_old_kernel_are_named() -> None:

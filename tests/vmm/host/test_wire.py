@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""daxfault.vmm.host.wire against anything a peer may send: a sane message, or ProtocolError."""
+"""daxfault.native.guest_wire against anything a peer may send: a sane message, or ProtocolError."""
 
 import dataclasses
 import os
@@ -12,7 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from daxfault.native import RANGE_SIZE, lib
-from daxfault.vmm.host import wire
+from daxfault.native import guest_wire as wire
+from daxfault.native.wire import MESSAGE_MAX, Message, ProtocolError, reply
 
 NUMBERS = st.integers(0, 2**64 - 1)
 ALIGNED = st.integers(0, 2**41 - 1).map(lambda n: n * RANGE_SIZE)
@@ -23,7 +24,7 @@ WINDOWS = st.tuples(st.integers(0, 2**34), st.integers(1, 2**25 - 1)).filter(
 
 
 @st.composite
-def messages(draw: st.DrawFn) -> tuple[wire.Message, bytes, int]:
+def messages(draw: st.DrawFn) -> tuple[Message, bytes, int]:
     """A valid message: its value, its bytes, and how many descriptors come with it."""
     seq = draw(NUMBERS)
     kind = draw(st.sampled_from(["hello", "open", "release", "setup", "remove"]))
@@ -62,11 +63,11 @@ def messages(draw: st.DrawFn) -> tuple[wire.Message, bytes, int]:
     return wire.RemoveMapping(seq, tuple(some)), raw_guest.remove(*some, seq=seq), 0
 
 
-def parsed(data: bytes, fds: int) -> wire.Message | None:
+def parsed(data: bytes, fds: int) -> Message | None:
     """What parse() makes of it, checked; None when it refuses."""
     try:
         m = wire.parse(data, fds)
-    except wire.ProtocolError:
+    except ProtocolError:
         return None
     assert all(type(v) in (int, bool, tuple) for v in (getattr(m, f.name) for f in dataclasses.fields(m)))
     assert 0 <= m.seq < 2**64
@@ -93,7 +94,7 @@ def parsed(data: bytes, fds: int) -> wire.Message | None:
     return m
 
 
-@given(st.binary(max_size=2 * wire.MESSAGE_MAX), st.integers(0, 8))
+@given(st.binary(max_size=2 * MESSAGE_MAX), st.integers(0, 8))
 @example(b"", 0)
 @example(bytes(raw_guest.HEADER.size), 0)
 def test_parse_of_arbitrary_bytes_gives_sane_message_or_protocol_error(data: bytes, fds: int) -> None:
@@ -102,7 +103,7 @@ def test_parse_of_arbitrary_bytes_gives_sane_message_or_protocol_error(data: byt
 
 @given(
     st.sampled_from([1, 2, 3, 48, 49, 50, 1001, 2**32 - 1]),
-    st.binary(max_size=wire.MESSAGE_MAX),
+    st.binary(max_size=MESSAGE_MAX),
     st.integers(0, 3),
 )
 def test_parse_of_arbitrary_fields_gives_sane_message_or_protocol_error(
@@ -113,7 +114,7 @@ def test_parse_of_arbitrary_fields_gives_sane_message_or_protocol_error(
 
 @given(messages(), st.data())
 def test_parse_of_valid_message_with_changed_bytes_gives_sane_message_or_protocol_error(
-    valid: tuple[wire.Message, bytes, int], data: st.DataObject
+    valid: tuple[Message, bytes, int], data: st.DataObject
 ) -> None:
     _, good, fds = valid
     changed = bytearray(good)
@@ -123,14 +124,14 @@ def test_parse_of_valid_message_with_changed_bytes_gives_sane_message_or_protoco
 
 
 @given(messages())
-def test_parse_of_valid_message_gives_its_fields_back(valid: tuple[wire.Message, bytes, int]) -> None:
+def test_parse_of_valid_message_gives_its_fields_back(valid: tuple[Message, bytes, int]) -> None:
     m, data, fds = valid
     assert wire.parse(data, fds) == m
 
 
 @given(messages())
 def test_parse_of_valid_message_with_other_number_of_descriptors_is_refused(
-    valid: tuple[wire.Message, bytes, int],
+    valid: tuple[Message, bytes, int],
 ) -> None:
     _, data, fds = valid
     for n in range(16):
@@ -154,8 +155,8 @@ def test_parse_of_valid_message_cut_or_extended_by_any_length_is_refused(name: s
     """`honest`: the header says the length that the message has now."""
     good, fds = SAMPLES[name]
     assert parsed(good, fds) is not None
-    noise = random.Random(1).randbytes(2 * wire.MESSAGE_MAX)
-    for length in range(len(good) + 2 * wire.MESSAGE_MAX):
+    noise = random.Random(1).randbytes(2 * MESSAGE_MAX)
+    for length in range(len(good) + 2 * MESSAGE_MAX):
         if length == len(good):
             continue
         other = bytearray((good + noise)[:length])
@@ -194,7 +195,7 @@ def test_parse_of_valid_message_cut_or_extended_by_any_length_is_refused(name: s
     ],
 )
 def test_parse_of_message_that_makes_no_sense_says_why(data: bytes, fds: int, why: str) -> None:
-    with pytest.raises(wire.ProtocolError, match=why):
+    with pytest.raises(ProtocolError, match=why):
         wire.parse(data, fds)
 
 
@@ -206,7 +207,7 @@ def test_replies_have_the_requests_type_and_number(seq: int, fh: int, size: int)
     data = wire.open_reply(wire.Open(seq), fh, size)
     assert header(data) == (1002, len(data), seq, 0, 0)
     assert struct.unpack_from("=QQ", data, raw_guest.HEADER.size) == (fh, size)
-    assert header(wire.reply(wire.Release(seq, fh), 9)) == (1003, raw_guest.HEADER.size, seq, 9, 0)
+    assert header(reply(wire.Release(seq, fh), 9)) == (1003, raw_guest.HEADER.size, seq, 9, 0)
     greeting = wire.hello_reply(wire.Hello(seq, 1, 0, RANGE_SIZE, 5, 3), 1)
     assert raw_guest.HELLO.unpack(greeting)[:7] == (1001, len(greeting), seq, 0, 0, 2, os.getpid())
     assert raw_guest.HELLO.unpack(greeting)[7:] == (0, RANGE_SIZE, 5, 1)

@@ -13,13 +13,14 @@ from trio.testing import trio_test
 from daxfault import native
 from daxfault.native import Engine
 from daxfault.native.kvm import Mapping
+from daxfault.vmm.host.uffd_features import bits
 from daxfault.vmm.kvm.inject import Injection
 from daxfault.vmm.kvm.machine import machine
 from daxfault.vmm.kvm.script import Got, Op, Step, async_pf
 from daxfault.vmm.kvm.uffd_memory import AnonymousMemory, CachedMemory, Reply
 from daxfault.vmm.kvm.window import LENGTH, Rescue
 
-POISON = 1 << 14  # UFFD_FEATURE_POISON
+POISON = bits("POISON")
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""daxfault.vmm.programs.wire against anything a program may send: a sane message, or ProtocolError."""
+"""daxfault.native.program_wire against anything a program may send: a sane message, or ProtocolError."""
 
 import dataclasses
 import mmap
@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from raw_guest import HEADER, message
 
 from daxfault.native import PAGE_SIZE, ffi, lib
-from daxfault.vmm.host.wire import MESSAGE_MAX, ProtocolError
-from daxfault.vmm.programs import wire
+from daxfault.native import program_wire as wire
+from daxfault.native.wire import MESSAGE_MAX, Message, ProtocolError
 
 KINDS = [lib.DF_ATTACH, lib.DF_SERVE, lib.DF_MMAP, lib.DF_MAPPED, lib.DF_MSYNC, lib.DF_SIGBUS]
 NUMBERS = st.integers(0, 2**64 - 1)
@@ -24,7 +24,7 @@ PAGES = wire.ADDRESSES // PAGE_SIZE
 
 
 @st.composite
-def messages(draw: st.DrawFn) -> tuple[wire.Message, bytes, int]:
+def messages(draw: st.DrawFn) -> tuple[Message, bytes, int]:
     """A valid message: its value, its bytes, and how many descriptors come with it."""
     seq, kind = draw(NUMBERS), draw(st.sampled_from(KINDS))
     if kind == lib.DF_ATTACH:
@@ -50,7 +50,7 @@ def messages(draw: st.DrawFn) -> tuple[wire.Message, bytes, int]:
     return wire.Mapped(seq, start, length), raw_program.mapped(start, length, seq=seq), 0
 
 
-def parsed(data: bytes, fds: int) -> wire.Message | None:
+def parsed(data: bytes, fds: int) -> Message | None:
     """What parse() makes of it, checked; None when it refuses."""
     try:
         m = wire.parse(data, fds)
@@ -87,7 +87,7 @@ def test_parse_of_arbitrary_fields_gives_sane_message_or_protocol_error(
 
 @given(messages(), st.data())
 def test_parse_of_valid_message_with_changed_bytes_gives_sane_message_or_protocol_error(
-    valid: tuple[wire.Message, bytes, int], data: st.DataObject
+    valid: tuple[Message, bytes, int], data: st.DataObject
 ) -> None:
     _, good, fds = valid
     changed = bytearray(good)
@@ -97,7 +97,7 @@ def test_parse_of_valid_message_with_changed_bytes_gives_sane_message_or_protoco
 
 
 @given(messages())
-def test_parse_of_valid_message_gives_its_fields_back(valid: tuple[wire.Message, bytes, int]) -> None:
+def test_parse_of_valid_message_gives_its_fields_back(valid: tuple[Message, bytes, int]) -> None:
     m, data, fds = valid
     assert wire.parse(data, fds) == m
     for n in range(8):

@@ -23,8 +23,8 @@ from stage import stage
 from trio.testing import trio_test
 
 from daxfault.native import lib
-from daxfault.vmm.host.wire import ProtocolError
-from daxfault.vmm.programs import wire
+from daxfault.native import program_wire as wire
+from daxfault.native.wire import ProtocolError
 from daxfault.vmm.programs.programs import DEATHS_KEPT, Programs
 
 PAGE = 4096

@@ -22,7 +22,7 @@ import trio
 from daxfault import native
 from daxfault.native import PAGE_SIZE, Engine, File, lib
 from daxfault.native.kvm import Abilities, Exit
-from daxfault.vmm.host.uffd_features import FEATURES
+from daxfault.vmm.host.uffd_features import has
 from daxfault.vmm.kvm.inject import Injection
 from daxfault.vmm.kvm.machine import (
     FAILED,
@@ -44,7 +44,6 @@ from daxfault.vmm.study.compare.trial import CUT, DEAD, DEADLINE, PAGES, End, Gr
 from daxfault.vmm.study.standin import Done
 
 _LOOP_FAULTS = 50
-_POISON = 1 << next(feature.bit for feature in FEATURES if feature.name == "POISON")
 _OUTCOMES = {Got.OK: "ok", Got.SIGBUS: "sigbus", Got.FIXUP: "efault"}
 
 
@@ -136,7 +135,7 @@ def check_poison() -> None:
         features = native.uffd_probe()
     except OSError as e:
         raise Untried(f"userfaultfd: {e.strerror}") from e
-    if not features & _POISON:
+    if not has(features, "POISON"):
         raise Untried("UFFDIO_POISON came with Linux 6.6")
 
 
