@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What may go wrong in a way that a person is told of in one paragraph.
 
-Owns the exceptions that the command line turns into a message and an exit code.
-Must not print, and must not be raised for a bug: a bug keeps its traceback.
+Owns the exceptions that the command line turns into a message and an exit code, and what becomes of
+an exception that must not end a service.  Must not print, and must not be raised for a bug: a bug keeps
+its traceback.
 """
 
 from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
 
 
 class DaxfaultError(Exception):
@@ -38,3 +43,13 @@ def alone(exc: BaseException) -> BaseException:
             return exc
         exc = exc.exceptions[0]
     return exc
+
+
+@contextlib.contextmanager
+def logged(log: logging.Logger, doing: str, *args: object) -> Iterator[None]:
+    """Log an exception of the body with its traceback and go on: one bug must not end the service of
+    everybody else.  Cancellation passes."""
+    try:
+        yield
+    except Exception:
+        log.exception(doing, *args)

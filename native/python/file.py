@@ -237,8 +237,7 @@ class File:
         return check(lib.df_file_retire(self.handle), f"file {self.id}, giving up its page cache") > 0
 
     def close(self) -> None:
-        """Let go.  The C object lives on while guests map it.  Safe to call twice."""
-        if self._file is not None:
-            ffi.release(self._file)
-            self._file = None
-            _fetches.pop(self.id, None)
+        """Let go.  The C object lives on while guests map it, and until calls of other threads that
+        use it have returned: each holds a reference to it.  Safe to call twice."""
+        self._file = None
+        _fetches.pop(self.id, None)

@@ -26,7 +26,7 @@ from daxfault import native
 from daxfault.native import Answer, Engine, Failure, Guest
 from daxfault.native.wire import ProtocolError
 from daxfault.vmm.designs import Design, Verdict
-from daxfault.vmm.errors import alone
+from daxfault.vmm.errors import alone, logged
 from daxfault.vmm.host.mender import Mender
 from daxfault.vmm.host.records import Newest, Record
 from daxfault.vmm.host.session import HELLO_SECONDS, FileServer, Session
@@ -117,14 +117,14 @@ class Host:
                 exc_info=trace,
             )
         finally:
-            with trio.CancelScope(shield=True):
+            with trio.CancelScope(shield=True), logged(log, "guest %d: its end", session.pid):
                 await session.close()
             if session.guest is not None:
                 self._sessions.pop(session.guest.id, None)
             try:
                 await session.orphans_gone()
             finally:
-                with trio.CancelScope(shield=True):
+                with trio.CancelScope(shield=True), logged(log, "guest %d: its files", session.pid):
                     await session.release()
 
     async def listen(

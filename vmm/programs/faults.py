@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import fnmatch
+import logging
 import math
 import os
 import re
@@ -20,6 +21,9 @@ from typing import Any
 import trio
 
 from daxfault.native import PAGE_SIZE, File
+from daxfault.vmm.errors import logged
+
+log = logging.getLogger(__name__)
 
 NEVER = 3600.0  # seconds; the engine's own deadline for a page source is far shorter
 EVERYTHING = 1 << 62
@@ -260,10 +264,11 @@ class Rules:
                 if entry.on == exists or entry not in self._entries:
                     continue
                 entry.on = exists
-                if exists:
-                    self._begin(entry)
-                else:
-                    self._end(entry)
+                with logged(log, "rule %s", entry.rule):
+                    if exists:
+                        self._begin(entry)
+                    else:
+                        self._end(entry)
             await trio.sleep(LOOK_SECONDS)
 
     def _begin(self, entry: _Entry) -> None:

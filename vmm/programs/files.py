@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 import trio
 
 from daxfault.native import File
+from daxfault.vmm.errors import logged
 from daxfault.vmm.host.session import FileServer, Pinned
 
 log = logging.getLogger(__name__)
@@ -83,11 +84,16 @@ class Files:
         """The file with this native id."""
         return self._held.get(file)
 
+    def _is_held(self, held: Held) -> bool:
+        """Not given up yet; to be asked under `held.lock`."""
+        return self._held.get(held.file.id) is held
+
     async def write_back(self) -> None:
-        """Write back what was stored to each file.  What fails is tried again the next time, and is told to
-        who asks for it (msync, fsync)."""
+        """Write back what was stored to each file.  Tries again the next time what fails; msync and fsync
+        report the error."""
         for held in self:
-            await self._write_back(held)
+            with logged(log, "%s: writing back", held.name):
+                await self._write_back(held)
 
     async def sync(self, held: Held) -> None:
         """Have what was stored to the file on its disk.  OSError as File.sync()."""
@@ -102,8 +108,8 @@ class Files:
         try:
             with trio.CancelScope(shield=True):
                 async with held.lock:
-                    if held.file.closed:
-                        return
+                    if not self._is_held(held):
+                        return  # given up meanwhile, written back and perhaps closed
                     written = await trio.to_thread.run_sync(held.file.write_back)
         except OSError as e:
             written = True  # in part
@@ -121,15 +127,19 @@ class Files:
                 # of a forked child nobody tells when it lets go
                 for held in self:
                     if held.users == 0 and trio.current_time() - held.left > LINGER_SECONDS:
-                        await self._retire(held)
+                        with logged(log, "%s: giving up its page cache", held.name):
+                            await self._retire(held)
         finally:
             with trio.CancelScope(shield=True):
                 for held in self:
-                    await self._retire(held)
+                    with logged(log, "%s: giving up its page cache", held.name):
+                        await self._retire(held)
 
     async def _retire(self, held: Held) -> None:
         """Unless somebody uses it.  Where writing back fails it stays, to be tried again."""
         async with held.lock:
+            if not self._is_held(held):
+                return
             try:
                 written = await trio.to_thread.run_sync(held.file.retire)
             except OSError as e:

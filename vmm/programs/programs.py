@@ -23,6 +23,7 @@ import trio
 from daxfault import native
 from daxfault.native import File
 from daxfault.native.program_wire import Sigbus
+from daxfault.vmm.errors import logged
 from daxfault.vmm.host.host import Host
 from daxfault.vmm.host.peer import close_all
 from daxfault.vmm.host.records import Newest
@@ -146,7 +147,11 @@ class Programs:
                 for guest, file in self.host.engine.unmapped():
                     session = self.host.session(guest)
                     if isinstance(session, ProgramSession):
-                        nursery.start_soon(session.unmapped, file)
+                        nursery.start_soon(self._unmapped, session, file)
+
+    async def _unmapped(self, session: ProgramSession, file: int) -> None:
+        with logged(log, "program %d: letting go of file %d", session.pid, file):
+            await session.unmapped(file)
 
     async def _write_back(self) -> None:
         while True:
