@@ -2,9 +2,8 @@
  *
  * abi.h - the one contract of daxfault.
  *
- * Owns every layout and number that crosses a boundary: guest <-> host (the
- * unix socket; apf.h has the shared area) and C <-> Python (records, counters,
- * answers).  Two readers: the C compiler, and cffi, which is handed the text
+ * Owns every layout and number of the unix socket between guest and host; apf.h has the shared
+ * area, host.h what crosses from C to Python.  Two readers: the C compiler, and cffi, which is handed the text
  * between the DF_CDEF markers.  That text must therefore stay plain C
  * declarations: constants as enums, no macros, no conditionals.
  */
@@ -181,106 +180,6 @@ struct df_sigbus {
 	uint32_t nframes;		/* of its stack, innermost first; 0: not asked for */
 	uint32_t pad;
 	uint64_t frames[32];		/* DF_SIGBUS_FRAMES */
-};
-
-/* ------------------------------------------------------------------ C <-> Python */
-
-/* why a fault could not be resolved */
-enum df_reason {
-	DF_REASON_NONE = 0,
-	DF_REASON_EOF = 1,		/* the page lies wholly past the end of the file */
-	DF_REASON_IO = 2,		/* the page source answered with an errno */
-	DF_REASON_NOREGION = 3,		/* registered by the guest, mapped by nobody */
-	DF_REASON_TIMEOUT = 4,		/* the page source did not answer before the deadline */
-	DF_REASON_INSTALL = 5,		/* the kernel refused the page */
-};
-
-/* what to do with a failed fault */
-enum df_answer {
-	DF_ANSWER_WAKE = 1,		/* say "ready": the fault is taken again */
-	DF_ANSWER_REPORT = 2,		/* tell the error, as the guest's ABI has it */
-	DF_ANSWER_POISON = 3,		/* UFFDIO_POISON */
-	DF_ANSWER_STOP = 4,		/* the vCPU is not resumed: KVM_RUN = -EFAULT */
-};
-
-/* how the vCPU of a failed fault waits for its answer: as KVM would let it
- * (kvm_faultin_pfn(), kvm_arch_async_page_not_present(), arch/x86/kvm) */
-enum df_wait {
-	DF_WAIT_SYNC = 0,		/* in the fault: interrupts off, queue full, no async faults */
-	DF_WAIT_HALTED = 1,		/* in the fault, as an artificial halt the guest knows nothing of */
-	DF_WAIT_TOLD = 2,		/* "not present" was sent: the vCPU runs other tasks */
-};
-
-/* how the answer reached the guest */
-enum df_delivery {
-	DF_DELIVERED_NONE = 0,		/* the guest is gone, or the fault was withdrawn */
-	DF_DELIVERED_WAKE = 1,
-	DF_DELIVERED_EVENT = 2,		/* an error, told at the faulting instruction */
-	DF_DELIVERED_POISON = 3,
-	DF_DELIVERED_HEALED = 4,	/* the file changed meanwhile: decided anew */
-	DF_DELIVERED_KILL = 5,		/* no poison in this kernel: the guest was ended */
-	DF_DELIVERED_READY = 6,		/* "page ready" with the token */
-	DF_DELIVERED_ERROR = 7,		/* an error with the token */
-	DF_DELIVERED_STOP = 8,		/* the vCPU stands still */
-};
-
-struct df_failure {			/* one per failed fault */
-	uint64_t id;			/* answer with this */
-	uint64_t guest;			/* id of the guest */
-	uint64_t file;			/* id of the file, 0 for NOREGION */
-	uint64_t address;		/* exact faulting address in the guest */
-	uint64_t offset;		/* of the page in the file, bytes */
-	uint64_t generation;		/* of the file when it was decided */
-	uint64_t time_ns;		/* CLOCK_MONOTONIC */
-	uint64_t wait_ns;		/* from the event's arrival to this record */
-	int32_t tid;
-	int32_t error;			/* positive errno */
-	uint32_t reason;		/* enum df_reason */
-	uint32_t attempts;		/* failures of this page in a row, this one included */
-	uint32_t write;			/* 1 for a store */
-	uint32_t token;			/* the guest was told "not present", 0: it was not */
-	uint32_t wait;			/* enum df_wait */
-	int32_t vcpu;			/* its slot, -1 for a thread that has none */
-	uint32_t state;			/* enum df_cpu_state, when it was decided */
-	uint32_t pad;
-};
-
-enum df_trace_kind {
-	DF_TRACE_FAULT = 1,		/* an event of the guest's userfaultfd was read */
-	DF_TRACE_FILL_BEGIN = 2,	/* value: bytes */
-	DF_TRACE_FILL_END = 3,		/* value: bytes read; error */
-	DF_TRACE_INSTALL = 4,		/* value: bytes */
-	DF_TRACE_FAIL = 5,		/* value: enum df_reason; error */
-	DF_TRACE_NOT_PRESENT = 6,	/* the guest was told, token */
-	DF_TRACE_HALT = 7,		/* it was not; value: enum df_wait */
-	DF_TRACE_READY = 8,		/* told "ready", token */
-	DF_TRACE_ERROR = 9,		/* told an error with its token */
-	DF_TRACE_EVENT = 10,		/* told an error at the faulting instruction */
-	DF_TRACE_ACK = 11,		/* value: the guest's count */
-	DF_TRACE_WAKE = 12,		/* UFFDIO_WAKE, in answer to a failure */
-	DF_TRACE_POISON = 13,
-	DF_TRACE_STOP = 14,
-	DF_TRACE_WAKE_ALL = 15,		/* queued, since async pf was turned on */
-	DF_TRACE_CHANGED = 16,		/* the file; offset: its size now */
-	DF_TRACE_WITHDRAW = 17,		/* an error that was no longer true was taken back */
-};
-
-enum {
-	DF_TRACE_MAX = 1 << 20,		/* entries of a ring */
-};
-
-struct df_trace {			/* what does not apply is 0, vcpu then -1 */
-	uint64_t time_ns;		/* CLOCK_MONOTONIC */
-	uint64_t guest;
-	uint64_t file;
-	uint64_t address;
-	uint64_t offset;
-	uint32_t token;
-	int32_t tid;
-	int32_t vcpu;
-	uint32_t kind;			/* enum df_trace_kind */
-	uint32_t value;
-	int32_t error;			/* positive errno */
 };
 
 /* DF_CDEF_END */

@@ -111,7 +111,7 @@ static void take_ack(struct df_guest *guest, int vcpu)
 	if (!v->unacked || acks == v->acks)
 		return;
 	v->unacked = false;
-	TRACE(guest->engine, .kind = DF_TRACE_ACK, .guest = guest->id, .vcpu = vcpu,
+	TRACE(&guest->engine->tracer, .kind = DF_TRACE_ACK, .guest = guest->id, .vcpu = vcpu,
 	      .tid = (int32_t)__atomic_load_n(&slot->tid, __ATOMIC_RELAXED), .value = acks);
 }
 
@@ -143,7 +143,7 @@ static void deliver_next(struct df_guest *guest, int vcpu)
 	work = oldest_end(v);
 	if (!work || !may_deliver(guest, vcpu))
 		return;
-	TRACE(guest->engine, .kind = work->word.bad ? DF_TRACE_ERROR : DF_TRACE_READY,
+	TRACE(&guest->engine->tracer, .kind = work->word.bad ? DF_TRACE_ERROR : DF_TRACE_READY,
 	      .guest = guest->id, .address = work->page, .token = work->token, .tid = tid,
 	      .vcpu = vcpu, .value = work->word.reason, .error = work->word.error);
 	v->acks = __atomic_load_n(&slot->acks, __ATOMIC_ACQUIRE);
@@ -177,7 +177,7 @@ static bool look_at_msr(struct df_guest *guest, int vcpu)
 	if (on) {
 		*all = (struct df_work){ .token = DF_TOKEN_ALL };
 		end_work(v, all, &(struct df_word){ 0 });
-		TRACE(guest->engine, .kind = DF_TRACE_WAKE_ALL, .guest = guest->id,
+		TRACE(&guest->engine->tracer, .kind = DF_TRACE_WAKE_ALL, .guest = guest->id,
 		      .token = DF_TOKEN_ALL, .vcpu = vcpu);
 	}
 	return on;
@@ -287,7 +287,7 @@ void apf_ask(struct df_fault *fault)
 		fault->wait = tell(guest, vcpu, fault);
 		pthread_mutex_unlock(&guest->apf_lock);
 	}
-	TRACE(guest->engine,
+	TRACE(&guest->engine->tracer,
 	      .kind = fault->wait == DF_WAIT_TOLD ? DF_TRACE_NOT_PRESENT : DF_TRACE_HALT,
 	      .guest = guest->id, .address = fault->address, .offset = fault->offset,
 	      .token = fault->token, .tid = fault->tid, .vcpu = vcpu, .value = fault->wait);
@@ -327,7 +327,7 @@ void apf_again(struct df_fault *told)
 	if (work)
 		work->again = true;
 	pthread_mutex_unlock(&guest->apf_lock);
-	TRACE(guest->engine, .kind = DF_TRACE_HALT, .guest = guest->id, .address = told->address,
+	TRACE(&guest->engine->tracer, .kind = DF_TRACE_HALT, .guest = guest->id, .address = told->address,
 	      .offset = told->offset, .tid = told->tid, .vcpu = told->vcpu,
 	      .value = DF_WAIT_HALTED);
 }

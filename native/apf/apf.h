@@ -7,7 +7,7 @@
 #define DAXFAULT_APF_ROOM_H
 
 #include "write.h"
-#include "abi/abi.h"
+#include "abi/host.h"
 
 struct df_fault;
 struct df_file;

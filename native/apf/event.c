@@ -146,7 +146,7 @@ void apf_heal(struct df_guest *guest, uint64_t start, uint64_t len)
 		uint64_t gva = __atomic_load_n(&slot->apf.report.gva, __ATOMIC_RELAXED);
 
 		if (gva - start < len && df_slot_withdraw(slot))
-			TRACE(guest->engine, .kind = DF_TRACE_WITHDRAW, .guest = guest->id,
+			TRACE(&guest->engine->tracer, .kind = DF_TRACE_WITHDRAW, .guest = guest->id,
 			      .address = gva, .vcpu = i);
 		for (unsigned w = 0; v->nworks && w < DF_APF_QUEUE; w++)
 			if (v->works[w].token && v->works[w].ended &&

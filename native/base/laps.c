@@ -4,17 +4,9 @@
  */
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "clock.h"
 #include "laps.h"
-
-static uint64_t now(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
 
 static int ascending(const void *a, const void *b)
 {
@@ -45,10 +37,10 @@ void laps_run(const volatile uint8_t *from, uint64_t len, uint64_t stride, uint6
 	uint64_t n = (len + stride - 1) / stride, start, lap, end;
 
 	memset(room, 0, n * sizeof(*room));	/* its own faults are not to be timed */
-	start = lap = now();
+	start = lap = now_ns();
 	for (uint64_t i = 0; i < n; i++) {
 		(void)from[shuffled(i, n, seed) * stride];
-		end = now();
+		end = now_ns();
 		room[i] = end - lap > UINT32_MAX ? UINT32_MAX : (uint32_t)(end - lap);
 		lap = end;
 	}

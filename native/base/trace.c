@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * trace.c - a ring of what happened to faults.  When it is full the oldest go.  Must not
- * be asked for what is counted anyway: it is off unless somebody looks.
+ * trace.c - the ring of trace.h.  A full one loses its oldest entry.
  */
 #include <errno.h>
 #include <stdlib.h>
 
-#include "engine/internal.h"
+#include "clock.h"
+#include "trace.h"
 
 void trace_init(struct df_tracer *tracer)
 {
@@ -34,9 +34,8 @@ void trace_add(struct df_tracer *tracer, struct df_trace trace)
 	pthread_mutex_unlock(&tracer->lock);
 }
 
-int df_engine_trace(struct df_engine *engine, uint64_t capacity)
+int trace_resize(struct df_tracer *tracer, uint64_t capacity)
 {
-	struct df_tracer *tracer = &engine->tracer;
 	struct df_trace *ring = NULL, *old;
 
 	if (capacity > DF_TRACE_MAX)
@@ -57,9 +56,8 @@ int df_engine_trace(struct df_engine *engine, uint64_t capacity)
 	return 0;
 }
 
-int df_engine_trace_read(struct df_engine *engine, struct df_trace *out, int most)
+int trace_take(struct df_tracer *tracer, struct df_trace *out, int most)
 {
-	struct df_tracer *tracer = &engine->tracer;
 	int n = 0;
 
 	pthread_mutex_lock(&tracer->lock);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * trace.h - what happened to faults, for who asks for it; a load and a branch for who
- * does not.
+ * trace.h - a ring of what happened to faults; a load and a branch while nobody reads it.  Must not
+ * know what it records.
  */
 #ifndef DAXFAULT_TRACE_H
 #define DAXFAULT_TRACE_H
@@ -9,7 +9,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-#include "abi/abi.h"
+#include "abi/host.h"
 
 struct df_tracer {
 	atomic_bool on;
@@ -20,13 +20,15 @@ struct df_tracer {
 
 void trace_init(struct df_tracer *tracer);
 void trace_destroy(struct df_tracer *tracer);
-void trace_add(struct df_tracer *tracer, struct df_trace trace);	/* fills in the time */
+int trace_resize(struct df_tracer *tracer, uint64_t capacity);	/* 0: off */
+int trace_take(struct df_tracer *tracer, struct df_trace *out, int most);	/* the oldest; -> how many */
+void trace_add(struct df_tracer *tracer, struct df_trace trace);	/* sets the time */
 
-/* TRACE(engine, .kind = ..., ...) */
-#define TRACE(engine, ...) \
+/* TRACE(tracer, .kind = ..., ...) */
+#define TRACE(tracer, ...) \
 	do { \
-		if (atomic_load_explicit(&(engine)->tracer.on, memory_order_relaxed)) \
-			trace_add(&(engine)->tracer, (struct df_trace){ __VA_ARGS__ }); \
+		if (atomic_load_explicit(&(tracer)->on, memory_order_relaxed)) \
+			trace_add(tracer, (struct df_trace){ __VA_ARGS__ }); \
 	} while (0)
 
 #endif

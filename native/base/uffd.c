@@ -9,7 +9,6 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "engine/engine.h"
 #include "uffd.h"
 
 #define PAGE ((uint64_t)DF_PAGE_SIZE)

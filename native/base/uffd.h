@@ -11,9 +11,14 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "abi/abi.h"
 #include "abi/compat.h"
 
 /* DF_CDEF_BEGIN */
+
+int df_uffd_open(int user_mode_only);
+int df_uffd_api(int uffd, uint64_t features);
+int64_t df_uffd_probe(int user_mode_only);	/* -> the features there are */
 
 enum df_uffd_mode {			/* UFFDIO_REGISTER_MODE_* */
 	DF_UFFD_MISSING = 1,

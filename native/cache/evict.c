@@ -12,7 +12,6 @@
  */
 #include <errno.h>
 #include <sys/eventfd.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "engine/internal.h"
@@ -133,17 +132,13 @@ static bool is_far_over(void)
 
 void evict_hold(void)
 {
-	struct timespec until;
+	uint64_t until = now_ns() + HOLD_NS;
 
 	if (!is_far_over())
 		return;
 	call_for_write_back();
-	clock_gettime(CLOCK_REALTIME, &until);
-	until.tv_nsec += HOLD_NS;
-	until.tv_sec += until.tv_nsec / 1000000000;
-	until.tv_nsec %= 1000000000;
 	pthread_mutex_lock(&room_lock);
-	while (is_far_over() && !pthread_cond_timedwait(&room_made, &room_lock, &until))
+	while (is_far_over() && clock_wait(&room_made, &room_lock, until))
 		;
 	pthread_mutex_unlock(&room_lock);
 }

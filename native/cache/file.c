@@ -25,7 +25,7 @@
 
 #include "engine/internal.h"
 
-#define MEND_SECONDS 1		/* how long a caller waits for poisoned pages to be read again */
+#define MEND_NS 1000000000u	/* how long a caller waits for poisoned pages to be read again */
 
 static atomic_uint_fast64_t next_file_id = 1;
 
@@ -140,13 +140,10 @@ void file_mend_ended(struct df_file *file)
 
 static void wait_for_mends(struct df_file *file)
 {
-	struct timespec until;
+	uint64_t until = now_ns() + MEND_NS;
 
-	clock_gettime(CLOCK_REALTIME, &until);
-	until.tv_sec += MEND_SECONDS;
 	pthread_mutex_lock(&mends_lock);
-	while (atomic_load(&file->mends) &&
-	       !pthread_cond_timedwait(&mends_ended, &mends_lock, &until))
+	while (atomic_load(&file->mends) && clock_wait(&mends_ended, &mends_lock, until))
 		;
 	pthread_mutex_unlock(&mends_lock);
 }
@@ -167,7 +164,7 @@ void file_unlock(struct df_file *file)
 	/* Who made the file longer may rely on it when the call returns; but a
 	 * source that does not answer holds up nobody for long, and the engine's
 	 * own threads not at all. */
-	if (mends && !engine_thread)
+	if (mends && !thread_is_ours())
 		wait_for_mends(file);
 }
 
@@ -209,7 +206,7 @@ void file_changed(struct df_file *file, uint64_t size, bool content)
 	else
 		fill_release(file, old, size);
 	if (file->mappings)
-		TRACE(file->mappings->guest->engine, .kind = DF_TRACE_CHANGED, .file = file->id,
+		TRACE(&file->mappings->guest->engine->tracer, .kind = DF_TRACE_CHANGED, .file = file->id,
 		      .offset = size, .vcpu = -1);
 	deliver_withdraw(file);
 	poison_mend(file);

@@ -75,14 +75,12 @@ void *warden_run(void *arg)
 	struct df_engine *engine = arg;
 	uint64_t looked = 0;
 
-	engine_thread = true;
 	pthread_mutex_lock(&engine->lock);
 	while (!engine->stopping) {
 		bool busy = engine->npending || atomic_load(&engine->parked);
 		uint64_t now = now_ns(), until = now + (busy ? TICK_NS : CHILD_NS);
-		struct timespec t = { (time_t)(until / 1000000000u), (long)(until % 1000000000u) };
 
-		pthread_cond_timedwait(&engine->tick, &engine->lock, &t);
+		clock_wait(&engine->tick, &engine->lock, until);
 		pthread_mutex_unlock(&engine->lock);
 		now = now_ns();
 		failures_keep(engine, now);

@@ -190,7 +190,7 @@ static void traced(const struct df_pending *pending, enum df_trace_kind kind)
 {
 	const struct df_failure *record = &pending->record;
 
-	TRACE(pending->guest->engine, .kind = kind, .guest = record->guest, .file = record->file,
+	TRACE(&pending->guest->engine->tracer, .kind = kind, .guest = record->guest, .file = record->file,
 	      .address = record->address, .offset = record->offset, .token = record->token,
 	      .tid = record->tid, .vcpu = record->vcpu, .error = record->error);
 }

@@ -13,7 +13,6 @@
 int df_engine_new(const struct df_engine_options *options, struct df_engine **out)
 {
 	struct df_engine *engine = calloc(1, sizeof(*engine));
-	pthread_condattr_t monotonic;
 	int error;
 
 	*out = NULL;
@@ -28,15 +27,12 @@ int df_engine_new(const struct df_engine_options *options, struct df_engine **ou
 	pthread_mutex_init(&engine->lock, NULL);
 	trace_init(&engine->tracer);
 	pthread_cond_init(&engine->work, NULL);
-	pthread_condattr_init(&monotonic);
-	pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-	pthread_cond_init(&engine->tick, &monotonic);
-	pthread_condattr_destroy(&monotonic);
+	pthread_cond_init(&engine->tick, NULL);
 	engine->failures_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	engine->left_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	error = engine->failures_fd < 0 || engine->left_fd < 0 ? -errno : 0;
 	if (!error)
-		error = start_thread(&engine->warden, warden_run, engine, "df-warden");
+		error = thread_start(&engine->warden, warden_run, engine, "df-warden");
 	if (error) {
 		if (engine->failures_fd >= 0)
 			close(engine->failures_fd);
@@ -85,4 +81,14 @@ void df_engine_counters(struct df_engine *engine, struct df_counters *out)
 
 	for (size_t i = 0; i < sizeof(*out) / sizeof(*to); i++)
 		to[i] = __atomic_load_n(&from[i], __ATOMIC_RELAXED);
+}
+
+int df_engine_trace(struct df_engine *engine, uint64_t capacity)
+{
+	return trace_resize(&engine->tracer, capacity);
+}
+
+int df_engine_trace_read(struct df_engine *engine, struct df_trace *out, int most)
+{
+	return trace_take(&engine->tracer, out, most);
 }

@@ -10,7 +10,7 @@
 #ifndef DAXFAULT_ENGINE_H
 #define DAXFAULT_ENGINE_H
 
-#include "abi/abi.h"
+#include "abi/host.h"
 
 /* DF_CDEF_BEGIN */
 
@@ -18,33 +18,7 @@ struct df_file;
 struct df_engine;
 struct df_guest;
 
-/* -------------------------------------------------------------- userfaultfd */
-
-int df_uffd_open(int user_mode_only);
-int df_uffd_api(int uffd, uint64_t features);
-int64_t df_uffd_probe(int user_mode_only);
-
 /* --------------------------------------------------------------------- file */
-
-enum df_change {
-	DF_CHANGED_SIZE = 1,
-	DF_CHANGED_CONTENT = 2,
-};
-
-struct df_file_state {
-	uint64_t id;
-	uint64_t size;			/* of the backing file, now */
-	uint64_t known_size;		/* the last that was acted upon */
-	uint64_t generation;
-	uint64_t resident;		/* pages in the page cache */
-	uint64_t poisoned;		/* poisoned pages of all guests, not yet healed */
-	uint64_t mending;		/* of those, being read again just now */
-	uint64_t mappings;		/* regions of guests over this file */
-	uint64_t writable_mappings;
-	uint64_t child_mappings;	/* of forked guests, who have no connection */
-	uint64_t fills;			/* page source reads under way */
-	uint64_t waiting;		/* faults parked on them */
-};
 
 /* `fd` is taken over, also on failure. */
 int df_file_new(int fd, int writable, struct df_file **out);
@@ -59,24 +33,6 @@ int df_file_write_back(struct df_file *file);	/* 1: something was written */
 int df_file_sync(struct df_file *file, int datasync);
 int df_file_heal(struct df_file *file);
 void df_file_state(struct df_file *file, struct df_file_state *out);
-enum df_inject {
-	DF_INJECT_STORES = 1,		/* only when a store faults */
-	DF_INJECT_TRUNCATE = 2,		/* the file is truncated just before its page is read */
-	DF_INJECT_EVICT = 4,		/* forget what is in the page cache and was not stored to */
-};
-struct df_inject_options {
-	uint64_t start, len;		/* of the file, whole pages */
-	uint64_t delay_ns;
-	uint64_t truncate;		/* the size, with DF_INJECT_TRUNCATE */
-	uint64_t seed;			/* of `chance` */
-	uint64_t tag;			/* to take it back by, 0: only with all others */
-	int32_t error;			/* positive errno, or 0 */
-	uint32_t after;			/* so many faults are let through first */
-	uint32_t count;			/* so many are met; 0: all */
-	uint32_t chance;		/* of 2^32 that a fault is met; 0: each is */
-	uint32_t flags;			/* enum df_inject */
-	uint32_t pad;
-};
 /* Make the page source answer the faults of a range with an errno, or late, or with less
  * file than there was, or all of these.  Pages that are there already are not asked for. */
 int df_file_inject(struct df_file *file, const struct df_inject_options *options);
@@ -84,11 +40,6 @@ int df_file_inject(struct df_file *file, const struct df_inject_options *options
 void df_file_inject_remove(struct df_file *file, uint64_t tag);
 /* All of them. */
 void df_file_inject_clear(struct df_file *file);
-enum df_cache {
-	DF_CACHE_WRITABLE = 1,
-	DF_CACHE_SIZED = 2,		/* for programs: its i_size is the file's, in whole pages, so
-					 * that the kernel settles a touch past EOF by itself */
-};
 /* A fresh descriptor of the page cache, for a guest to map.  -EBUSY: a guest maps the other
  * kind, sized or not. */
 int df_file_cache_fd(struct df_file *file, int flags);
@@ -96,10 +47,6 @@ int df_file_cache_fd(struct df_file *file, int flags);
  * -EBUSY: somebody does. */
 int df_file_retire(struct df_file *file);
 
-struct df_cache_state {
-	uint64_t resident;		/* bytes of all page caches */
-	uint64_t limit;			/* 0: none */
-};
 /* Pages that nobody has stored to go when the page caches of this process need more. */
 int df_cache_limit(uint64_t bytes);
 /* Readable when pages that were stored to keep the page caches over their limit; -1: no limit. */
@@ -107,36 +54,6 @@ int df_cache_full_fd(void);
 void df_cache_state(struct df_cache_state *out);
 
 /* ------------------------------------------------------------------- engine */
-
-struct df_engine_options {
-	uint64_t answer_ns;		/* a failed fault nobody answers is poisoned after this */
-	uint64_t source_ns;		/* a page source that does not answer is ETIMEDOUT after this */
-	uint64_t spin_ns;		/* look for the next fault this long before sleeping */
-	uint32_t fill_threads;		/* at most, for sources that would block */
-	uint32_t pad;
-};
-
-enum {
-	DF_HISTOGRAM = 40,		/* bucket b counts latencies in [2^b, 2^(b+1)) ns */
-};
-
-struct df_counters {
-	uint64_t faults;		/* page fault events read */
-	uint64_t installed;		/* pages put into guests */
-	uint64_t filled;		/* bytes read from page sources */
-	uint64_t retries;		/* fills thrown away because the file changed */
-	uint64_t parked;		/* faults that had to wait for a page source */
-	uint64_t failed;		/* faults handed to Python */
-	uint64_t overflow;		/* failed faults poisoned because nobody was reading */
-	uint64_t late;			/* failed faults or events poisoned at their deadline */
-	uint64_t healed;		/* poisoned pages made readable again */
-	uint64_t events_fork;
-	uint64_t events_remap;
-	uint64_t events_remove;
-	uint64_t events_unmap;
-	uint64_t again;			/* EAGAIN: the guest's address space was changing */
-	uint64_t latency[40];		/* event read -> page installed, DF_HISTOGRAM */
-};
 
 int df_engine_new(const struct df_engine_options *options, struct df_engine **out);
 void df_engine_free(struct df_engine *engine);
@@ -146,11 +63,6 @@ int df_engine_failures(struct df_engine *engine, struct df_failure *out, int mos
  * answer.  -> enum df_delivery, or -ENOENT: no such failure, or answered already.  After
  * DF_ANSWER_STOP the vCPU stays in its fault until the file changes or the guest ends. */
 int df_engine_answer(struct df_engine *engine, uint64_t id, int answer, int otherwise);
-/* A program no longer maps a file: for who has to write it back, and let it go. */
-struct df_unmapped {
-	uint64_t guest;
-	uint64_t file;
-};
 int df_engine_unmapped_fd(struct df_engine *engine);
 int df_engine_unmapped(struct df_engine *engine, struct df_unmapped *out, int most);
 void df_engine_counters(struct df_engine *engine, struct df_counters *out);
@@ -164,22 +76,6 @@ int df_engine_trace_read(struct df_engine *engine, struct df_trace *out, int mos
 void df_keeper(int socket);
 
 /* -------------------------------------------------------------------- guest */
-
-struct df_guest_options {
-	uint64_t features;		/* UFFD_FEATURE bits the guest enabled */
-	int32_t pid;
-	uint32_t abi;			/* enum df_abi */
-	uint32_t cpuid;			/* enum df_cpuid bits it was granted */
-	uint32_t flags;			/* enum df_guest_flag */
-	uint32_t posted;		/* enum df_posted */
-	uint32_t token_id;		/* of each vCPU's first token; 0 in KVM */
-};
-
-enum df_guest_flag {
-	DF_GUEST_TELL_FAILURES = 1,	/* "not present" first, also of what fails at once: as KVM */
-	DF_GUEST_ERROR_GFNS = 2,	/* remember failed pages per vCPU: their retry is synchronous */
-	DF_GUEST_PROGRAM = 4,		/* what it maps is asked of the kernel */
-};
 
 /* `uffd` and `area` (the shared area, or -1) are taken over, also on failure. */
 int df_guest_new(struct df_engine *engine, int uffd, int area,

@@ -63,7 +63,7 @@ void engine_fail(struct df_fault *fault, struct df_file *file, enum df_reason re
 		return;
 	}
 	COUNT(engine, failed, 1);
-	TRACE(engine, .kind = DF_TRACE_FAIL, .guest = guest->id, .file = file ? file->id : 0,
+	TRACE(&engine->tracer, .kind = DF_TRACE_FAIL, .guest = guest->id, .file = file ? file->id : 0,
 	      .address = fault->address, .offset = file ? fault->offset : 0,
 	      .token = fault->token, .tid = fault->tid, .vcpu = fault->vcpu, .value = reason,
 	      .error = error);

@@ -299,7 +299,7 @@ void fault_arrived(const struct df_fault *fault)
 {
 	struct df_fault copy = *fault;
 
-	TRACE(fault->guest->engine, .kind = DF_TRACE_FAULT, .guest = fault->guest->id,
+	TRACE(&fault->guest->engine->tracer, .kind = DF_TRACE_FAULT, .guest = fault->guest->id,
 	      .address = fault->address, .tid = fault->tid, .vcpu = -1, .value = fault->write);
 	faults_run(run(&copy, false), false);
 	apf_ready(&copy);

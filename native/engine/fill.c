@@ -97,7 +97,7 @@ struct df_fill *fill_begin(struct df_engine *engine, struct df_file *file, uint6
 	fill->next_all = engine->fills;
 	engine->fills = fill;
 	pthread_mutex_unlock(&engine->lock);
-	TRACE(engine, .kind = DF_TRACE_FILL_BEGIN, .file = file->id, .offset = start, .vcpu = -1,
+	TRACE(&engine->tracer, .kind = DF_TRACE_FILL_BEGIN, .file = file->id, .offset = start, .vcpu = -1,
 	      .value = (uint32_t)fill->len);
 	return fill;
 }
@@ -310,7 +310,7 @@ struct df_fault *fill_run(struct df_fill *fill, bool may_block, bool *wait)
 	fill_end(fill);
 	waiters = take_waiters(fill);
 	COUNT(fill->engine, filled, got);
-	TRACE(fill->engine, .kind = DF_TRACE_FILL_END, .file = file->id, .offset = fill->start,
+	TRACE(&fill->engine->tracer, .kind = DF_TRACE_FILL_END, .file = file->id, .offset = fill->start,
 	      .vcpu = -1, .value = (uint32_t)got, .error = error);
 	if (fill->stale) {
 		/* Read across a change: these bytes are neither old nor new. */

@@ -20,7 +20,7 @@
 
 #define SETTLE_NS 200000000u	/* how long a change waits for events that were read */
 #define CATCH_UP_NS 5000000000u	/* how long a mapping waits for them to be read */
-#define JOIN_SECONDS 1		/* how long a reader may take to see its end */
+#define JOIN_NS 1000000000u	/* how long a reader may take to see its end */
 
 static atomic_uint_fast64_t next_guest_id = 1;
 
@@ -52,6 +52,7 @@ void guest_put(struct df_guest *guest)
 	free(guest->regions);
 	pthread_rwlock_destroy(&guest->lock);
 	pthread_mutex_destroy(&guest->small);
+	pthread_cond_destroy(&guest->end);
 	free(guest);
 }
 
@@ -169,6 +170,7 @@ int guest_alloc(struct df_engine *engine, int uffd, int pid, struct df_guest **o
 	guest->pid = pid;
 	pthread_rwlock_init(&guest->lock, NULL);
 	pthread_mutex_init(&guest->small, NULL);
+	pthread_cond_init(&guest->end, NULL);
 	pthread_mutex_init(&guest->apf_lock, NULL);
 	*out = guest;
 	return 0;
@@ -193,7 +195,7 @@ int guest_start(struct df_guest *guest)
 	if (error)
 		return error;
 	guest_get(guest);
-	error = start_thread(&guest->thread, events_read, guest, "df-guest");
+	error = thread_start(&guest->thread, events_read, guest, "df-guest");
 	if (error) {
 		guest_put(guest);
 		return error;
@@ -359,17 +361,20 @@ int guest_poison(struct df_guest *guest)
 
 static bool join_reader(struct df_guest *guest)
 {
-	struct timespec until;
-	void *how = NULL;
+	uint64_t until = now_ns() + JOIN_NS;
+	bool ended;
+	void *how;
 
-	clock_gettime(CLOCK_REALTIME, &until);
-	until.tv_sec += JOIN_SECONDS;
+	pthread_mutex_lock(&guest->small);
+	while (!guest->ended && clock_wait(&guest->end, &guest->small, until))
+		;
+	ended = guest->ended;
+	pthread_mutex_unlock(&guest->small);
 	/* The descriptor's O_NONBLOCK is the guest's to clear: then the reader may
 	 * be in a read(2) that nothing ends but this. */
-	if (pthread_timedjoin_np(guest->thread, &how, &until)) {
+	if (!ended)
 		pthread_cancel(guest->thread);
-		pthread_join(guest->thread, &how);
-	}
+	pthread_join(guest->thread, &how);
 	return how != PTHREAD_CANCELED;
 }
 

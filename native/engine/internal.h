@@ -24,11 +24,12 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/stat.h>
-#include <time.h>
 
 #include "apf/apf.h"
 #include "engine.h"
 #include "cache/cache.h"
+#include "base/clock.h"
+#include "base/thread.h"
 #include "base/trace.h"
 #include "base/uffd.h"
 
@@ -116,7 +117,9 @@ struct df_guest {
 	pthread_rwlock_t lock;
 	struct df_region **regions;	/* sorted by start, disjoint */
 	size_t nregions, room;
-	pthread_mutex_t small;		/* `again` and `attempts`; a leaf */
+	pthread_mutex_t small;		/* `again`, `attempts` and `ended`; a leaf */
+	pthread_cond_t end;
+	bool ended;			/* the reader's last word */
 	struct df_fault *again;		/* met EAGAIN: after the next events */
 	struct {
 		uint64_t page;
@@ -259,8 +262,6 @@ bool inject_on_store(const struct df_file *file, uint64_t offset);
 int inject_met(struct df_fill *fill, bool may_block);
 
 /* jobs.c: threads for what may block */
-extern _Thread_local bool engine_thread;	/* one that others wait for */
-int start_thread(pthread_t *thread, void *(*body)(void *), void *arg, const char *name);
 bool jobs_stop(struct df_engine *engine);	/* false: one is stuck in its source */
 void engine_submit_fill(struct df_engine *engine, struct df_fill *fill);
 void engine_submit_faults(struct df_engine *engine, struct df_fault *faults);
@@ -282,13 +283,5 @@ enum df_delivery deliver_poison(struct df_guest *guest, struct df_file *file, ui
 bool deliver_untaken(const struct df_pending *pending);
 bool deliver_overdue(struct df_pending *pending);
 void deliver_withdraw(struct df_file *file);
-
-static inline uint64_t now_ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
 
 #endif

@@ -113,8 +113,14 @@ static int events_take(struct df_guest *guest)
 	return n;
 }
 
-static void leave(void *guest)
+static void leave(void *arg)
 {
+	struct df_guest *guest = arg;
+
+	pthread_mutex_lock(&guest->small);
+	guest->ended = true;
+	pthread_cond_broadcast(&guest->end);
+	pthread_mutex_unlock(&guest->small);
 	guest_put(guest);
 }
 
@@ -170,7 +176,6 @@ void *events_read(void *arg)
 	struct df_guest *guest = arg;
 	int old;
 
-	engine_thread = true;
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &old);
 	pthread_cleanup_push(leave, guest);
 	read_all(guest);

@@ -4,28 +4,11 @@
  * guest never does.  They come when there is work and nobody idle, up to
  * options.fill_threads.  Must not know why a job is slow.
  */
-#include <signal.h>
 #include <stdlib.h>
 
 #include "engine/internal.h"
 
 #define STOP_NS 2000000000u		/* how long a stuck page source holds up the end */
-
-int start_thread(pthread_t *thread, void *(*body)(void *), void *arg, const char *name)
-{
-	sigset_t all, old;
-	int error;
-
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &old);
-	error = pthread_create(thread, NULL, body, arg);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
-	if (!error)
-		pthread_setname_np(*thread, name);
-	return -error;
-}
-
-_Thread_local bool engine_thread;
 
 static void run_job(struct df_fill *fill, struct df_fault *faults)
 {
@@ -40,7 +23,6 @@ static void *worker(void *arg)
 {
 	struct df_engine *engine = arg;
 
-	engine_thread = true;
 	pthread_mutex_lock(&engine->lock);
 	for (;;) {
 		struct df_job *job = engine->jobs;
@@ -78,7 +60,7 @@ static bool enqueue(struct df_engine *engine, struct df_job *job)
 	/* A job may hold its thread for as long as a source likes: each has one of
 	 * its own, as far as they go, and an idle one counts once. */
 	if (engine->queued >= engine->idle && engine->threads < engine->options.fill_threads &&
-	    !start_thread(&thread, worker, engine, "df-fill")) {
+	    !thread_start(&thread, worker, engine, "df-fill")) {
 		pthread_detach(thread);
 		engine->threads++;
 	}
@@ -120,13 +102,12 @@ void engine_submit_faults(struct df_engine *engine, struct df_fault *faults)
 bool jobs_stop(struct df_engine *engine)
 {
 	uint64_t until = now_ns() + STOP_NS;
-	struct timespec t = { (time_t)(until / 1000000000u), (long)(until % 1000000000u) };
 	bool all;
 
 	pthread_mutex_lock(&engine->lock);
 	engine->stopping = true;
 	pthread_cond_broadcast(&engine->work);
-	while (engine->threads && !pthread_cond_timedwait(&engine->tick, &engine->lock, &t))
+	while (engine->threads && clock_wait(&engine->tick, &engine->lock, until))
 		;
 	all = !engine->threads;
 	pthread_mutex_unlock(&engine->lock);

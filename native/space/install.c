@@ -173,7 +173,7 @@ enum verdict install(struct df_fault *fault, struct df_region *region, uint64_t 
 			map_pages(region, start, fault->offset, protect, &done, &present);
 		region->expected = region->start + (end - region->offset);
 		guest_resolved(guest, page, page + PAGE);
-		TRACE(guest->engine, .kind = DF_TRACE_INSTALL, .guest = guest->id, .file = file->id,
+		TRACE(&guest->engine->tracer, .kind = DF_TRACE_INSTALL, .guest = guest->id, .file = file->id,
 		      .address = fault->address, .offset = fault->offset, .token = fault->token,
 		      .tid = fault->tid, .vcpu = fault->asked ? fault->vcpu : -1,
 		      .value = (uint32_t)(end - start));
