@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * maps.c - asking the kernel what a process has mapped: PROCMAP_QUERY where there is
- * one (Linux 6.11), else the text of proc_pid_maps(5).  Must not know guests or files.
+ * maps.c - asking the kernel what a process has mapped: see maps.h.
  *
- * The kernel is asked, not the process: it cannot lie, and need not tell us of every
- * mremap() and mprotect().
+ * One mapping is looked up by PROCMAP_QUERY (Linux 6.11), or where there is none in the text.
  */
+#include "maps.h"
+
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -14,20 +14,167 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "abi/compat.h"
-#include "maps.h"
+
+enum {
+	LINE_KEPT = 160,		/* enough for the fields, the beginning of the name, VmFlags */
+};
+
+static int open_file(int task, const char *file)
+{
+	char path[32];
+	long fd;
+
+	if (task)
+		snprintf(path, sizeof(path), "/proc/%d/%s", task, file);
+	else
+		snprintf(path, sizeof(path), "/proc/self/%s", file);
+	fd = syscall(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0);
+	return fd < 0 ? -errno : (int)fd;
+}
 
 int maps_open(int task)
 {
-	char path[32];
-	int fd;
+	return open_file(task, "maps");
+}
 
-	snprintf(path, sizeof(path), "/proc/%d/maps", task);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	return fd < 0 ? -errno : fd;
+int maps_open_flags(int task)
+{
+	return open_file(task, "smaps");
+}
+
+static uint64_t number(const char **text, int base)
+{
+	uint64_t value = 0;
+
+	for (;; (*text)++) {
+		char c = **text;
+
+		if (c >= '0' && c <= '9')
+			value = value * (uint64_t)base + (uint64_t)(c - '0');
+		else if (base == 16 && c >= 'a' && c <= 'f')
+			value = value * 16 + (uint64_t)(c - 'a' + 10);
+		else
+			return value;
+	}
+}
+
+static bool skip(const char **text, char c)
+{
+	if (**text != c)
+		return false;
+	(*text)++;
+	return true;
+}
+
+/* "start-end perms offset major:minor inode   name"; a line of smaps that is about the mapping
+ * above it begins with a capital letter. */
+static bool parse(const char *line, struct maps_area *out)
+{
+	unsigned int major;
+
+	*out = (struct maps_area){ .start = number(&line, 16) };
+	if (!skip(&line, '-'))
+		return false;
+	out->end = number(&line, 16);
+	if (!skip(&line, ' ') || strnlen(line, 5) < 5)
+		return false;
+	out->prot = (line[0] == 'r' ? PROT_READ : 0) | (line[1] == 'w' ? PROT_WRITE : 0) |
+		    (line[2] == 'x' ? PROT_EXEC : 0);
+	out->shared = line[3] == 's';
+	line += 5;
+	out->offset = number(&line, 16);
+	if (!skip(&line, ' '))
+		return false;
+	major = (unsigned int)number(&line, 16);
+	if (!skip(&line, ':'))
+		return false;
+	out->device = makedev(major, (unsigned int)number(&line, 16));
+	if (!skip(&line, ' '))
+		return false;
+	out->inode = number(&line, 10);
+	while (skip(&line, ' '))
+		;
+	memcpy(out->name, line, strnlen(line, MAPS_NAME - 1));
+	return true;
+}
+
+static unsigned int flags_of(const char *line)
+{
+	static const struct {
+		char name[4];
+		enum maps_flag flag;
+	} known[] = {
+		{ " um", MAPS_UFFD }, { " uw", MAPS_UFFD }, { " ui", MAPS_UFFD }, { " ht", MAPS_HUGETLB },
+		{ " dd", MAPS_DONTDUMP },
+	};
+	unsigned int flags = 0;
+	size_t i;
+
+	for (i = 0; i < sizeof(known) / sizeof(*known); i++)
+		if (strstr(line, known[i].name))
+			flags |= known[i].flag;
+	return flags;
+}
+
+struct walk {
+	bool (*visit)(const struct maps_area *, void *);
+	void *arg;
+	struct maps_area area;		/* not shown yet: its flags come in a later line */
+	bool pending;
+};
+
+static bool show(struct walk *w)
+{
+	bool pending = w->pending;
+
+	w->pending = false;
+	return pending && w->visit(&w->area, w->arg);
+}
+
+static bool read_line(struct walk *w, const char *line)
+{
+	static const char flags[] = "VmFlags:";
+
+	if (*line < 'A' || *line > 'Z') {
+		if (show(w))
+			return true;
+		w->pending = parse(line, &w->area);
+	} else if (!strncmp(line, flags, sizeof(flags) - 1)) {
+		w->area.flags = flags_of(line);
+	}
+	return false;
+}
+
+int maps_each(int maps, bool (*visit)(const struct maps_area *, void *), void *arg)
+{
+	struct walk w = { .visit = visit, .arg = arg };
+	char text[1024], line[LINE_KEPT];
+	size_t kept = 0;
+	long n, i;
+
+	if (syscall(SYS_lseek, maps, 0, SEEK_SET) < 0)
+		return -errno;
+	while ((n = syscall(SYS_read, maps, text, sizeof(text)))) {
+		if (n < 0 && errno != EINTR)
+			return -errno;
+		for (i = 0; i < n; i++) {
+			if (text[i] != '\n') {
+				if (kept < sizeof(line) - 1)
+					line[kept++] = text[i];
+				continue;
+			}
+			line[kept] = '\0';
+			kept = 0;
+			if (read_line(&w, line))
+				return 1;
+		}
+	}
+	return show(&w);
 }
 
 static int query(int maps, uint64_t address, struct maps_area *out)
@@ -52,55 +199,30 @@ static int query(int maps, uint64_t address, struct maps_area *out)
 	return 0;
 }
 
-static bool parse(const char *line, struct maps_area *out)
-{
-	unsigned long long start, end, offset, inode;
-	unsigned int major, minor;
-	char rights[5];
+struct wanted {
+	uint64_t address;
+	struct maps_area *out;
+};
 
-	if (sscanf(line, "%llx-%llx %4s %llx %x:%x %llu", &start, &end, rights, &offset, &major,
-		   &minor, &inode) != 7)
+static bool ends_after(const struct maps_area *area, void *arg)
+{
+	const struct wanted *w = arg;
+
+	if (area->end <= w->address)
 		return false;
-	*out = (struct maps_area){
-		.start = start,
-		.end = end,
-		.offset = offset,
-		.inode = inode,
-		.device = makedev(major, minor),
-		.prot = (rights[0] == 'r' ? PROT_READ : 0) | (rights[1] == 'w' ? PROT_WRITE : 0) |
-			(rights[2] == 'x' ? PROT_EXEC : 0),
-		.shared = rights[3] == 's',
-	};
+	*w->out = *area;
 	return true;
-}
-
-/* Before 6.11: line by line.  A read returns whole lines (fs/seq_file.c). */
-static int scan(int maps, uint64_t address, struct maps_area *out)
-{
-	char text[8192];
-	ssize_t n;
-
-	if (lseek(maps, 0, SEEK_SET) < 0)
-		return -errno;
-	while ((n = read(maps, text, sizeof(text) - 1)) > 0) {
-		text[n] = 0;
-		for (char *line = text, *next; *line; line = next) {
-			next = strchr(line, '\n');
-			if (!next)
-				return -EIO;
-			*next++ = 0;
-			if (parse(line, out) && out->end > address)
-				return 0;
-		}
-	}
-	return n < 0 ? -errno : -ENOENT;
 }
 
 int maps_find(int maps, uint64_t address, struct maps_area *out)
 {
-	int error = query(maps, address, out);
+	struct wanted w = { address, out };
+	int r = query(maps, address, out);
 
-	return error == -ENOTTY ? scan(maps, address, out) : error;
+	if (r != -ENOTTY)
+		return r;
+	r = maps_each(maps, ends_after, &w);
+	return r > 0 ? 0 : r ? r : -ENOENT;
 }
 
 static bool shows_anything(int maps)

@@ -29,7 +29,6 @@
 #include "abi/compat.h"
 #include "internal.h"
 #include "base/maps.h"
-#include "smaps.h"
 
 #ifndef MREMAP_DONTUNMAP
 #define MREMAP_DONTUNMAP 4
@@ -184,10 +183,38 @@ static struct area *area_of(uint64_t page)
 	return NULL;
 }
 
+struct flags_at {
+	uint64_t start;
+	unsigned int flags;
+};
+
+static bool is_at(const struct maps_area *area, void *arg)
+{
+	struct flags_at *at = arg;
+
+	if (area->start != at->start)
+		return false;
+	at->flags = area->flags;
+	return true;
+}
+
+/* Of the mapping that begins there; none where the kernel does not say (CONFIG_PROC_PAGE_MONITOR). */
+static unsigned int flags_at(uint64_t start)
+{
+	struct flags_at at = { .start = start };
+	int smaps = maps_open_flags(MAPS_SELF);
+
+	if (smaps >= 0) {
+		maps_each(smaps, is_at, &at);
+		close(smaps);
+	}
+	return at.flags;
+}
+
 /* -> NULL and *error */
 static struct area *area_for(const struct maps_area *found, int *error)
 {
-	struct smaps_flags flags;
+	unsigned int flags;
 	struct area *area;
 	void *reserve;
 
@@ -201,9 +228,9 @@ static struct area *area_for(const struct maps_area *found, int *error)
 	*error = -ENOSPC;
 	if (nareas == AREAS)
 		return NULL;
-	smaps_find(found->start, &flags);
+	flags = flags_at(found->start);
 	*error = -EOPNOTSUPP;
-	if (flags.huge)
+	if (flags & MAPS_HUGETLB)
 		return NULL;
 	reserve = mmap(NULL, found->end - found->start, PROT_NONE,
 		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -218,7 +245,7 @@ static struct area *area_for(const struct maps_area *found, int *error)
 		.device = found->device,
 		.inode = found->inode,
 		.base = found->offset - found->start,
-		.registered = flags.registered,
+		.registered = flags & MAPS_UFFD,
 	};
 	return area;
 }
@@ -234,7 +261,7 @@ static void forget_aside(const struct area *except, uint64_t page)
 
 int stand_in(uint64_t page, bool private, struct origin *of)
 {
-	int maps = maps_open(getpid()), error;
+	int maps = maps_open(MAPS_SELF), error;
 	struct maps_area found;
 	struct area *area;
 	uint64_t template;
@@ -320,11 +347,9 @@ static void put_back_run(const struct area *area, const struct maps_area *run, i
 			 void (*stored)(uint64_t start, uint64_t end))
 {
 	uint64_t to = run->start - area->reserve + area->start, end = to + (run->end - run->start);
-	struct smaps_flags flags = { 0 };
+	bool moved = area->registered && !(flags_at(run->start) & MAPS_UFFD);
 	struct maps_area there;
 
-	if (area->registered)
-		smaps_find(run->start, &flags);
 	for (uint64_t at = to; at < end && look(maps, at, &there) && there.start < end; at = there.end) {
 		uint64_t from = there.start > to ? there.start : to;
 		uint64_t until = there.end < end ? there.end : end;
@@ -333,7 +358,7 @@ static void put_back_run(const struct area *area, const struct maps_area *run, i
 			continue;
 		if (was_stored(pagemap, from, until))
 			stored(from, until);
-		put_back(run->start + (from - to), from, until - from, area->registered && !flags.registered);
+		put_back(run->start + (from - to), from, until - from, moved);
 	}
 }
 
@@ -343,7 +368,7 @@ void stand_down(void (*stored)(uint64_t start, uint64_t end))
 
 	if (!nareas)
 		return;
-	maps = maps_open(getpid());
+	maps = maps_open(MAPS_SELF);
 	pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
 	/* the newest first: where two areas know a page, its is the one that is there */
 	while (nareas) {

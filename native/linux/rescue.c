@@ -22,12 +22,12 @@
 #include <sys/ptrace.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/sysmacros.h>
 #include <sys/uio.h>
 #include <sys/user.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/maps.h"
 #include "base/uffd.h"
 
 #define PAGE		((uint64_t)4096)
@@ -50,62 +50,78 @@ static int failed(const char *what)
 	return 1;
 }
 
+struct search {
+	const struct stat *file;
+	uint64_t eof;
+	struct tail *tails;
+	int count;
+};
+
+static bool add_tail(const struct maps_area *area, void *arg)
+{
+	struct search *s = arg;
+	uint64_t start = area->start;
+
+	if (!area->shared || area->inode != s->file->st_ino || area->device != s->file->st_dev)
+		return false;
+	if (area->offset < s->eof)
+		start += s->eof - area->offset;
+	if (start < area->end)
+		s->tails[s->count++] = (struct tail){ start, area->end - start };
+	return s->count == MOST_TAILS;
+}
+
+/* -> -1 and errno when they cannot be read */
+static int each_mapping(pid_t pid, bool (*visit)(const struct maps_area *, void *), void *arg)
+{
+	int maps = maps_open(pid), r = maps;
+
+	if (maps >= 0) {
+		r = maps_each(maps, visit, arg);
+		close(maps);
+	}
+	if (r < 0)
+		errno = -r;
+	return r < 0 ? -1 : 0;
+}
+
 /* -> how many, or -1 */
 static int find_tails(pid_t pid, const char *path, struct tail *tails)
 {
-	uint64_t start, end, offset, inode, eof;
-	unsigned int major_number, minor_number;
-	char name[32], line[4400], shared;
 	struct stat file;
-	int count = 0;
-	FILE *maps;
+	struct search s = { .file = &file, .tails = tails };
 
 	if (stat(path, &file))
 		return -1;
-	snprintf(name, sizeof(name), "/proc/%d/maps", pid);
-	maps = fopen(name, "re");
-	if (!maps)
-		return -1;
-	eof = ((uint64_t)file.st_size + PAGE - 1) & ~(PAGE - 1);
-	while (count < MOST_TAILS && fgets(line, sizeof(line), maps)) {
-		if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %*3c%c %" SCNx64 " %x:%x %" SCNu64, &start, &end,
-			   &shared, &offset, &major_number, &minor_number, &inode) != 7)
-			continue;
-		if (shared != 's' || inode != file.st_ino || makedev(major_number, minor_number) != file.st_dev)
-			continue;
-		if (offset < eof)
-			start += eof - offset;
-		if (start < end)
-			tails[count++] = (struct tail){ start, end - start };
-	}
-	fclose(maps);
-	return count;
+	s.eof = ((uint64_t)file.st_size + PAGE - 1) & ~(PAGE - 1);
+	return each_mapping(pid, add_tail, &s) ? -1 : s.count;
+}
+
+static bool is_vdso(const struct maps_area *area, void *vdso)
+{
+	if (strcmp(area->name, "[vdso]") != 0)
+		return false;
+	*(struct maps_area *)vdso = *area;
+	return true;
 }
 
 /* The vdso has the instruction in every process, and does not move. */
 static uint64_t find_gate(pid_t pid)
 {
-	uint64_t start = 0, end = 0, gate = 0;
+	struct maps_area vdso = { 0 };
 	uint8_t code[4 * PAGE];
-	char name[32], line[4400];
 	struct iovec here, there;
+	uint64_t gate = 0;
 	ssize_t got;
-	FILE *maps;
 
-	snprintf(name, sizeof(name), "/proc/%d/maps", pid);
-	maps = fopen(name, "re");
-	if (!maps)
+	if (each_mapping(pid, is_vdso, &vdso))
 		return 0;
-	while (fgets(line, sizeof(line), maps))
-		if (strstr(line, "[vdso]") && sscanf(line, "%" SCNx64 "-%" SCNx64, &start, &end) == 2)
-			break;
-	fclose(maps);
-	here = (struct iovec){ code, end - start < sizeof(code) ? end - start : sizeof(code) };
-	there = (struct iovec){ (void *)start, here.iov_len };
+	here = (struct iovec){ code, vdso.end - vdso.start < sizeof(code) ? vdso.end - vdso.start : sizeof(code) };
+	there = (struct iovec){ (void *)vdso.start, here.iov_len };
 	got = process_vm_readv(pid, &here, 1, &there, 1, 0);
 	for (ssize_t i = 0; !gate && i + 1 < got; i++)
 		if (code[i] == 0x0f && code[i + 1] == 0x05)
-			gate = start + (uint64_t)i;
+			gate = vdso.start + (uint64_t)i;
 	if (!gate)
 		errno = ENOEXEC;
 	return gate;

@@ -7,87 +7,77 @@
  */
 #include "cache_maps.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #define CACHE_NAME "/memfd:daxfault:"
 
-enum {
-	LINE_KEPT = 160,		/* enough for the fields and the beginning of the name */
+struct range {
+	uint64_t start, end;
+	bool (*visit)(const struct maps_area *, void *);
+	void *arg;
 };
 
-/* "start-end perms offset major:minor inode   name" (proc_pid_maps(5)) */
-static const char *hex(const char *p, uint64_t *out)
+static bool visit_cache(const struct maps_area *area, void *arg)
 {
-	uint64_t v = 0;
+	const struct range *r = arg;
 
-	for (;; p++) {
-		if (*p >= '0' && *p <= '9')
-			v = v << 4 | (uint64_t)(*p - '0');
-		else if (*p >= 'a' && *p <= 'f')
-			v = v << 4 | (uint64_t)(*p - 'a' + 10);
-		else
-			break;
-	}
-	*out = v;
-	return p;
+	return area->start < r->end && r->start < area->end &&
+	       !strncmp(area->name, CACHE_NAME, sizeof(CACHE_NAME) - 1) && r->visit(area, r->arg);
 }
 
-static bool parse(const char *line, struct cache_mapping *m)
+static int each(int maps, struct range *r)
 {
-	const char *p = hex(line, &m->start);
-	int field;
+	int result;
 
-	if (*p != '-')
-		return false;
-	p = hex(p + 1, &m->end);
-	if (*p != ' ' || strnlen(p, 5) < 5)
-		return false;
-	m->private = p[4] == 'p';
-	for (field = 0; field < 4; field++) {
-		p = strchr(p + 1, ' ');
-		if (!p)
-			return false;
-	}
-	while (*p == ' ')
-		p++;
-	return !strncmp(p, CACHE_NAME, sizeof(CACHE_NAME) - 1);
+	if (maps < 0)
+		return maps;
+	result = maps_each(maps, visit_cache, r);
+	syscall(SYS_close, maps);
+	return result;
 }
 
-int maps_each_cache(const char *maps, uint64_t start, uint64_t end,
-		    bool (*visit)(const struct cache_mapping *, void *), void *arg)
+int cache_maps_each(int task, uint64_t start, uint64_t end, bool (*visit)(const struct maps_area *, void *),
+		    void *arg)
 {
-	char buf[1024], line[LINE_KEPT];
-	long fd = syscall(SYS_openat, AT_FDCWD, maps, O_RDONLY | O_CLOEXEC, 0);
-	struct cache_mapping m;
-	size_t kept = 0;
-	int result = 0;
-	long n, i;
+	return each(maps_open(task), &(struct range){ start, end, visit, arg });
+}
 
-	if (fd < 0)
-		return -errno;
-	while (!result && (n = syscall(SYS_read, fd, buf, sizeof(buf)))) {
-		if (n < 0) {
-			if (errno == EINTR)
-				continue;
-			result = -errno;
-			break;
-		}
-		for (i = 0; i < n && !result; i++) {
-			if (buf[i] != '\n') {
-				if (kept < sizeof(line) - 1)
-					line[kept++] = buf[i];
-				continue;
-			}
-			line[kept] = '\0';
-			kept = 0;
-			if (parse(line, &m) && m.start < end && start < m.end && visit(&m, arg))
-				result = 1;
-		}
-	}
-	syscall(SYS_close, fd);
+static bool any(const struct maps_area *area, void *unused)
+{
+	(void)area;
+	(void)unused;
+	return true;
+}
+
+int cache_maps_any(int task, uint64_t start, uint64_t end)
+{
+	return cache_maps_each(task, start, end, any, NULL);
+}
+
+struct private {
+	unsigned int flags;
+	uint64_t at;
+};
+
+static bool first_private(const struct maps_area *area, void *arg)
+{
+	struct private *p = arg;
+
+	if (area->shared || (area->flags & p->flags) != p->flags)
+		return false;
+	if (area->start > p->at)
+		p->at = area->start;
+	return true;
+}
+
+int cache_maps_private(int task, uint64_t start, uint64_t end, unsigned int flags, uint64_t *at)
+{
+	struct private first = { flags, start };
+	int maps = flags ? maps_open_flags(task) : maps_open(task);
+	int result = each(maps, &(struct range){ start, end, first_private, &first });
+
+	*at = first.at;
 	return result;
 }

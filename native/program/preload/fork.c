@@ -24,14 +24,12 @@
 #include "program/cache_maps.h"
 #include "preload.h"
 
-#define USER_END (UINT64_C(1) << 47)
-
 static struct {
 	bool held;
 	uint64_t mask;
 } forking;			/* of the thread that holds what is held */
 
-static bool advise(const struct cache_mapping *m, void *advice)
+static bool advise(const struct maps_area *m, void *advice)
 {
 	syscall(SYS_madvise, m->start, m->end - m->start, *(int *)advice);
 	return false;
@@ -44,11 +42,11 @@ static void share_with_children(bool share, bool held)
 
 	if (!wire_mapped() || !wire_unfollowed())
 		return;
-	if (maps_each_cache(MAPS_SELF, 0, USER_END, advise, &advice) == -EMFILE && held && wire_drop())
-		maps_each_cache(MAPS_SELF, 0, USER_END, advise, &advice);
+	if (cache_maps_each(MAPS_SELF, 0, USER_END, advise, &advice) == -EMFILE && held && wire_drop())
+		cache_maps_each(MAPS_SELF, 0, USER_END, advise, &advice);
 }
 
-static bool make_unreadable(const struct cache_mapping *m, void *empty)
+static bool make_unreadable(const struct maps_area *m, void *empty)
 {
 	int fd = *(int *)empty;
 	long r;
@@ -71,7 +69,7 @@ static void withdraw(void)
 {
 	int empty = (int)syscall(SYS_memfd_create, "daxfault-withdrawn", MFD_CLOEXEC);
 
-	if (maps_each_cache(MAPS_SELF, 0, USER_END, make_unreadable, &empty))
+	if (cache_maps_each(MAPS_SELF, 0, USER_END, make_unreadable, &empty))
 		die();
 	if (empty >= 0)
 		syscall(SYS_close, empty);

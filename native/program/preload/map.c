@@ -18,8 +18,6 @@
 #include "program/place.h"
 #include "preload.h"
 
-#define USER_END (UINT64_C(1) << 47)	/* unless a program asks for more by a hint */
-
 static void *map_raw(void *addr, size_t len, int prot, int flags, int fd, off_t offset)
 {
 	return (void *)syscall(SYS_mmap, addr, len, prot, flags, fd, offset);
@@ -132,13 +130,6 @@ EXPORT void *mmap64(void *addr, size_t len, int prot, int flags, int fd, off64_t
 	return mmap(addr, len, prot, flags, fd, offset);
 }
 
-static bool any(const struct cache_mapping *m, void *unused)
-{
-	(void)m;
-	(void)unused;
-	return true;
-}
-
 static int sync_caches(uint64_t start, uint64_t len)
 {
 	struct conversation c;
@@ -159,7 +150,7 @@ static int sync_caches(uint64_t start, uint64_t len)
 	if (r >= 0)
 		return r;
 	/* What was stored there is not safe.  But other files must not fail with our host. */
-	return maps_each_cache(MAPS_SELF, start, start + len, any, NULL) ? EIO : 0;
+	return cache_maps_any(MAPS_SELF, start, start + len) ? EIO : 0;
 }
 
 EXPORT int msync(void *addr, size_t len, int flags)
@@ -183,7 +174,7 @@ EXPORT int msync(void *addr, size_t len, int flags)
 EXPORT int madvise(void *addr, size_t len, int advice)
 {
 	if (advice == MADV_REMOVE && settings()->on && wire_mapped() &&
-	    maps_each_cache(MAPS_SELF, (uint64_t)addr, (uint64_t)addr + len, any, NULL)) {
+	    cache_maps_any(MAPS_SELF, (uint64_t)addr, (uint64_t)addr + len)) {
 		errno = EOPNOTSUPP;
 		return -1;
 	}

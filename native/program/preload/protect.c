@@ -153,28 +153,15 @@ static bool find(uint64_t start, uint64_t end, struct range *out)
 	return found;
 }
 
-static bool first_private(const struct cache_mapping *m, void *at)
-{
-	uint64_t *start = at;
-
-	if (!m->private)
-		return false;
-	if (m->start > *start)
-		*start = m->start;
-	return true;
-}
-
 /* Where in [start, end) making it writable must fail, or `end`. */
 static uint64_t first_denied(uint64_t start, uint64_t end)
 {
 	struct range r;
-	int there;
+	uint64_t at;
 
 	while (start < end && find(start, end, &r)) {
-		uint64_t at = r.start;
-
-		there = maps_each_cache(MAPS_SELF, r.start, r.end, first_private, &at);
-		if (there)	/* or /proc cannot be read: the table it is, then */
+		/* -errno: /proc cannot be read, and the table has to do */
+		if (cache_maps_private(MAPS_SELF, r.start, r.end, 0, &at))
 			return at;
 		start = r.end;
 	}

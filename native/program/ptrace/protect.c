@@ -8,9 +8,6 @@
  * (trace_map.c), and the EACCES that it is instead.
  */
 #include <errno.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
@@ -18,49 +15,19 @@
 #include "program/cache_maps.h"
 #include "tracer.h"
 
-static bool first_private(const struct cache_mapping *m, void *at)
-{
-	uint64_t *start = at;
-
-	if (!m->private)
-		return false;
-	if (m->start > *start)
-		*start = m->start;
-	return true;
-}
-
-/* The first marked private mapping of a page cache in [start, end), or `end`.
- * proc_pid_smaps(5) walks every page of the process, so it is read when there is need to. */
+/* Where the first marked private mapping of a page cache in [start, end) begins, or `end`.
+ * The kernel walks every page table of the process for its marks: only when there is need to. */
 static uint64_t first_denied(pid_t tid, uint64_t start, uint64_t end)
 {
-	uint64_t found = end, from = 0, to = 0, at = start;
-	char path[32], *line = NULL;
-	bool private_cache = false;
-	size_t size = 0;
-	FILE *f;
+	uint64_t first, marked;
+	int r;
 
-	snprintf(path, sizeof(path), "/proc/%d/maps", tid);
-	if (maps_each_cache(path, start, end, first_private, &at) == 0)
+	if (!cache_maps_private(tid, start, end, 0, &first))
 		return end;
-	snprintf(path, sizeof(path), "/proc/%d/smaps", tid);
-	f = fopen(path, "re");
-	if (!f)
-		return at;	/* it cannot be told: rather an error than stores that are lost */
-	while (found == end && getline(&line, &size, f) > 0) {
-		if (*line < 'A' || *line > 'Z') {
-			char *rest;
-
-			from = strtoull(line, &rest, 16);
-			to = strtoull(rest + 1, &rest, 16);
-			private_cache = strlen(rest) > 4 && rest[4] == 'p' && strstr(rest, "/memfd:daxfault:");
-		} else if (private_cache && !strncmp(line, "VmFlags:", 8) && strstr(line, " dd") &&
-			   from < end && start < to) {
-			found = from > start ? from : start;
-		}
-	}
-	free(line);
-	fclose(f);
-	return found;
+	r = cache_maps_private(tid, start, end, MAPS_DONTDUMP, &marked);
+	if (r < 0)	/* unknown: rather an error than stores that are lost */
+		return first;
+	return r ? marked : end;
 }
 
 void handle_mprotect(struct thread *t)

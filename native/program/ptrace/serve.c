@@ -9,7 +9,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
-#include <stdio.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -94,28 +93,8 @@ struct withdrawal {
 	long empty;			/* its descriptor of an empty file */
 };
 
-static void maps_path(char path[32], pid_t tid)
-{
-	snprintf(path, 32, "/proc/%d/maps", tid);
-}
-
-static bool any(const struct cache_mapping *m, void *unused)
-{
-	(void)m;
-	(void)unused;
-	return true;
-}
-
-bool has_caches(pid_t tid, uint64_t start, uint64_t end)
-{
-	char path[32];
-
-	maps_path(path, tid);
-	return maps_each_cache(path, start, end, any, NULL) == 1;
-}
-
 /* A file of no bytes in its place: a page that is not there yet would read as zeros. */
-static bool withdraw_one(const struct cache_mapping *m, void *arg)
+static bool withdraw_one(const struct maps_area *m, void *arg)
 {
 	struct withdrawal *w = arg;
 	long r;
@@ -130,14 +109,12 @@ static void withdraw(struct thread *t)
 {
 	struct withdrawal w = { .t = t };
 	int empty = memfd_create("daxfault-withdrawn", MFD_CLOEXEC);
-	char path[32];
 
 	w.empty = empty < 0 ? empty : inject_fd(t, empty);
 	if (empty >= 0)
 		close(empty);
-	maps_path(path, t->tid);
 	/* nothing is left but that it never runs */
-	if (maps_each_cache(path, 0, USER_END, withdraw_one, &w) && !t->gone)
+	if (cache_maps_each(t->tid, 0, USER_END, withdraw_one, &w) && !t->gone)
 		kill(t->tid, SIGKILL);
 	if (w.empty >= 0)
 		inject_close(t, w.empty);

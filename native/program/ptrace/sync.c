@@ -93,7 +93,7 @@ void msync_returned(struct thread *t)
 	start = t->regs.rdi;
 	len = (t->regs.rsi + IN_PAGE) & ~IN_PAGE;
 	/* ENOMEM: there are holes in it, and the rest was synced all the same */
-	if ((result && result != -ENOMEM) || !len || !has_caches(t->tid, start, start + len)) {
+	if ((result && result != -ENOMEM) || !len || cache_maps_any(t->tid, start, start + len) <= 0) {
 		inject_end(t, result);
 		return;
 	}

@@ -190,7 +190,7 @@ bool process_inherits(struct thread *t)
 	if (!tracer.served)
 		return false;
 	p = process_of(t);
-	if (!p || p->tgid != t->tid || !has_caches(t->tid, 0, USER_END))
+	if (!p || p->tgid != t->tid || cache_maps_any(t->tid, 0, USER_END) <= 0)
 		return false;
 	p->mapped = true;
 	p->demoted = tracer.demoted;

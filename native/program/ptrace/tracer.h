@@ -43,6 +43,7 @@
 #include <sys/types.h>
 #include <sys/user.h>
 
+#include "program/cache_maps.h"
 #include "program/client.h"
 #include "program/place.h"
 
@@ -139,7 +140,6 @@ int take_fd(struct thread *t, int fd);			/* -> our copy of its descriptor, or -e
 int serve_begin(struct thread *t);			/* -> 0, or the errno for mmap(); the client is connected */
 int serve_errno(int result);				/* of a client call */
 void serve_adopt(struct thread *t, bool stopped);	/* a forked child, before it runs */
-bool has_caches(pid_t tid, uint64_t start, uint64_t end);
 
 /* trace_map.c, trace_sync.c, trace_protect.c: at a seccomp stop; the thread goes on, or will. */
 void handle_mmap(struct thread *t);
@@ -150,7 +150,5 @@ void worker_ended(struct thread *worker, int status);
 void tell_sigbus(struct thread *t);
 void handle_mprotect(struct thread *t);
 void handle_mlock(struct thread *t);
-
-#define USER_END (UINT64_C(1) << 47)
 
 #endif

@@ -19,7 +19,7 @@ def test_guard_with_protection_keys_keeps_unguarded_threads_out(tmp_path: Path) 
     if not NATIVE.is_dir():
         pytest.skip("the C sources are not beside the tests")
     sources = [PROGRAMS / "guard_private.c", NATIVE / "base/maps.c"]
-    sources += [NATIVE / f"guard/{name}.c" for name in ("guards", "sigbus", "smaps", "aside")]
+    sources += [NATIVE / f"guard/{name}.c" for name in ("guards", "sigbus", "aside")]
     flags = ["-std=gnu11", "-D_GNU_SOURCE", "-O1", "-g", "-Wall", "-Wextra", "-Werror"]
     flags += ["-Wno-unused-parameter", f"-I{NATIVE}"]
     program = tmp_path / "guard_private"
