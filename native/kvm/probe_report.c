@@ -4,221 +4,159 @@
  *
  * Owns the keys.  Must not judge.
  */
-#include <inttypes.h>
-
+#include "base/json.h"
 #include "probe.h"
 
-struct writer {
-	FILE *out;
-	bool first;			/* of its object */
+enum {
+	REPORT_MAX = 1 << 16,		/* eight times what it takes */
 };
 
-static void key(struct writer *w, const char *name)
-{
-	fprintf(w->out, "%s\"%s\": ", w->first ? "" : ", ", name);
-	w->first = false;
-}
-
-static void begin(struct writer *w, const char *name)
-{
-	if (name)
-		key(w, name);
-	fputc('{', w->out);
-	w->first = true;
-}
-
-static void end(struct writer *w)
-{
-	fputc('}', w->out);
-	w->first = false;
-}
-
-static void quoted(struct writer *w, const char *text)
-{
-	fputc('"', w->out);
-	for (; *text; text++) {
-		unsigned char c = (unsigned char)*text;
-
-		if (c == '"' || c == '\\')
-			fprintf(w->out, "\\%c", c);
-		else if (c < 0x20 || c >= 0x7f)
-			fprintf(w->out, "\\u%04x", c);
-		else
-			fputc(c, w->out);
-	}
-	fputc('"', w->out);
-}
-
 /* "" is null */
-static void put_text(struct writer *w, const char *name, const char *text)
+static void put_text(struct json *j, const char *key, const char *text)
 {
-	key(w, name);
 	if (text && *text)
-		quoted(w, text);
+		json_text(j, key, text);
 	else
-		fputs("null", w->out);
+		json_null(j, key);
 }
 
-static void put_bool(struct writer *w, const char *name, bool value)
-{
-	key(w, name);
-	fputs(value ? "true" : "false", w->out);
-}
-
-static void put_number(struct writer *w, const char *name, uint64_t value)
-{
-	key(w, name);
-	fprintf(w->out, "%" PRIu64, value);
-}
-
-static void put_real(struct writer *w, const char *name, double value)
-{
-	key(w, name);
-	fprintf(w->out, "%.3f", value);
-}
-
-static void put_null(struct writer *w, const char *name)
-{
-	put_text(w, name, NULL);
-}
-
-static void put_abilities(struct writer *w, const struct probe_host *host)
+static void put_abilities(struct json *j, const struct probe_host *host)
 {
 	const struct df_kvm_abilities *can = &host->can;
 
-	begin(w, "abilities");
-	put_bool(w, "async_pf", can->async_pf);
-	put_bool(w, "immediate_exit", can->immediate_exit);
-	put_bool(w, "irqchip", can->irqchip);
-	put_bool(w, "long_mode", can->long_mode);
-	put_bool(w, "mce", can->mce);
-	put_bool(w, "memory_fault", can->memory_fault);
-	put_bool(w, "msi", can->msi);
-	put_bool(w, "stats", can->stats);
-	put_bool(w, "x2apic", can->x2apic);
-	end(w);
+	json_object_begin(j, "abilities");
+	json_bool(j, "async_pf", can->async_pf);
+	json_bool(j, "immediate_exit", can->immediate_exit);
+	json_bool(j, "irqchip", can->irqchip);
+	json_bool(j, "long_mode", can->long_mode);
+	json_bool(j, "mce", can->mce);
+	json_bool(j, "memory_fault", can->memory_fault);
+	json_bool(j, "msi", can->msi);
+	json_bool(j, "stats", can->stats);
+	json_bool(j, "x2apic", can->x2apic);
+	json_object_end(j);
 }
 
-static void put_host(struct writer *w, const struct probe_host *host)
+static void put_host(struct json *j, const struct probe_host *host)
 {
-	begin(w, "kernel");
-	put_text(w, "release", host->system.release);
-	put_text(w, "version", host->system.version);
-	put_text(w, "machine", host->system.machine);
-	end(w);
-	begin(w, "cpu");
-	put_text(w, "vendor", host->vendor);
-	put_text(w, "model", host->model);
-	put_text(w, "hypervisor", host->hypervisor);
-	end(w);
-	begin(w, "kvm");
-	put_text(w, "backend", host->backend);
-	put_bool(w, "nested", host->nested);
-	key(w, "modules");
-	fputc('[', w->out);
-	for (int i = 0; host->modules[i]; i++) {
-		fputs(i ? ", " : "", w->out);
-		quoted(w, host->modules[i]);
-	}
-	fputc(']', w->out);
-	put_text(w, "signature", host->signature);
-	put_number(w, "features", host->features);
-	put_abilities(w, host);
-	put_bool(w, "spin", host->spin);
-	end(w);
+	json_object_begin(j, "kernel");
+	put_text(j, "release", host->system.release);
+	put_text(j, "version", host->system.version);
+	put_text(j, "machine", host->system.machine);
+	json_object_end(j);
+	json_object_begin(j, "cpu");
+	put_text(j, "vendor", host->vendor);
+	put_text(j, "model", host->model);
+	put_text(j, "hypervisor", host->hypervisor);
+	json_object_end(j);
+	json_object_begin(j, "kvm");
+	put_text(j, "backend", host->backend);
+	json_bool(j, "nested", host->nested);
+	json_list_begin(j, "modules");
+	for (int i = 0; host->modules[i]; i++)
+		json_text(j, NULL, host->modules[i]);
+	json_list_end(j);
+	put_text(j, "signature", host->signature);
+	json_uint(j, "features", host->features);
+	put_abilities(j, host);
+	json_bool(j, "spin", host->spin);
+	json_object_end(j);
 }
 
-static void put_case(struct writer *w, const struct probe_case *what, const struct probe_found *found)
+static void put_case(struct json *j, const struct probe_case *what, const struct probe_found *found)
 {
 	static const char *const outcomes[] = {
 		[PROBE_UNTRIED] = "untried", [PROBE_LOOP] = "loop", [PROBE_SILENT] = "silent", [PROBE_EXIT] = "exit",
 	};
 	bool watched = found->outcome == PROBE_LOOP || found->outcome == PROBE_SILENT;
 
-	begin(w, what->name);
-	put_bool(w, "async_pf", what->apf);
-	put_bool(w, "interrupts", what->irqs);
-	put_bool(w, "irqchip", what->irqchip);
-	put_number(w, "ring", what->user ? 3 : 0);
-	put_text(w, "outcome", outcomes[found->outcome]);
-	put_text(w, "exit", found->exit);
+	json_object_begin(j, what->name);
+	json_bool(j, "async_pf", what->apf);
+	json_bool(j, "interrupts", what->irqs);
+	json_bool(j, "irqchip", what->irqchip);
+	json_uint(j, "ring", what->user ? 3 : 0);
+	put_text(j, "outcome", outcomes[found->outcome]);
+	put_text(j, "exit", found->exit);
 	if (watched) {
-		put_number(w, "faults", found->faults);
-		put_real(w, "per_second", (double)found->faults / found->seconds);
-		put_text(w, "counted_by", found->counted ? "kvm" : "guest");
-		put_number(w, "not_present", found->not_present);
-		put_number(w, "ready", found->ready);
+		json_uint(j, "faults", found->faults);
+		json_real(j, "per_second", (double)found->faults / found->seconds);
+		put_text(j, "counted_by", found->counted ? "kvm" : "guest");
+		json_uint(j, "not_present", found->not_present);
+		json_uint(j, "ready", found->ready);
 	} else {
-		put_null(w, "faults");
-		put_null(w, "per_second");
-		put_null(w, "counted_by");
-		put_null(w, "not_present");
-		put_null(w, "ready");
+		json_null(j, "faults");
+		json_null(j, "per_second");
+		json_null(j, "counted_by");
+		json_null(j, "not_present");
+		json_null(j, "ready");
 	}
-	put_text(w, "why", found->why);
-	end(w);
+	put_text(j, "why", found->why);
+	json_object_end(j);
 }
 
-static void put_rescue(struct writer *w, const char *name, const struct probe_rescue *rescue, bool tried)
+static void put_rescue(struct json *j, const char *name, const struct probe_rescue *rescue, bool tried)
 {
-	begin(w, name);
+	json_object_begin(j, name);
 	if (tried)
-		put_bool(w, "works", rescue->works);
+		json_bool(j, "works", rescue->works);
 	else
-		put_null(w, "works");
-	put_text(w, "exit", rescue->exit);
-	put_text(w, "where", rescue->where);
+		json_null(j, "works");
+	put_text(j, "exit", rescue->exit);
+	put_text(j, "where", rescue->where);
 	if (rescue->exit)
-		put_real(w, "milliseconds", rescue->milliseconds);
+		json_real(j, "milliseconds", rescue->milliseconds);
 	else
-		put_null(w, "milliseconds");
-	put_text(w, "why", rescue->why);
-	end(w);
+		json_null(j, "milliseconds");
+	put_text(j, "why", rescue->why);
+	json_object_end(j);
 }
 
-static void put_findings(struct writer *w, const struct probe *probe)
+static void put_findings(struct json *j, const struct probe *probe)
 {
-	begin(w, "cases");
+	json_object_begin(j, "cases");
 	for (int i = 0; i < PROBE_CASES; i++)
-		put_case(w, &probe_cases[i], &probe->found[i]);
-	end(w);
-	put_text(w, "rescued", probe->loop < 0 ? NULL : probe_cases[probe->loop].name);
-	begin(w, "rescues");
+		put_case(j, &probe_cases[i], &probe->found[i]);
+	json_object_end(j);
+	put_text(j, "rescued", probe->loop < 0 ? NULL : probe_cases[probe->loop].name);
+	json_object_begin(j, "rescues");
 	for (int i = 0; i < PROBE_RESCUES; i++)
-		put_rescue(w, probe_rescues[i], &probe->rescue[i], probe->loop >= 0);
-	end(w);
-	begin(w, "told");
-	put_text(w, "case", probe->told < 0 ? NULL : probe_cases[probe->told].name);
-	put_text(w, "rescue", probe->ended_by < 0 ? NULL : probe_rescues[probe->ended_by]);
-	end(w);
-	begin(w, "injections");
+		put_rescue(j, probe_rescues[i], &probe->rescue[i], probe->loop >= 0);
+	json_object_end(j);
+	json_object_begin(j, "told");
+	put_text(j, "case", probe->told < 0 ? NULL : probe_cases[probe->told].name);
+	put_text(j, "rescue", probe->ended_by < 0 ? NULL : probe_rescues[probe->ended_by]);
+	json_object_end(j);
+	json_object_begin(j, "injections");
 	for (int i = 0; i < PROBE_INJECTIONS; i++) {
-		begin(w, probe_injections[i]);
+		json_object_begin(j, probe_injections[i]);
 		if (probe->told < 0)
-			put_null(w, "works");
+			json_null(j, "works");
 		else
-			put_bool(w, "works", probe->injection[i].works);
-		put_text(w, "why", probe->injection[i].why);
-		end(w);
+			json_bool(j, "works", probe->injection[i].works);
+		put_text(j, "why", probe->injection[i].why);
+		json_object_end(j);
 	}
-	end(w);
+	json_object_end(j);
 }
 
 void probe_report(const struct probe *probe, FILE *out)
 {
-	struct writer w = { .out = out };
+	static char text[REPORT_MAX];
 	bool usable = !probe->unusable[0];
+	struct json json, *j = &json;
 
-	begin(&w, NULL);
-	put_number(&w, "schema", 1);
-	put_bool(&w, "usable", usable);
-	put_text(&w, "reason", probe->unusable);
-	put_host(&w, &probe->host);
+	json_begin(j, text, sizeof(text) - 1);
+	json_object_begin(j, NULL);
+	json_uint(j, "schema", 1);
+	json_bool(j, "usable", usable);
+	put_text(j, "reason", probe->unusable);
+	put_host(j, &probe->host);
 	if (usable) {
-		put_bool(&w, "loops", probe->loop >= 0);
-		put_findings(&w, probe);
+		json_bool(j, "loops", probe->loop >= 0);
+		put_findings(j, probe);
 	}
-	put_real(&w, "seconds", probe->seconds);
-	end(&w);
-	fputc('\n', out);
+	json_real(j, "seconds", probe->seconds);
+	json_object_end(j);
+	text[j->len] = '\n';
+	fwrite(text, 1, j->len + 1, out);
 }

@@ -329,10 +329,13 @@ static void run(struct task *t, struct access *a)
 }
 
 /* Runs one access to its end, whichever that is, and leaves it in t->result. */
-void access_run(struct task *t, struct access *a)
+void access_run(struct task *t)
 {
+	struct access *a = t->access;
+
 	memset(&t->result, 0, offsetof(struct result, bytes));
 	t->has_pending = 0;
+	t->preemptible = ops[a->op].preemptible;
 	t->mode = ops[a->op].mode | (a->irqoff ? 0 : DF_CPU_IF);
 	t->from = window_base + a->offset;
 	t->to = touches_window(a->op) ? t->from + a->len : t->from;

@@ -87,32 +87,32 @@ static const char *run_trace(char **words, int n)
 
 static const char *run_wait(char **words, int n)
 {
-	struct json j;
+	struct answer answer;
+	struct json *j = answer_begin(&answer, "idle");
 	uint64_t id;
 
-	json_begin(&j, "idle");
 	if (n > 2)
 		return "wrong number of arguments";
 	if (n == 2) {
 		if (!parse_number(words[1], &id) || id >= VCPU_COUNT)
 			return "no such vCPU";
-		json_uint(&j, "vcpu", id);
+		json_uint(j, "vcpu", id);
 	}
 	vcpu_wait(n == 2 ? (int)id : -1);
-	json_emit(&j);
+	answer_end(&answer);
 	return NULL;
 }
 
 static const char *run_stat(char **words, int n)
 {
-	struct json j;
+	struct answer answer;
+	struct json *j = answer_begin(&answer, "stat");
 
 	(void)words;
 	(void)n;
-	json_begin(&j, "stat");
-	json_bool(&j, "host_lost", wire_lost());
-	vcpu_stat(&j);
-	json_emit(&j);
+	json_bool(j, "host_lost", wire_lost());
+	vcpu_stat(j);
+	answer_end(&answer);
 	return NULL;
 }
 
@@ -183,7 +183,8 @@ bool console_run(void)
 	size_t room = 0;
 	bool good = true;
 	const char *wrong;
-	struct json j;
+	struct answer answer;
+	struct json *j;
 	ssize_t len;
 
 	while (!quitting && (len = getline(&line, &room, stdin)) >= 0) {
@@ -193,10 +194,10 @@ bool console_run(void)
 		if (!wrong)
 			continue;
 		good = false;
-		json_begin(&j, "error");
-		json_uint(&j, "line", line_number);
-		json_text(&j, "message", wrong);
-		json_emit(&j);
+		j = answer_begin(&answer, "error");
+		json_uint(j, "line", line_number);
+		json_text(j, "message", wrong);
+		answer_end(&answer);
 	}
 	free(line);
 	if (!quitting)

@@ -146,7 +146,7 @@ static bool concerns(const struct task *t, const ucontext_t *uc, uint64_t addres
 static void end_if_killed(struct task *t, uint32_t state)
 {
 	if (!t->killed || !t->in_access || t->has_pending || state & DF_CPU_KERNEL ||
-	    !ops[t->access->op].preemptible)
+	    !t->preemptible)
 		return;
 	t->result.outcome = OUTCOME_KILLED;
 	siglongjmp(t->escape, 1);
@@ -231,7 +231,7 @@ static void not_present(struct vcpu *v, ucontext_t *uc, const struct exception *
 static bool may_yield(const struct task *t, uint32_t state)
 {
 	return t && t->in_access && !t->has_pending && !(state & DF_CPU_KERNEL) &&
-	       state & DF_CPU_IF && ops[t->access->op].preemptible;
+	       state & DF_CPU_IF && t->preemptible;
 }
 
 /* Back to what was interrupted, after whoever else may run. */

@@ -51,7 +51,8 @@ const char *file_open(char **words, int n)
 {
 	struct df_open msg = { .h.type = DF_OPEN };
 	struct file *f;
-	struct json j;
+	struct answer answer;
+	struct json *j;
 	int error;
 	int flags;
 	int fd;
@@ -83,11 +84,11 @@ const char *file_open(char **words, int n)
 	f->next = files;
 	files = f;
 
-	json_begin(&j, "open");
-	json_text(&j, "name", f->name);
-	json_uint(&j, "fh", f->fh);
-	json_uint(&j, "size", msg.size);
-	json_emit(&j);
+	j = answer_begin(&answer, "open");
+	json_text(j, "name", f->name);
+	json_uint(j, "fh", f->fh);
+	json_uint(j, "size", msg.size);
+	answer_end(&answer);
 	return NULL;
 }
 
@@ -96,7 +97,8 @@ const char *file_close(char **words, int n)
 	struct df_release msg = { .h.type = DF_RELEASE };
 	struct file **where = find(words[1]);
 	struct file *f = *where;
-	struct json j;
+	struct answer answer;
+	struct json *j;
 	int error;
 
 	(void)n;
@@ -105,15 +107,15 @@ const char *file_close(char **words, int n)
 	msg.fh = f->fh;
 	error = wire_call(&msg.h, sizeof(msg), NULL, 0, NULL);
 
-	json_begin(&j, "close");
-	json_text(&j, "name", f->name);
+	j = answer_begin(&answer, "close");
+	json_text(j, "name", f->name);
 	*where = f->next;
 	close(f->fd);
 	free(f->name);
 	free(f);
 	if (error)
 		return refused(error);
-	json_emit(&j);
+	answer_end(&answer);
 	return NULL;
 }
 
@@ -137,15 +139,15 @@ static int remove_mapping(uint64_t moffset, uint64_t len)
 
 static void mapping_done(const char *event, const char *name, uint64_t moffset, uint64_t len)
 {
-	struct json j;
+	struct answer answer;
+	struct json *j = answer_begin(&answer, event);
 
-	json_begin(&j, event);
 	if (name)
-		json_text(&j, "name", name);
-	json_uint(&j, "offset", moffset);
-	json_uint(&j, "len", len);
-	json_address(&j, "address", window_base + moffset);
-	json_emit(&j);
+		json_text(j, "name", name);
+	json_uint(j, "offset", moffset);
+	json_uint(j, "len", len);
+	json_address(j, "address", window_base + moffset);
+	answer_end(&answer);
 }
 
 /* Only pages are checked here: that ranges are multiples of DF_RANGE_SIZE is

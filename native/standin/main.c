@@ -278,16 +278,29 @@ static void hello(const struct options *o, int event_area)
 
 static void ready(void)
 {
-	struct json j;
+	struct answer answer;
+	struct json *j = answer_begin(&answer, "ready");
 
-	json_begin(&j, "ready");
-	json_int(&j, "pid", getpid());
-	json_address(&j, "window", window_base);
-	json_uint(&j, "window_len", window_len);
-	json_uint(&j, "cpuid", guest.cpuid);
-	json_bool(&j, "fork", window_sees_fork());
-	json_bool(&j, "poison", window_has_poison());
-	json_emit(&j);
+	json_int(j, "pid", getpid());
+	json_address(j, "window", window_base);
+	json_uint(j, "window_len", window_len);
+	json_uint(j, "cpuid", guest.cpuid);
+	json_bool(j, "fork", window_sees_fork());
+	json_bool(j, "poison", window_has_poison());
+	answer_end(&answer);
+}
+
+/* In the wire's thread, which answers this guest's faults from now on. */
+static void host_lost(const char *why)
+{
+	struct answer answer;
+	struct json *j = answer_begin(&answer, "host_lost");
+
+	json_text(j, "message", why);
+	answer_end(&answer);
+	fork_abandon();
+	vcpu_host_lost();
+	takeover();
 }
 
 int main(int argc, char **argv)
@@ -310,7 +323,7 @@ int main(int argc, char **argv)
 	if (exception_install() < 0)
 		fail(EXIT_USAGE, "no exception entry: %s", strerror(errno));
 
-	wire_start(o.fd);
+	wire_start(o.fd, host_lost);
 	hello(&o, event_area);
 	close(event_area);
 	ready();

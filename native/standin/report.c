@@ -35,7 +35,7 @@ static void report_value(struct json *j, const struct access *a, const struct re
 	char hash[17];
 
 	if (r->has_bytes)
-		json_bytes(j, "value", r->bytes, r->done);
+		json_hex(j, "value", r->bytes, r->done);
 	if (!r->has_value)
 		return;
 	if (a->op == OP_TOUCH || a->op == OP_FORK || a->op == OP_WORK) {
@@ -50,43 +50,43 @@ static void report_value(struct json *j, const struct access *a, const struct re
 static void report(int id, unsigned int task, const struct access *a, const struct result *r,
 		   uint64_t ns)
 {
-	struct json j;
+	struct answer answer;
+	struct json *j = answer_begin(&answer, "done");
 
-	json_begin(&j, "done");
-	json_int(&j, "vcpu", id);
-	json_uint(&j, "task", task);
-	json_uint(&j, "seq", a->seq);
-	json_text(&j, "op", ops[a->op].name);
-	json_uint(&j, "offset", a->offset);
-	json_text(&j, "outcome", outcome_name(r->outcome));
+	json_int(j, "vcpu", id);
+	json_uint(j, "task", task);
+	json_uint(j, "seq", a->seq);
+	json_text(j, "op", ops[a->op].name);
+	json_uint(j, "offset", a->offset);
+	json_text(j, "outcome", outcome_name(r->outcome));
 	if (r->faults) {
-		json_address(&j, "address", r->fault.address);
-		json_int(&j, "si_code", r->fault.si_code);
+		json_address(j, "address", r->fault.address);
+		json_int(j, "si_code", r->fault.si_code);
 	}
-	json_int(&j, "error", r->error ? r->error : r->fault.error);
-	json_uint(&j, "reason", r->fault.reason);
-	json_uint(&j, "attempts", r->fault.attempts);
-	json_uint(&j, "done", r->done);
+	json_int(j, "error", r->error ? r->error : r->fault.error);
+	json_uint(j, "reason", r->fault.reason);
+	json_uint(j, "attempts", r->fault.attempts);
+	json_uint(j, "done", r->done);
 	if (is_scan(a->op)) {
-		json_uint(&j, "steps", r->steps);
-		json_uint(&j, "faults", r->faults);
+		json_uint(j, "steps", r->steps);
+		json_uint(j, "faults", r->faults);
 	}
 	if (a->op == OP_LAPS) {
-		json_uint(&j, "count", r->laps.count);
-		json_uint(&j, "total", r->laps.total);
-		json_uint(&j, "p50", r->laps.p50);
-		json_uint(&j, "p99", r->laps.p99);
-		json_uint(&j, "most", r->laps.most);
+		json_uint(j, "count", r->laps.count);
+		json_uint(j, "total", r->laps.total);
+		json_uint(j, "p50", r->laps.p50);
+		json_uint(j, "p99", r->laps.p99);
+		json_uint(j, "most", r->laps.most);
 	}
 	if (r->outcome == OUTCOME_PANIC)
-		json_address(&j, "instruction", r->instruction);
+		json_address(j, "instruction", r->instruction);
 	if (r->signal)
-		json_int(&j, "signal", r->signal);
-	report_value(&j, a, r);
-	json_uint(&j, "events", r->events);
-	json_uint(&j, "parks", r->parks);
-	json_uint(&j, "ns", ns);
-	json_emit(&j);
+		json_int(j, "signal", r->signal);
+	report_value(j, a, r);
+	json_uint(j, "events", r->events);
+	json_uint(j, "parks", r->parks);
+	json_uint(j, "ns", ns);
+	answer_end(&answer);
 }
 
 void report_done(const struct task *t, const struct access *a, uint64_t ns)
@@ -131,7 +131,7 @@ static void stat_task(struct json *j, const struct task *t)
 		[TASK_DEAD] = "dead",
 	};
 
-	json_object_begin(j);
+	json_object_begin(j, NULL);
 	json_uint(j, "task", t->id);
 	json_text(j, "state", states[t->state]);
 	json_uint(j, "token", t->token);
@@ -148,7 +148,7 @@ void report_stat(struct json *j, const struct vcpu *v)
 	};
 	int i;
 
-	json_object_begin(j);
+	json_object_begin(j, NULL);
 	json_int(j, "vcpu", v->id);
 	json_int(j, "tid", v->tid);
 	json_text(j, "state", states[v->state]);

@@ -12,7 +12,7 @@
  *	console.c	commands in
  *	parse.c		what is in them
  *	files.c		open files and their mappings
- *	json.c		answers out
+ *	answer.c	answers out
  *	vcpu.c		vCPU threads, their queues, and which task runs
  *	task.c		tasks: contexts on a vCPU's thread
  *	switch.S	from one stack to another
@@ -37,6 +37,7 @@
 #include <sys/types.h>
 
 #include "abi/abi.h"
+#include "base/json.h"
 #include "tasks.h"
 
 enum {
@@ -46,36 +47,26 @@ enum {
 	EXIT_HOST = 3,			/* the host refused or went away */
 };
 
-/* ------------------------------------------------------------------ json.c */
+/* ------------------------------------------------------------------ answer.c */
 
 enum {
-	JSON_LINE_MAX = 1 << 19,	/* `stat` of 63 vCPUs with 96 tasks each */
-	JSON_TEXT_MAX = 512,		/* longer texts are cut */
+	ANSWER_MAX = 1 << 19,		/* `stat` of 63 vCPUs with 96 tasks each */
 };
 
-struct json {
-	size_t len;
-	char line[JSON_LINE_MAX];
+struct answer {
+	struct json json;
+	char line[ANSWER_MAX];
 };
 
-void json_begin(struct json *j, const char *event);
-void json_int(struct json *j, const char *key, int64_t value);
-void json_uint(struct json *j, const char *key, uint64_t value);
-void json_bool(struct json *j, const char *key, bool value);
-void json_address(struct json *j, const char *key, uint64_t value);	/* "0x..." */
-void json_text(struct json *j, const char *key, const char *text);
-void json_bytes(struct json *j, const char *key, const uint8_t *bytes, size_t len);
-void json_list_begin(struct json *j, const char *key);
-void json_list_end(struct json *j);
-void json_object_begin(struct json *j);
-void json_object_end(struct json *j);
-void json_emit(struct json *j);
+struct json *answer_begin(struct answer *a, const char *event);
+void answer_end(struct answer *a);
 
 /* ------------------------------------------------------------------ wire.c */
 
 /* One outstanding call at a time; all calls come from the main thread. */
 int wire_connect(const char *path);
-void wire_start(int fd);
+/* `host_lost` runs once, in the wire's own thread, and may stay there. */
+void wire_start(int fd, void (*host_lost)(const char *why));
 int wire_call(struct df_header *msg, size_t len, const int *fds, int nfds, int *reply_fd);
 bool wire_lost(void);
 
@@ -117,9 +108,7 @@ enum {
 	VCPU_COUNT = DF_VCPU_MAX - 1,
 };
 
-extern __thread struct vcpu *this_vcpu;
-
-void access_run(struct task *t, struct access *a);
+void access_run(struct task *t);
 void access_fork(struct task *t, struct access *a);
 void fork_abandon(void);
 void access_free(struct access *a);
@@ -140,7 +129,10 @@ void report_stat(struct json *j, const struct vcpu *v);
 
 /* ------------------------------------------------------------------ task.c, switch.S */
 
-struct task *task_new(struct vcpu *v, unsigned int id);
+extern __thread struct vcpu *this_vcpu;
+
+/* `body` runs an access to its end. */
+struct task *task_new(struct vcpu *v, unsigned int id, void (*body)(struct task *t));
 void task_run(struct task *t);
 void task_leave(struct task *t, enum task_state state);
 void task_switch(void **save, void *to);

@@ -3,7 +3,7 @@
  * task.c - tasks: contexts on a vCPU's thread.
  *
  * Owns their stacks, and the switch between the thread's own stack, on which the
- * scheduler of vcpu.c runs, and theirs.  A task runs one access after the other and
+ * scheduler of vcpu.c runs, and theirs, and which vCPU a thread is.  A task runs one access after the other and
  * never ends: one that is dead is never switched to again.  Must not choose who runs.
  */
 #include <stdlib.h>
@@ -18,6 +18,8 @@ enum {
 	INITIAL_MXCSR = 0x1f80,
 	INITIAL_X87_CONTROL = 0x37f,
 };
+
+__thread struct vcpu *this_vcpu;
 
 #ifdef __SANITIZE_ADDRESS__
 void __sanitizer_start_switch_fiber(void **fake_stack, const void *bottom, size_t size);
@@ -46,7 +48,7 @@ static void task_main(void)
 
 	__sanitizer_finish_switch_fiber(NULL, &v->stack, &v->stack_size);
 	for (;;) {
-		access_run(t, t->access);
+		t->body(t);
 		task_leave(t, TASK_DONE);
 	}
 }
@@ -65,7 +67,7 @@ static void *first_frame(uint8_t *top)
 }
 
 /* NULL: no memory.  Below the stack lies a page that nobody may touch. */
-struct task *task_new(struct vcpu *v, unsigned int id)
+struct task *task_new(struct vcpu *v, unsigned int id, void (*body)(struct task *t))
 {
 	size_t page = DF_PAGE_SIZE;
 	long frame = sysconf(_SC_MINSIGSTKSZ);	/* AT_MINSIGSTKSZ: what AMX and AVX-512 need */
@@ -89,6 +91,7 @@ struct task *task_new(struct vcpu *v, unsigned int id)
 	}
 	t->id = id;
 	t->vcpu = v;
+	t->body = body;
 	t->last = &t->first;
 	t->stack = stack + page;
 	t->stack_size = size;

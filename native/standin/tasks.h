@@ -117,6 +117,7 @@ enum task_state {
 struct task {
 	unsigned int id;
 	struct vcpu *vcpu;
+	void (*body)(struct task *t);
 
 	/* under the lock in vcpu.c */
 	struct access *first, **last;
@@ -131,6 +132,7 @@ struct task {
 	struct wakeup wakeup;		/* how the last wait ended */
 	volatile sig_atomic_t in_access;
 	uint32_t mode;			/* enum df_cpu_state while it runs */
+	bool preemptible;		/* holds nothing that another task may want */
 	uint64_t from, to;		/* the addresses the access may touch */
 	struct fault pending;		/* taken, its SIGBUS not yet delivered */
 	volatile sig_atomic_t has_pending;

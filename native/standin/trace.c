@@ -102,7 +102,7 @@ static void dump_event(struct json *j, int vcpu, const struct event *e)
 		[TRACE_POISON] = "poison",
 	};
 
-	json_object_begin(j);
+	json_object_begin(j, NULL);
 	json_uint(j, "ns", e->ns);
 	json_int(j, "vcpu", vcpu);
 	json_int(j, "task", e->task);
@@ -113,11 +113,13 @@ static void dump_event(struct json *j, int vcpu, const struct event *e)
 }
 
 /* Up to LINE_EVENTS of a vCPU, taken off its ring; false when there are none. */
-static bool dump_line(struct json *j, int vcpu, uint64_t *lost)
+static bool dump_line(int vcpu, uint64_t *lost)
 {
 	struct ring *r = &rings[vcpu];
 	struct event events[LINE_EVENTS];
 	unsigned int n = 0, i;
+	struct answer answer;
+	struct json *j;
 
 	pthread_mutex_lock(&lock);
 	if (r->written - r->read > RING) {
@@ -128,26 +130,30 @@ static bool dump_line(struct json *j, int vcpu, uint64_t *lost)
 		events[n++] = r->events[r->read++ % RING];
 	pthread_mutex_unlock(&lock);
 
-	json_begin(j, "trace");
+	if (!n)
+		return false;
+	j = answer_begin(&answer, "trace");
 	json_list_begin(j, "events");
 	for (i = 0; i < n; i++)
 		dump_event(j, vcpu, &events[i]);
 	json_list_end(j);
-	return n > 0;
+	answer_end(&answer);
+	return true;
 }
 
 /* What was traced since the last dump, one vCPU after the other. */
 void trace_dump(void)
 {
 	uint64_t lost = 0;
-	struct json j;
+	struct answer answer;
+	struct json *j;
 	int vcpu;
 
 	for (vcpu = 0; vcpu < VCPU_COUNT; vcpu++) {
-		while (dump_line(&j, vcpu, &lost))
-			json_emit(&j);
+		while (dump_line(vcpu, &lost))
+			;
 	}
-	json_begin(&j, "traced");
-	json_uint(&j, "lost", lost);
-	json_emit(&j);
+	j = answer_begin(&answer, "traced");
+	json_uint(j, "lost", lost);
+	answer_end(&answer);
 }

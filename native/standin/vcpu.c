@@ -19,8 +19,6 @@ enum {
 	SLICE_NS = 4000000,		/* a tick at HZ=250 */
 };
 
-__thread struct vcpu *this_vcpu;
-
 static struct vcpu vcpus[VCPU_COUNT];
 static bool async = true;
 static bool panicked;
@@ -264,7 +262,7 @@ static int queue(struct vcpu *v, int id, unsigned int task, struct access *a)
 			return error;
 	}
 	if (!v->tasks[task])
-		v->tasks[task] = task_new(v, task);
+		v->tasks[task] = task_new(v, task, access_run);
 	t = v->tasks[task];
 	if (!t)
 		return ENOMEM;

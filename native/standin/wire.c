@@ -4,8 +4,8 @@
  *
  * Owns the socket and the thread that reads it.  Replies are matched to the
  * one outstanding call by their sequence number.  A host that hangs up, that
- * does not answer in time or that breaks the protocol is gone for good: the
- * reader then becomes the takeover thread, so no fault is left unanswered.
+ * does not answer in time or that breaks the protocol is lost for good: the
+ * reader's thread then runs what wire_start() was given.
  * Must not know what a message means beyond its header and its length.
  */
 #include <errno.h>
@@ -28,6 +28,7 @@ enum {
 
 static int host = -1;
 static atomic_bool lost;
+static void (*on_loss)(const char *why);
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t answered = PTHREAD_COND_INITIALIZER;
@@ -135,7 +136,6 @@ static const char *receive(void)
 
 static void *reader(void *unused)
 {
-	struct json j;
 	const char *why;
 
 	(void)unused;
@@ -151,19 +151,16 @@ static void *reader(void *unused)
 	pthread_cond_signal(&answered);
 	pthread_mutex_unlock(&lock);
 
-	json_begin(&j, "host_lost");
-	json_text(&j, "message", why);
-	json_emit(&j);
-	fork_abandon();
-	vcpu_host_lost();
-	takeover();
+	on_loss(why);
+	return NULL;
 }
 
-void wire_start(int fd)
+void wire_start(int fd, void (*host_lost)(const char *why))
 {
 	pthread_t thread;
 
 	host = fd;
+	on_loss = host_lost;
 	if (pthread_create(&thread, NULL, reader, NULL)) {
 		fprintf(stderr, "daxfault-standin: no thread for the host's messages\n");
 		_exit(EXIT_USAGE);
