@@ -10,22 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from daxfault.native._daxfault import ffi, lib
-from daxfault.native.engine import (
-    Abi,
-    Answer,
-    Counters,
-    Cpuid,
-    CpuState,
-    Delivery,
-    Engine,
-    Failure,
-    Guest,
-    GuestFlag,
-    Posted,
-    Reason,
-    Wait,
-    process_files,
-)
+from daxfault.native.engine import Counters, Engine, Failure, Guest, process_files
+from daxfault.native.enums import Abi, Answer, Cpuid, CpuState, Delivery, GuestFlag, Posted, Reason, Wait
 from daxfault.native.errors import check
 from daxfault.native.file import CHANGED_CONTENT, CHANGED_SIZE, File, FileState
 from daxfault.native.trace import Trace, TraceKind

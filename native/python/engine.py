@@ -8,108 +8,17 @@ what becomes of a failed fault.
 from __future__ import annotations
 
 import dataclasses
-import enum
 from collections.abc import Callable
 from typing import Any
 
 from daxfault.native._daxfault import ffi, lib
+from daxfault.native.enums import Abi, Answer, CpuState, Delivery, GuestFlag, Posted, Reason, Wait
 from daxfault.native.errors import check
 from daxfault.native.file import File
 from daxfault.native.trace import TRACE_FIELDS, Trace, TraceKind
 
 _BATCH = 64
 _TRACE_BATCH = 4096
-
-
-class Reason(enum.IntEnum):
-    """Why a fault could not be resolved (enum df_reason)."""
-
-    NONE = 0
-    EOF = 1
-    IO = 2
-    NOREGION = 3
-    TIMEOUT = 4
-    INSTALL = 5
-
-
-class Answer(enum.IntEnum):
-    """What to do with a failed fault (enum df_answer)."""
-
-    WAKE = 1
-    REPORT = 2
-    POISON = 3
-    STOP = 4
-
-
-class Wait(enum.IntEnum):
-    """How the vCPU of a failed fault waits for its answer (enum df_wait)."""
-
-    SYNC = 0
-    HALTED = 1
-    TOLD = 2
-
-
-class Abi(enum.IntEnum):
-    """Whose kvm_para.h a guest was built with (enum df_abi, apf.h)."""
-
-    MAINLINE = 0
-    RFC_V1 = 1
-    JUNE_2020 = 2
-    GONE = 3
-    RETRY = 4
-    REPORT = 5
-
-
-class Cpuid(enum.IntFlag):
-    """Bits of CPUID 0x40000001 EAX (enum df_cpuid).  14 is one thing in RFC_V1, another elsewhere."""
-
-    ASYNC_PF = 0x10
-    ERROR_RFC_V1 = 0x4000
-    ASYNC_PF_INT = 0x4000
-    ERROR_JUNE_2020 = 0x8000
-    ERROR = 0x40000
-
-
-class GuestFlag(enum.IntFlag):
-    """How KVM's own behaviour is modelled for a guest (enum df_guest_flag)."""
-
-    TELL_FAILURES = 1
-    ERROR_GFNS = 2
-    PROGRAM = 4
-
-
-class Posted(enum.IntFlag):
-    """The defects of RFC v1 as it was posted (enum df_posted)."""
-
-    SUCCESS_IS_ERROR = 1
-    GLA_OR = 2
-    FOLL_WRITE = 4
-    NO_ENTRY_LOOPS = 8
-    NO_GVA_FLAG = 16
-    WAKE_ALL_UNINIT = 32
-    STALE_GVA = 64
-
-
-class CpuState(enum.IntFlag):
-    """What a vCPU was in when it faulted (enum df_cpu_state)."""
-
-    IF = 1
-    KERNEL = 2
-    SYSCALL = 4
-
-
-class Delivery(enum.IntEnum):
-    """How an answer reached the guest (enum df_delivery)."""
-
-    NONE = 0
-    WAKE = 1
-    EVENT = 2
-    POISON = 3
-    HEALED = 4
-    KILL = 5
-    READY = 6
-    ERROR = 7
-    STOP = 8
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

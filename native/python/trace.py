@@ -9,27 +9,29 @@ from __future__ import annotations
 import dataclasses
 import enum
 
+from daxfault.native._daxfault import lib
+
 
 class TraceKind(enum.IntEnum):
     """What happened (enum df_trace_kind, abi.h, which says what `value` is)."""
 
-    FAULT = 1
-    FILL_BEGIN = 2
-    FILL_END = 3
-    INSTALL = 4
-    FAIL = 5
-    NOT_PRESENT = 6
-    HALT = 7
-    READY = 8
-    ERROR = 9
-    EVENT = 10
-    ACK = 11
-    WAKE = 12
-    POISON = 13
-    STOP = 14
-    WAKE_ALL = 15
-    CHANGED = 16
-    WITHDRAW = 17
+    FAULT = lib.DF_TRACE_FAULT
+    FILL_BEGIN = lib.DF_TRACE_FILL_BEGIN
+    FILL_END = lib.DF_TRACE_FILL_END
+    INSTALL = lib.DF_TRACE_INSTALL
+    FAIL = lib.DF_TRACE_FAIL
+    NOT_PRESENT = lib.DF_TRACE_NOT_PRESENT
+    HALT = lib.DF_TRACE_HALT
+    READY = lib.DF_TRACE_READY
+    ERROR = lib.DF_TRACE_ERROR
+    EVENT = lib.DF_TRACE_EVENT
+    ACK = lib.DF_TRACE_ACK
+    WAKE = lib.DF_TRACE_WAKE
+    POISON = lib.DF_TRACE_POISON
+    STOP = lib.DF_TRACE_STOP
+    WAKE_ALL = lib.DF_TRACE_WAKE_ALL
+    CHANGED = lib.DF_TRACE_CHANGED
+    WITHDRAW = lib.DF_TRACE_WITHDRAW
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
