@@ -21,6 +21,7 @@ ROOMS = (
     "native",
     "fsd",
     "vmm.errors",
+    "vmm.names",
     "vmm.designs",
     "vmm.host",
     "vmm.kvm",

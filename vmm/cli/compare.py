@@ -14,26 +14,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from daxfault.vmm.names import Defect, DesignName
+
 if TYPE_CHECKING:
     from daxfault.vmm.designs import Design
     from daxfault.vmm.study.compare import Comparison
     from daxfault.vmm.study.compare.kvm.ways import Way
 
-# Names are written out here, for completion and errors must not wait for the imports that know them;
-# a test compares them.
-
-
-class DesignName(enum.StrEnum):
-    """What becomes of a fault that the host cannot resolve."""
-
-    MAINLINE = "mainline"
-    RFC_V1 = "rfc-v1"
-    JUNE_2020 = "june-2020"
-    EXIT_TO_USER = "exit-to-user"
-    GONE_IN_WAKEUP = "gone-in-wakeup"
-    INJECT_ON_RETRY = "inject-on-retry"
-    POISON = "poison"
-    REPORT = "report"
+# Written out here, for the imports that know these names are slow; a test compares them.
 
 
 class ColumnName(enum.StrEnum):
@@ -90,19 +78,6 @@ class InjectionName(enum.StrEnum):
     EVENT = "event"
 
 
-class Posted(enum.StrEnum):
-    """A defect of RFC v1 as it was posted, or all of them, each in a row of its own."""
-
-    SUCCESS_IS_ERROR = "success-is-error"
-    GLA_OR = "gla-or"
-    FOLL_WRITE = "foll-write"
-    NO_ENTRY_LOOPS = "no-entry-loops"
-    NO_GVA_FLAG = "no-gva-flag"
-    WAKE_ALL_UNINIT = "wake-all-uninit"
-    STALE_GVA = "stale-gva"
-    ALL = "all"
-
-
 def compare(
     guest: Annotated[
         GuestName,
@@ -127,7 +102,7 @@ def compare(
     ] = None,
     seconds: Annotated[float, typer.Option(min=0.05, max=60, help="How long to watch each loop.")] = 0.25,
     as_posted: Annotated[
-        list[Posted] | None,
+        list[Defect] | None,
         typer.Option(help="Add a row: rfc-v1 with this defect of its posting; may be given again."),
     ] = None,
     as_json: Annotated[
@@ -225,11 +200,11 @@ def compare(
     raise typer.Exit(0 if found.kept else 1)
 
 
-def _posted(names: list[Posted]) -> list[Design]:
+def _posted(names: list[Defect]) -> list[Design]:
     """The rows that --as-posted adds."""
     from daxfault.vmm.designs import POSTED, as_posted
 
-    chosen = POSTED if Posted.ALL in names else dict.fromkeys(name.value for name in names)
+    chosen = POSTED if Defect.ALL in names else dict.fromkeys(name.value for name in names)
     return [as_posted([name]) for name in chosen]
 
 

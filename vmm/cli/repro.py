@@ -14,17 +14,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from daxfault.vmm.names import DesignName
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from daxfault.vmm.study.repro import Access, Outcome, Story
 
 
-class DesignName(enum.StrEnum):
-    """What becomes of a fault that the host cannot resolve."""
+class ReproDesign(enum.StrEnum):
+    """The designs whose stories are told."""
 
-    MAINLINE = "mainline"
-    REPORT = "report"
+    MAINLINE = DesignName.MAINLINE
+    REPORT = DesignName.REPORT
 
 
 class Via(enum.StrEnum):
@@ -51,7 +53,7 @@ def repro(
         typer.Option(help="Tell the story with a copy of this file. Default: 64 KiB of noise."),
     ] = None,
     design: Annotated[
-        list[DesignName] | None, typer.Option(help="Only this design; may be given again. Default: all.")
+        list[ReproDesign] | None, typer.Option(help="Only this design; may be given again. Default: all.")
     ] = None,
     via: Annotated[
         list[Via] | None,
@@ -89,7 +91,7 @@ def repro(
         if design:
             raise UsageError("--design is of --guest standin: under --guest kvm the kernel has its own way")
         repro_kvm(file, [name.value for name in via or Via], seconds, as_json=as_json)
-    designs = [name.value for name in design or DesignName]
+    designs = [name.value for name in design or ReproDesign]
     vias = [name.value for name in via or Via]
 
     async def tell(progress: story.Progress) -> Outcome:

@@ -7,7 +7,6 @@ format (daxfault.vmm.study.timeline).
 
 from __future__ import annotations
 
-import enum
 import json
 import os
 import tempfile
@@ -16,27 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from daxfault.vmm.names import DesignName
+
 if TYPE_CHECKING:
     from daxfault.vmm.study.timeline import Recording
 
 
-class TracedDesign(enum.StrEnum):
-    """What becomes of a fault that the host cannot resolve."""
-
-    MAINLINE = "mainline"
-    RFC_V1 = "rfc-v1"
-    JUNE_2020 = "june-2020"
-    EXIT_TO_USER = "exit-to-user"
-    GONE_IN_WAKEUP = "gone-in-wakeup"
-    INJECT_ON_RETRY = "inject-on-retry"
-    POISON = "poison"
-    REPORT = "report"
-
-
 def trace(
-    design: Annotated[
-        TracedDesign, typer.Option(help="What becomes of faults that fail.")
-    ] = TracedDesign.REPORT,
+    design: Annotated[DesignName, typer.Option(help="What becomes of faults that fail.")] = DesignName.REPORT,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Where to write it; - is standard output.")
     ] = Path("daxfault-trace.json"),

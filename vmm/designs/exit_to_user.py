@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from daxfault.native import Answer, Failure, GuestFlag, Wait
 from daxfault.vmm.designs.design import Design, Verdict
+from daxfault.vmm.names import DesignName
 
 
 class ExitToUser(Design):
     """Say "ready", and stop the vCPU when it comes back."""
 
-    name = "exit-to-user"
+    name: str = DesignName.EXIT_TO_USER
     summary = "the retry is made synchronous, and the VM stops with -EFAULT"
 
     flags = GuestFlag.TELL_FAILURES | GuestFlag.ERROR_GFNS

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from daxfault.native import Abi, Cpuid
 from daxfault.vmm.designs.told import ToldOnly
+from daxfault.vmm.names import DesignName
 
 
 class GoneInWakeup(ToldOnly):
     """Say "gone" beside the token."""
 
-    name = "gone-in-wakeup"
+    name: str = DesignName.GONE_IN_WAKEUP
     summary = 'the wake-up says "gone"; the guest knows where its task slept'
 
     abi = Abi.GONE

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from daxfault.native import Abi, Answer, Cpuid, Failure, GuestFlag, Wait
 from daxfault.vmm.designs.design import Design, Verdict
+from daxfault.vmm.names import DesignName
 
 
 class InjectOnRetry(Design):
     """Say "ready", and raise an exception when it comes back."""
 
-    name = "inject-on-retry"
+    name: str = DesignName.INJECT_ON_RETRY
     summary = 'the guest is told "ready", and its retry gets an exception'
 
     abi = Abi.RETRY

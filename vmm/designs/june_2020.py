@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from daxfault.native import Abi, Cpuid
 from daxfault.vmm.designs.told import ToldOnly
+from daxfault.vmm.names import DesignName
 
 
 class June2020(ToldOnly):
     """Set PAGE_ERROR in ready_flags beside the token."""
 
-    name = "june-2020"
+    name: str = DesignName.JUNE_2020
     summary = 'a flag in the "ready" interrupt: SIGBUS without an address, user mode only (June 2020)'
 
     abi = Abi.JUNE_2020

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from daxfault.native import Answer, Failure, GuestFlag, Wait
 from daxfault.vmm.designs.design import Design, Verdict
+from daxfault.vmm.names import DesignName
 
 
 class Mainline(Design):
     """Drop the error and say "ready"."""
 
-    name = "mainline"
+    name: str = DesignName.MAINLINE
     summary = "the error is dropped and the guest told the page is ready (Linux today)"
 
     flags = GuestFlag.TELL_FAILURES

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from daxfault.native import Answer, Failure, GuestFlag
 from daxfault.vmm.designs.design import Design, Verdict
+from daxfault.vmm.names import DesignName
 
 
 class Poison(Design):
     """Poison the page, then wake."""
 
-    name = "poison"
+    name: str = DesignName.POISON
     summary = "the page is poisoned; the retry gets a memory error (possible since Linux 6.6)"
 
     flags = GuestFlag.TELL_FAILURES

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from daxfault.native import Abi, Answer, Cpuid, Failure
 from daxfault.vmm.designs.design import Design, Verdict
+from daxfault.vmm.names import DesignName
 
 
 class Report(Design):
     """Tell the guest: SIGBUS, an exception table fixup, or EFAULT from a system call."""
 
-    name = "report"
+    name: str = DesignName.REPORT
     summary = "the error is reported: SIGBUS at the exact address, EFAULT, or a fixup (daxfault)"
 
     abi = Abi.REPORT

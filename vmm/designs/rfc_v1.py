@@ -11,15 +11,15 @@ from collections.abc import Iterable
 
 from daxfault.native import Abi, Cpuid, Posted
 from daxfault.vmm.designs.told import ToldOnly
+from daxfault.vmm.names import Defect, DesignName
 
-# by name, as the command line and docs/designs/rfc-v1.md have them
-POSTED: dict[str, Posted] = {bit.name.lower().replace("_", "-"): bit for bit in Posted if bit.name}
+POSTED: dict[str, Posted] = {name: Posted[name.name] for name in Defect if name is not Defect.ALL}
 
 
 class RfcV1(ToldOnly):
     """Tell reason 3 to the task that sleeps on the token."""
 
-    name = "rfc-v1"
+    name: str = DesignName.RFC_V1
     summary = "reason 3, PAGE_FAULT_ERROR, with the address, for who was told (March 2020)"
 
     abi = Abi.RFC_V1
@@ -33,6 +33,6 @@ def as_posted(names: Iterable[str]) -> RfcV1:
     for name in chosen:
         design.posted |= POSTED[name]
     if chosen:
-        design.name = f"rfc-v1 as posted: {', '.join(chosen)}"
+        design.name = f"{RfcV1.name} as posted: {', '.join(chosen)}"
         design.summary = "RFC v1 with what was wrong in it"
     return design

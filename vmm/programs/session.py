@@ -29,6 +29,7 @@ from daxfault.vmm.host.mender import Mender
 from daxfault.vmm.host.peer import Peer, close_all
 from daxfault.vmm.host.session import HELLO_SECONDS
 from daxfault.vmm.host.uffd_features import bits
+from daxfault.vmm.names import DesignName
 from daxfault.vmm.programs.files import Files, Held
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ class ProgramSession:
     ) -> None:
         self.pid = pid
         self.guest: Guest | None = None
-        self.design: Design = DESIGNS["poison"]
+        self.design: Design = DESIGNS[DesignName.POISON]
         self.mender = Mender(self._file_of)
         self._peer = Peer(sock)
         self._engine = engine

@@ -27,10 +27,11 @@ from daxfault.vmm.errors import Unsupported, UsageError
 from daxfault.vmm.host.host import Host, hosting
 from daxfault.vmm.host.scratch import scratch
 from daxfault.vmm.host.watchdog import Loop, Watchdog
+from daxfault.vmm.names import DesignName
 from daxfault.vmm.study.cpu_time import cpu_seconds
 from daxfault.vmm.study.standin import Done, StandIn, standin
 
-STORIES = ("mainline", "report")  # the designs whose story is told
+STORIES = (DesignName.MAINLINE, DesignName.REPORT)  # the designs whose story is told
 VIAS = ("mount", "behind")
 SMALLEST = 8 * PAGE_SIZE
 DEFAULT_SIZE = 16 * PAGE_SIZE
@@ -254,7 +255,7 @@ class _Teller:
         await self._access("touch", "touch what will be cut off", dead + 5, 0, "ok")
 
     async def after(self, design: str, cut: int, dead: int) -> None:
-        loops = design == "mainline"
+        loops = design == DesignName.MAINLINE
         await self._access("read", "read the tail of the last page", cut, 32, "ok", value="00" * 32)
         await self._access(
             "touch", "user access to a dead page", dead + PAGE_SIZE + 5, 0, "loop" if loops else "sigbus"
@@ -267,7 +268,7 @@ class _Teller:
             "guest kernel, interrupts off",
             dead + 3 * PAGE_SIZE,
             64,
-            "stopped" if design == "mainline" else "efault",
+            "stopped" if loops else "efault",
             done=0,
             vcpu=1,  # it is out of use then
         )

@@ -20,20 +20,11 @@ from typing import Any
 import trio
 
 from daxfault import native
-from daxfault.native import Abi
 from daxfault.vmm.designs import Design
 from daxfault.vmm.designs.rfc_v1 import POSTED
 from daxfault.vmm.host.host import Host
 from daxfault.vmm.host.session import Session
 
-_ABIS = {
-    Abi.MAINLINE: "mainline",
-    Abi.RFC_V1: "rfc-v1",
-    Abi.JUNE_2020: "june-2020",
-    Abi.GONE: "gone",
-    Abi.RETRY: "retry",
-    Abi.REPORT: "report",
-}
 # what answers a command; `done` and `error` find their own
 _ANSWERS = ("open", "map", "unmap", "close", "stat", "idle", "traced")
 
@@ -253,7 +244,8 @@ class StandIn:
 
 def _command(design: Design, window: int) -> list[str]:
     """A guest kernel that knows the design's ABI."""
-    command = [str(native.standin()), "--window", str(window), "--abi", _ABIS[design.abi]]
+    abi = design.abi.name.lower().replace("_", "-")
+    command = [str(native.standin()), "--window", str(window), "--abi", abi]
     if design.posted:
         command += ["--as-posted", ",".join(name for name, bit in POSTED.items() if bit & design.posted)]
     return command

@@ -33,7 +33,7 @@ def test_enum_of_python_has_the_members_of_the_header(
 ) -> None:
     declared = ffi.typeof(f"enum {name}").relements
     found = {member: int(value) for member, value in python.__members__.items()}
-    prefix = os.path.commonprefix(list(declared))
+    prefix = os.path.commonprefix(list(declared))  # noqa: RUF071 - of names, not of paths
     assert {full.removeprefix(prefix): value for full, value in declared.items()} == (
         found | {member: declared[prefix + member] for member in uncounted}
     )

@@ -13,10 +13,11 @@ from command_line import PATIENCE, assert_nothing_left, place_of_its_own, told
 from kvm_stage import require_kvm
 from needs import require_fuse, require_root
 
-from daxfault.vmm.cli.compare import ColumnName, DesignName, InjectionName, Posted, RescueName
+from daxfault.vmm.cli.compare import ColumnName, InjectionName, RescueName
 from daxfault.vmm.designs import DESIGNS, POSTED
 from daxfault.vmm.kvm.inject import Injection
 from daxfault.vmm.kvm.window import Rescue
+from daxfault.vmm.names import Defect, DesignName
 from daxfault.vmm.study.compare import COLUMNS
 
 COMPARE = [sys.executable, "-m", "daxfault", "compare", "--seconds", "0.05"]
@@ -41,7 +42,7 @@ def test_compare_knows_every_design_column_and_defect() -> None:
     assert [name.value for name in ColumnName] == [*COLUMNS, "nested"]
     assert [name.value for name in RescueName] == list(Rescue)
     assert [name.value for name in InjectionName] == list(Injection)
-    assert [name.value for name in Posted] == [*POSTED, "all"]
+    assert [name.value for name in Defect] == [*POSTED, "all"]
 
 
 def test_compare_as_json_has_a_cell_a_design_and_column(top: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from daxfault.native import kvm
 from daxfault.vmm.designs import DESIGNS, Design
+from daxfault.vmm.names import DesignName
 from daxfault.vmm.study.compare import cost, nested
 from daxfault.vmm.study.compare.behaviour import BEHAVIOUR
 from daxfault.vmm.study.compare.cell import Cell, Column, Outcome
@@ -35,7 +36,7 @@ OF_GUEST = {
     STANDIN: [*BEHAVIOUR, *(column.name for column in cost.COSTS)],
     KVM: [*KVM_BEHAVIOUR, *(column.name for column in kvm_cost.COSTS)],
 }
-PACED = "report"  # the design whose tasks' pace is drawn
+PACED = DesignName.REPORT  # the design whose tasks' pace is drawn
 
 Progress = Callable[[str], None]
 
@@ -145,8 +146,8 @@ async def run(
     found = Comparison(platform.release(), seconds, tuple(COLUMNS[name] for name in shown))
     of_model = {design.name: Row(design.name, design.summary) for design in designs}
     on_kvm = {way.name: Row(way.name, way.summary, KVM, way.models, way.promises) for way in ways}
-    if "report" in of_model:
-        of_model["report"].promises = True
+    if DesignName.REPORT in of_model:
+        of_model[DesignName.REPORT].promises = True
     found.rows = beside(list(of_model.values()), list(on_kvm.values()))
     async with ground(seconds) as place:
         for design in designs:

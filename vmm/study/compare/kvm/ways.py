@@ -12,6 +12,7 @@ import enum
 
 from daxfault.vmm.kvm.inject import Injection
 from daxfault.vmm.kvm.window import Rescue
+from daxfault.vmm.names import DesignName
 
 
 class Under(enum.StrEnum):
@@ -57,25 +58,35 @@ _INJECTIONS = {
 }
 # the reality of a design: which of the ways below
 _MODELS = {
-    "unmap+area": "rfc-v1",
-    "unmap+pf": "inject-on-retry",
-    "engine+mc": "poison",
-    "engine+event": "report",
+    "unmap+area": DesignName.RFC_V1,
+    "unmap+pf": DesignName.INJECT_ON_RETRY,
+    "engine+mc": DesignName.POISON,
+    "engine+event": DesignName.REPORT,
 }
 _KERNELS = 'KVM itself writes what comes with "ready": user space cannot add a word, it takes another kernel'
 
 
 def _ways() -> list[Way]:
     ways = [
-        Way("kernel", "nobody helps: what this kernel does by itself", models="mainline"),
-        Way("ready-flag", 'a flag beside the token of "ready"', models="june-2020", impossible=_KERNELS),
+        Way("kernel", "nobody helps: what this kernel does by itself", models=DesignName.MAINLINE),
+        Way(
+            "ready-flag",
+            'a flag beside the token of "ready"',
+            models=DesignName.JUNE_2020,
+            impossible=_KERNELS,
+        ),
         Way(
             "unmap+stop",
             f"{_RESCUES[Rescue.UNMAP]}; KVM_RUN fails, and the vCPU is not resumed",
             rescue=Rescue.UNMAP,
-            models="exit-to-user",
+            models=DesignName.EXIT_TO_USER,
         ),
-        Way("ready-gone", '"ready" says that the page is gone', models="gone-in-wakeup", impossible=_KERNELS),
+        Way(
+            "ready-gone",
+            '"ready" says that the page is gone',
+            models=DesignName.GONE_IN_WAKEUP,
+            impossible=_KERNELS,
+        ),
     ]
     for rescue, does in _RESCUES.items():
         for injection, told in _INJECTIONS.items():
