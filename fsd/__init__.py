@@ -11,6 +11,6 @@ they come.  Must not know who maps a file, or why; imports only native.
 from daxfault.fsd.errors import MountError
 from daxfault.fsd.filesystem import Filesystem
 from daxfault.fsd.mount import Mount, mounted
-from daxfault.fsd.opened import Pinned
+from daxfault.fsd.in_use import Pinned
 
 __all__ = ["Filesystem", "Mount", "MountError", "Pinned", "mounted"]

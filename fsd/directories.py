@@ -18,7 +18,7 @@ import os
 import pyfuse3
 from pyfuse3 import EntryAttributes, ReaddirToken, RequestContext
 
-from daxfault.fsd.base import Base, OpenDirectory
+from daxfault.fsd.replies import Base, OpenDirectory
 from daxfault.fsd.errors import operation
 from daxfault.fsd.inodes import proc_path
 

@@ -2,7 +2,7 @@
 """Requests on open regular files.
 
 Owns what open, read, write and close mean, and what the kernel may cache.  Must
-not touch file data except through the inode's native.File (opened.py).
+not touch file data except through the inode's native.File (in_use.py).
 
 What the kernel may cache, decided at each open:
 
@@ -26,12 +26,12 @@ import time
 from pyfuse3 import EntryAttributes, FileInfo, RequestContext
 
 from daxfault import native
-from daxfault.fsd.base import Handle, checked
+from daxfault.fsd.replies import Handle, checked
 from daxfault.fsd.directories import Directories
 from daxfault.fsd.errors import operation
 from daxfault.fsd.inodes import Inode, proc_path
 from daxfault.fsd.names import PERMISSIONS, Names
-from daxfault.fsd.opened import Opened, look
+from daxfault.fsd.in_use import Opened, look
 
 SLOW_WRITE = 0.05  # seconds that a write may take
 SLOW_PERIOD = 1.0  # seconds for which one that took longer is remembered
@@ -112,7 +112,7 @@ class Files(Names, Directories, Opened):
                 keep_cache = inode.seen is not None and inode.seen == look(file)
             else:
                 keep_cache = not self.recheck(inode)
-            if time.monotonic() < inode.stored_until:  # pages may have changed without a trace (opened.py)
+            if time.monotonic() < inode.stored_until:  # pages may have changed without a trace (in_use.py)
                 keep_cache = False
             return self._handle_of(inode, keep_cache=keep_cache)
         except BaseException:

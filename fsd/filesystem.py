@@ -3,10 +3,10 @@
 
 Owns the order in which the parts are made and ended.  Must not do any part's work.
 
-    Base          state, threads, attribute replies         base.py
+    Base          state, threads, attribute replies         replies.py
     Names         lookup, mkdir, rename, ...                names.py
     Directories   opendir, readdir, ...                     directories.py
-    Opened        native.File an inode, changes, pins       opened.py
+    Opened        native.File an inode, changes, pins       in_use.py
     Files         open, read, write, ...                    files.py
     Attributes    getattr, setattr, xattr, statfs           attributes.py
 """

@@ -76,7 +76,7 @@ class Inode:
     requests that need `file`, which exists exactly while it is not 0 (see
     files.py); `seen` is what the file looked like when it was last closed.
     `ctime_ns`, `unheard` and `stored_until` tell changes behind the mount
-    (opened.py): the ctime of a change of our own, whether a change was seen of
+    (in_use.py): the ctime of a change of our own, whether a change was seen of
     which no event has told yet, and until when pages may change without a trace.
     """
 

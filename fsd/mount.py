@@ -27,7 +27,7 @@ from daxfault.fsd import mountpoint as mountpoints
 from daxfault.fsd import syscalls
 from daxfault.fsd.errors import MountError
 from daxfault.fsd.filesystem import Filesystem
-from daxfault.fsd.opened import fdinfo
+from daxfault.fsd.in_use import fdinfo
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ import pyfuse3
 from pyfuse3 import EntryAttributes, RequestContext
 
 from daxfault.fsd import syscalls
-from daxfault.fsd.base import Base, checked
+from daxfault.fsd.replies import Base, checked
 from daxfault.fsd.errors import operation
 from daxfault.fsd.inodes import Inode, proc_path
 

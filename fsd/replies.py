@@ -36,7 +36,7 @@ KERNEL_THREADS = 8
 
 
 class Handle:
-    """An open regular file, as one client sees it.  It is one use of `inode` (opened.py)."""
+    """An open regular file, as one client sees it.  It is one use of `inode` (in_use.py)."""
 
     __slots__ = ("direct_io", "inode", "written")
 

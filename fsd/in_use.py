@@ -34,7 +34,7 @@ import pyfuse3
 import trio
 
 from daxfault import native
-from daxfault.fsd.base import Base
+from daxfault.fsd.replies import Base
 from daxfault.fsd.inodes import Inode, proc_path
 from daxfault.fsd.watch import ATTRIBUTES, Watch
 
