@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fsd: a directory, served through FUSE with one page cache a file.
+"""fsd: a directory, served through FUSE with one page cache for each file.
 
-Owns the file server: names, attributes, handles, and noticing changes however
-they come.  Must not know who maps a file, or why; imports only native.
+Owns the file server: names, attributes, handles, and noticing changes.  Must not know who maps a file,
+or why; imports only native.
 
     async with fsd.mounted(fsd.Filesystem(backing), mountpoint) as mount:
         ...
@@ -11,6 +11,6 @@ they come.  Must not know who maps a file, or why; imports only native.
 from daxfault.fsd.errors import MountError
 from daxfault.fsd.filesystem import Filesystem
 from daxfault.fsd.mount import Mount, mounted
-from daxfault.fsd.in_use import Pinned
+from daxfault.fsd.pins import Pinned
 
 __all__ = ["Filesystem", "Mount", "MountError", "Pinned", "mounted"]

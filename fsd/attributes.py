@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Requests on attributes: stat, change, extended attributes, statfs.
 
-Owns the order in which one request's changes are applied.  Must not change a
-size by itself: that is files.py's, through the file's native.File.
+Owns the order in which one request's changes are applied.  Must not change a size by itself: in_use.py
+does, through the inode's native.File.
 
 Extended attributes cost something: before every write the kernel asks for
 security.capability (file_remove_privs in mm/filemap.c), which it must not cache.
@@ -20,23 +20,39 @@ import pyfuse3
 from pyfuse3 import EntryAttributes, RequestContext, SetattrFields, StatvfsData
 
 from daxfault.fsd import syscalls
-from daxfault.fsd.errors import operation
-from daxfault.fsd.files import Files
-from daxfault.fsd.inodes import proc_path
-from daxfault.fsd.names import PERMISSIONS
+from daxfault.fsd.changes import Changes, note_own_change
+from daxfault.fsd.entries import PERMISSIONS
+from daxfault.fsd.in_use import FilesInUse
+from daxfault.fsd.inodes import Inodes, proc_path
+from daxfault.fsd.replies import Replies
 
 
-class Attributes(Files):
+class Attributes:
     """getattr, setattr, statfs, {get,set,list,remove}xattr."""
 
-    @operation
-    async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
-        node = self.inodes.get(inode)
-        if self.direct_io and node.file is not None:
-            self.recheck(node)  # a program that is told a new size may rely on it in a mapping
-        return self.attributes(node, os.fstat(self.inodes.fd(node)))
+    def __init__(
+        self,
+        inodes: Inodes,
+        replies: Replies,
+        in_use: FilesInUse,
+        changes: Changes,
+        *,
+        xattr: bool,
+        direct_io: bool,
+    ) -> None:
+        self._inodes = inodes
+        self._replies = replies
+        self._in_use = in_use
+        self._changes = changes
+        self._xattr = xattr
+        self._direct_io = direct_io
 
-    @operation
+    async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+        node = self._inodes.get(inode)
+        if self._direct_io and node.file is not None:
+            self._changes.recheck(node)  # a program that reads a new size may rely on it in a mapping
+        return self._replies.attributes(node, os.fstat(self._inodes.fd(node)))
+
     async def setattr(
         self,
         inode: int,
@@ -51,35 +67,34 @@ class Attributes(Files):
         Mode after owner: chown(2) clears the set-ID bits.  Times last: the
         others set them.  Works by inode, with or without an open file, and on
         a symlink it changes the link.  With nothing to change it is a chown(2) to
-        nobody new, which marks st_ctime for update; the kernel asks for the mode
-        besides where that call clears set-ID bits (fuse_setattr in fs/fuse/dir.c).
+        the same owner, which marks st_ctime for update; where that call clears
+        set-ID bits, the kernel sends the new mode too (fuse_setattr in fs/fuse/dir.c).
         """
-        node = self.inodes.get(inode)
+        node = self._inodes.get(inode)
         owner = fields.update_uid or fields.update_gid
         times = fields.update_atime or fields.update_mtime
         nothing = not (fields.update_size or fields.update_mode or owner or times)
         if fields.update_size:
-            await self.truncate(node, attr.st_size)
-        # each call by its own look at the table: a descriptor is good until the next
+            await self._in_use.truncate(node, attr.st_size)
+        # a descriptor is valid until the next call on the table: each system call asks for its own
         if owner or nothing:
             uid = attr.st_uid if fields.update_uid else -1
             gid = attr.st_gid if fields.update_gid else -1
-            os.chown(proc_path(self.inodes.fd(node)), uid, gid)
+            os.chown(proc_path(self._inodes.fd(node)), uid, gid)
         if fields.update_mode:
-            os.chmod(proc_path(self.inodes.fd(node)), attr.st_mode & PERMISSIONS)
+            os.chmod(proc_path(self._inodes.fd(node)), attr.st_mode & PERMISSIONS)
         if times:
             syscalls.set_times(
-                proc_path(self.inodes.fd(node)),
+                proc_path(self._inodes.fd(node)),
                 attr.st_atime_ns if fields.update_atime else None,
                 attr.st_mtime_ns if fields.update_mtime else None,
             )
-        self.changed_by_us(node)
-        return self.attributes(node, os.fstat(self.inodes.fd(node)))
+        note_own_change(node)
+        return self._replies.attributes(node, os.fstat(self._inodes.fd(node)))
 
-    @operation
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
         """The backing file system's figures, its limit on the length of a name among them."""
-        found = os.fstatvfs(self.inodes.fd(self.inodes.root))
+        found = os.fstatvfs(self._inodes.fd(self._inodes.root))
         reply = StatvfsData()
         for field in ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail",
                       "f_files", "f_ffree", "f_favail", "f_namemax"):  # fmt: skip
@@ -88,30 +103,26 @@ class Attributes(Files):
 
     def read_only(self) -> bool:
         """Whether the backing file system is mounted read-only."""
-        return bool(os.fstatvfs(self.inodes.fd(self.inodes.root)).f_flag & os.ST_RDONLY)
+        return bool(os.fstatvfs(self._inodes.fd(self._inodes.root)).f_flag & os.ST_RDONLY)
 
     # The /proc path reaches the inode itself, so on a symlink these are lgetxattr(2) and so on.
     # XATTR_CREATE and XATTR_REPLACE are pyfuse3's: it asks getxattr first.
 
-    @operation
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
         return os.getxattr(self._xattr_path(inode), name)
 
-    @operation
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         os.setxattr(self._xattr_path(inode), name, value)
-        self.changed_by_us(self.inodes.get(inode))
+        note_own_change(self._inodes.get(inode))
 
-    @operation
     async def listxattr(self, inode: int, ctx: RequestContext) -> list[bytes]:
         return [os.fsencode(name) for name in os.listxattr(self._xattr_path(inode))]
 
-    @operation
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
         os.removexattr(self._xattr_path(inode), name)
-        self.changed_by_us(self.inodes.get(inode))
+        note_own_change(self._inodes.get(inode))
 
     def _xattr_path(self, inode: int) -> bytes:
-        if not self.xattr:
-            raise pyfuse3.FUSEError(errno.ENOSYS)  # meant as what the kernel takes it for
-        return proc_path(self.inodes.fd(self.inodes.get(inode)))
+        if not self._xattr:
+            raise pyfuse3.FUSEError(errno.ENOSYS)  # the kernel does not ask again
+        return proc_path(self._inodes.fd(self._inodes.get(inode)))

@@ -12,35 +12,37 @@ after rewinddir(3).
 
 from __future__ import annotations
 
-import errno
 import os
 
 import pyfuse3
 from pyfuse3 import EntryAttributes, ReaddirToken, RequestContext
 
-from daxfault.fsd.replies import Base, OpenDirectory
-from daxfault.fsd.errors import operation
-from daxfault.fsd.inodes import proc_path
+from daxfault.fsd.handles import Handles, OpenDirectory
+from daxfault.fsd.inodes import Inodes, proc_path
+from daxfault.fsd.replies import Replies
+from daxfault.fsd.threads import Threads
 
 
-class Directories(Base):
+class Directories:
     """opendir, readdir (with attributes), fsyncdir, releasedir."""
 
-    @operation
-    async def opendir(self, inode: int, ctx: RequestContext) -> int:
-        node = self.inodes.get(inode)
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        # "." in an O_PATH directory is that directory: this is how one gets a readable descriptor of it
-        fd = os.open(b".", flags, dir_fd=self.inodes.fd(node))
-        fh = self.new_fh()
-        self.directories[fh] = OpenDirectory(node, fd)
-        return fh
+    def __init__(self, inodes: Inodes, replies: Replies, threads: Threads) -> None:
+        self._inodes = inodes
+        self._replies = replies
+        self._threads = threads
+        self._handles: Handles[OpenDirectory] = Handles()
 
-    @operation
+    async def opendir(self, inode: int, ctx: RequestContext) -> int:
+        node = self._inodes.get(inode)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        # "." in an O_PATH directory is that directory: opening it gives a readable descriptor
+        fd = os.open(b".", flags, dir_fd=self._inodes.fd(node))
+        return self._handles.add(OpenDirectory(node, fd))
+
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
-        opened = self._directory(fh)
+        opened = self._handles.get(fh)
         if start_id == 0 or opened.names is None:
-            opened.names = await self.in_thread(_list, opened.fd)
+            opened.names = await self._threads.storage(_list, opened.fd)
         names = opened.names
         for place in range(start_id, len(names)):
             if not self._reply(opened, names[place], token, place + 1):
@@ -63,28 +65,25 @@ class Directories(Base):
         except FileNotFoundError:
             return True  # gone since the snapshot
         # no descriptor yet: a listing must not open every file it passes
-        inode = self.inodes.enter(opened.inode, name, st, None)
+        inode = self._inodes.enter(opened.inode, name, st, None)
         fitted = False
         try:
-            fitted = pyfuse3.readdir_reply(token, name, self.attributes(inode, st), next_id)
+            fitted = pyfuse3.readdir_reply(token, name, self._replies.attributes(inode, st), next_id)
         finally:
             if not fitted:
-                self.inodes.forget(inode.nodeid, 1)
+                self._inodes.forget(inode.nodeid, 1)
         return fitted
 
-    @operation
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        await self.in_thread(os.fdatasync if datasync else os.fsync, self._directory(fh).fd)
+        await self._threads.storage(os.fdatasync if datasync else os.fsync, self._handles.get(fh).fd)
 
-    @operation
     async def releasedir(self, fh: int) -> None:
-        os.close(self.directories.pop(fh).fd)
+        os.close(self._handles.remove(fh).fd)
 
-    def _directory(self, fh: int) -> OpenDirectory:
-        try:
-            return self.directories[fh]
-        except KeyError:
-            raise OSError(errno.EBADF, f"no open directory {fh}") from None
+    def close(self) -> None:
+        """Close every open directory; a second call does nothing."""
+        for opened in self._handles.clear():
+            os.close(opened.fd)
 
 
 def _list(fd: int) -> list[bytes]:

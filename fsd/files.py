@@ -8,7 +8,7 @@ What the kernel may cache, decided at each open:
 
 - normally its pages stay valid from one open to the next (keep_cache), provided
   the file is the one we closed: same size, mtime and ctime (close-to-open, as
-  NFS has it).  While a file is open, watch.py sees to changes behind the mount.
+  NFS has it).  While a file is open, changes.py notices changes behind the mount.
 - when a guest maps the file for writing, its stores reach us without a request,
   so the kernel must ask every time (direct_io).  A handle opened before that
   still fills the kernel's cache: pages it reads are invalidated after each read,
@@ -26,12 +26,13 @@ import time
 from pyfuse3 import EntryAttributes, FileInfo, RequestContext
 
 from daxfault import native
-from daxfault.fsd.replies import Handle, checked
-from daxfault.fsd.directories import Directories
-from daxfault.fsd.errors import operation
-from daxfault.fsd.inodes import Inode, proc_path
-from daxfault.fsd.names import PERMISSIONS, Names
-from daxfault.fsd.in_use import Opened, look
+from daxfault.fsd.changes import Changes
+from daxfault.fsd.entries import PERMISSIONS, Entries, checked
+from daxfault.fsd.handles import Handles, OpenFile
+from daxfault.fsd.in_use import FilesInUse
+from daxfault.fsd.inodes import Inode, Inodes, proc_path
+from daxfault.fsd.invalidation import Invalidation
+from daxfault.fsd.threads import Threads
 
 SLOW_WRITE = 0.05  # seconds that a write may take
 SLOW_PERIOD = 1.0  # seconds for which one that took longer is remembered
@@ -39,19 +40,42 @@ SLOW_PERIOD = 1.0  # seconds for which one that took longer is remembered
 Buffer = bytes | bytearray | memoryview
 
 
-class Files(Names, Directories, Opened):
-    """open, create, read, write, flush, fsync, release."""
+class Files:
+    """open, create, read, write, flush, fsync, release.
 
-    @operation
+    `writes_begun` and `writes_ended` count WRITE requests (mount.py).
+    """
+
+    def __init__(
+        self,
+        inodes: Inodes,
+        entries: Entries,
+        in_use: FilesInUse,
+        changes: Changes,
+        invalidation: Invalidation,
+        threads: Threads,
+        *,
+        direct_io: bool,
+    ) -> None:
+        self._inodes = inodes
+        self._entries = entries
+        self._in_use = in_use
+        self._changes = changes
+        self._invalidation = invalidation
+        self._threads = threads
+        self._direct_io = direct_io
+        self._handles: Handles[OpenFile] = Handles()
+        self.writes_begun = self.writes_ended = 0
+        self.storage_slow_until = 0.0  # time.monotonic()
+
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         """Open by inode; the kernel has checked permissions and resolved O_CREAT, O_EXCL and O_NOFOLLOW.
 
         O_APPEND is the kernel's (it sends the offset), O_DIRECT only concerns
         its cache, and O_TRUNC arrives here (FUSE_ATOMIC_O_TRUNC).
         """
-        return await self._open(self.inodes.get(inode), flags, ctx)
+        return await self._open(self._inodes.get(inode), flags, ctx)
 
-    @operation
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
@@ -61,10 +85,10 @@ class Files(Names, Directories, Opened):
         not, one made behind the mount is opened, unless the caller insisted
         (O_EXCL): EEXIST.
         """
-        parent = self.inodes.get(parent_inode)
+        parent = self._inodes.get(parent_inode)
         how = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            fd = os.open(checked(name), how, mode & PERMISSIONS & ~ctx.umask, dir_fd=self.inodes.fd(parent))
+            fd = os.open(checked(name), how, mode & PERMISSIONS & ~ctx.umask, dir_fd=self._inodes.fd(parent))
         except FileExistsError:
             if flags & os.O_EXCL:
                 raise
@@ -72,96 +96,93 @@ class Files(Names, Directories, Opened):
         try:
             # by descriptor, not by name: the name may have been given to another file already
             path_fd = os.open(proc_path(fd), os.O_PATH | os.O_CLOEXEC)
-            entry = self.made(parent, name, path_fd, mode & ~ctx.umask, ctx)
+            entry = self._entries.made_at(parent, name, path_fd, mode & ~ctx.umask, ctx)
         except BaseException:
             os.close(fd)
             raise
-        inode = self.inodes.get(entry.st_ino)
+        inode = self._inodes.get(entry.st_ino)
         try:
-            self.adopt(inode, fd, writable=True)
+            self._in_use.adopt(inode, fd, writable=True)
             info = self._handle_of(inode, keep_cache=False)
         except BaseException:
-            self.inodes.forget(inode.nodeid, 1)
+            self._inodes.forget(inode.nodeid, 1)
             raise
         return info, entry
 
     async def _open_existing(
         self, parent: Inode, name: bytes, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
-        entry = self._entry(parent, name, self._open_path(parent, name))
+        entry = self._entries.look_up(parent, name)
         try:
             if not stat.S_ISREG(entry.st_mode):
-                # makes the kernel walk the path anew, and find what there is now
+                # on ESTALE the kernel walks the path again, and finds what is there now
                 raise OSError(errno.ESTALE, "made behind the mount, and no regular file")
-            info = await self._open(self.inodes.get(entry.st_ino), flags, ctx)
+            info = await self._open(self._inodes.get(entry.st_ino), flags, ctx)
         except BaseException:
-            self.inodes.forget(entry.st_ino, 1)
+            self._inodes.forget(entry.st_ino, 1)
             raise
         return info, entry
 
     async def _open(self, inode: Inode, flags: int, ctx: RequestContext) -> FileInfo:
         writable = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
         first = inode.file is None
-        file = self.use(inode, writable=writable)
+        file = self._in_use.use(inode, writable=writable)
         try:
             if flags & os.O_TRUNC:
                 if ctx.uid != 0:
                     _clear_set_id(file)
-                await self.in_thread(file.truncate, 0)
+                await self._threads.storage(file.truncate, 0)
             if first:
-                keep_cache = inode.seen is not None and inode.seen == look(file)
+                keep_cache = self._in_use.unchanged_since_closed(inode)
             else:
-                keep_cache = not self.recheck(inode)
-            if time.monotonic() < inode.stored_until:  # pages may have changed without a trace (in_use.py)
+                keep_cache = not self._changes.recheck(inode)
+            if time.monotonic() < inode.stores_until:  # pages may have changed without a trace (changes.py)
                 keep_cache = False
             return self._handle_of(inode, keep_cache=keep_cache)
         except BaseException:
-            self.unuse(inode)
+            self._in_use.unuse(inode)
             raise
 
     def _handle_of(self, inode: Inode, *, keep_cache: bool) -> FileInfo:
         """A new handle, to which the caller's use of `inode` now belongs."""
         assert inode.file is not None
-        direct_io = self.direct_io or inode.file.mapped_writable
-        fh = self.new_fh()
-        self.handles[fh] = Handle(inode, direct_io)
+        direct_io = self._direct_io or inode.file.mapped_writable
+        fh = self._handles.add(OpenFile(inode, direct_io=direct_io))
         return FileInfo(fh=fh, direct_io=direct_io, keep_cache=keep_cache and not direct_io)
 
-    @operation
-    async def read(self, fh: int, off: int, size: int) -> Buffer:  # type: ignore[override]
+    async def read(self, fh: int, off: int, size: int) -> Buffer:
         """`size` bytes at `off`, fewer only at the end of the file.
 
         At once when the data is in memory; in a thread when storage must be
         waited for.
         """
-        handle = self._handle(fh)
+        handle = self._handles.get(fh)
         file = _file(handle)
         try:
             found = file.read(off, size, nowait=True)
         except BlockingIOError:
-            found = await self.in_thread(file.read, off, size)
+            found = await self._threads.storage(file.read, off, size)
         if file.mapped_writable and not handle.direct_io:
-            self.invalidate(handle.inode)
+            self._invalidation.invalidate(handle.inode.nodeid)
         return found
 
-    @operation
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         """Write all of `buf`.
 
         At once, because a write is a copy into the page cache, and handing it
         to a thread and back costs more (measured: 1 MiB writes 1.0 GB/s against
-        0.35, 4 KiB 150 us against 320).  Unless storage has lately made one
-        wait, as it does when the system is out of clean pages: then in threads
-        for a while.
+        0.35, 4 KiB 150 us against 320).  If storage has lately made a write
+        wait, as it does when the system is out of clean pages, in threads for
+        a while.
         """
-        handle = self._handle(fh)
+        handle = self._handles.get(fh)
         handle.written = True
         write = _file(handle).write
         begin = time.monotonic()
         self.writes_begun += 1
         try:
             if begin < self.storage_slow_until:
-                return await self.in_thread(write, off, buf)
+                return await self._threads.storage(write, off, buf)
             written = write(off, buf)
         finally:
             self.writes_ended += 1
@@ -170,48 +191,31 @@ class Files(Names, Directories, Opened):
             self.storage_slow_until = end + SLOW_PERIOD
         return written
 
-    @operation
     async def flush(self, fh: int) -> None:
         """close(2) by a client.  Nothing is buffered here, but a network file system reports failed
         writes when a descriptor is closed: close a copy, and pass that on."""
-        handle = self._handle(fh)
+        handle = self._handles.get(fh)
         if handle.written:
             handle.written = False
-            await self.in_thread(os.close, os.dup(_file(handle).fileno()))
+            await self._threads.storage(os.close, os.dup(_file(handle).fileno()))
 
-    @operation
     async def fsync(self, fh: int, datasync: bool) -> None:
-        file = _file(self._handle(fh))
-        await self.in_thread(lambda: file.sync(datasync=datasync))
+        file = _file(self._handles.get(fh))
+        await self._threads.storage(lambda: file.sync(datasync=datasync))
 
-    @operation
     async def release(self, fh: int) -> None:
-        self.unuse(self.handles.pop(fh).inode)
+        self._in_use.unuse(self._handles.remove(fh).inode)
 
-    async def truncate(self, inode: Inode, size: int) -> None:
-        """Set the size of `inode`, open or not, in bytes.
-
-        In a thread: freeing the blocks of a big file takes long, and every
-        guest's mapping of it has to be told.
-        """
-        file = self.use(inode, writable=True)
-        try:
-            await self.in_thread(file.truncate, size)
-        finally:
-            self.unuse(inode)
-
-    def _handle(self, fh: int) -> Handle:
-        try:
-            return self.handles[fh]
-        except KeyError:
-            raise OSError(errno.EBADF, f"no open file {fh}") from None
+    def close(self) -> None:
+        """Forget every open file; a second call does nothing."""
+        self._handles.clear()
 
 
 def _clear_set_id(file: native.File) -> None:
-    """Take the set-ID bits that a user who changes the file may not leave on it.
+    """Clear the set-ID bits that must not outlast a change of the file by a user.
 
     The kernel asks for that before write(2) and truncate(2) (file_remove_privs in
-    fs/inode.c), but leaves O_TRUNC to us, who as root would leave them.
+    fs/inode.c), but leaves O_TRUNC to us, and the backing kernel keeps them for root.
     """
     mode = os.fstat(file.fileno()).st_mode
     cleared = mode & ~stat.S_ISUID
@@ -221,6 +225,6 @@ def _clear_set_id(file: native.File) -> None:
         os.fchmod(file.fileno(), cleared & PERMISSIONS)
 
 
-def _file(handle: Handle) -> native.File:
+def _file(handle: OpenFile) -> native.File:
     assert handle.inode.file is not None, "a handle is a use"
     return handle.inode.file

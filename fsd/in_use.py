@@ -1,24 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files in use: the life of an inode's one native.File, and noticing that it changed.
+"""Files in use: the life of an inode's one native.File.
 
-Owns which native.File exists, and when the kernel's cache of a file is dropped.
-Must not answer requests, and must not know who maps a file or why.
+Owns which native.File exists.  Must not answer requests, and must not know who maps a file or why.
 
-An inode has a native.File while it is in use: open by a client, pinned by the
-host, or being truncated.  All its users share it, so there is one truth about
-its size and its pages.
-
-A change behind the mount is first told to the native.File (recheck), which sees
-to the guests' mappings, then to the kernel, whose pages and attributes of the
-inode are invalidated.  The kernel answers that only after reads in flight on
-the same pages, which wait for us: never in the trio thread, and with threads of
-their own.
-
-Two changes leave size and mtime as they were, and are told otherwise.  Who puts the
-mtime back, as utime(2) can, moves the ctime: one that is neither the mtime nor of our
-own making stands for a change of data.  A store through a mapping of the backing file
-moves the mtime only if the page was clean: once that was seen to happen, the kernel's
-pages are dropped at every turn for as long as a page may stay dirty.
+An inode has a native.File while it is in use: open by a client, pinned by the host, or being truncated.
+All its users share it, so there is one truth about its size and its pages.
 """
 
 from __future__ import annotations
@@ -28,71 +14,44 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Iterator, Sequence
-
-import pyfuse3
-import trio
+from collections.abc import Iterator
 
 from daxfault import native
-from daxfault.fsd.replies import Base
-from daxfault.fsd.inodes import Inode, proc_path
-from daxfault.fsd.watch import ATTRIBUTES, Watch
+from daxfault.fsd.inodes import Inode, Inodes, proc_path
+from daxfault.fsd.threads import Threads
+from daxfault.fsd.watch import Watch
 
 log = logging.getLogger(__name__)
-
-# How long a page may be stored to without a trace: it is written, and so write-protected again, after
-# vm.dirty_expire_centisecs (30 s) and vm.dirty_writeback_centisecs (5 s), and a disk takes its time.
-STORED_FOR = 60.0
 
 # Timestamps of local file systems advance once a tick, 10 ms at HZ=100: a file changed less than this
 # before it was closed may change again and keep its mtime.
 TICK_NS = 20_000_000
 
 
-class Pinned:
-    """A regular file of the mount that the host needs, open or not, until `release`.
+class FilesInUse:
+    """The native.Files of one mount; iterating yields each."""
 
-    `file` is its native.File, `inode` its nodeid, which is its st_ino on the mount.
-    """
+    def __init__(self, inodes: Inodes, watch: Watch, threads: Threads) -> None:
+        self._inodes = inodes
+        self._watch = watch
+        self._threads = threads
 
-    def __init__(self, opened: Opened, inode: Inode, file: native.File) -> None:
-        self._opened: Opened | None = opened
-        self._node = inode
-        self.inode = inode.nodeid
-        self.file = file
-
-    def release(self) -> None:
-        """Give the file back; a second call does nothing.  In the trio thread, before the mount ends."""
-        opened, self._opened = self._opened, None
-        if opened is not None:
-            opened.unuse(self._node)
-
-
-class Opened(Base):
-    """Files in use, by inode."""
-
-    watch: Watch
-    # what is to be invalidated, by nodeid: True with data, False attributes only
-    _stale: dict[int, bool]
-    _invalidating: set[int]
-    _nursery: trio.Nursery | None
-
-    # ---- one native.File an inode
+    def __iter__(self) -> Iterator[native.File]:
+        return (inode.file for inode in self._inodes if inode.file is not None)
 
     def use(self, inode: Inode, *, writable: bool) -> native.File:
         """The native.File of `inode`, opened if there is none; one use more, given back with `unuse`.
 
-        A file is opened for reading only as long as nobody writes: a read-only
-        backing serves readers, and a program that runs can still be executed.
-        Never with O_APPEND or O_DIRECT: pwrite(2) ignores the offset with the
-        first, and one descriptor serves all handles, whatever their flags.
+        A file is opened for reading only as long as nobody writes: a read-only backing serves readers,
+        and a running program can still be executed.  Never with O_APPEND or O_DIRECT: pwrite(2) ignores
+        the offset with the first, and one descriptor serves all handles, whatever their flags.
 
         Raises OSError, EINVAL among them for what is not a regular file.
         """
         if inode.file is None:
-            return self.adopt(inode, self._open_data(inode, writable), writable=writable)
+            return self.adopt(inode, self._open(inode, writable), writable=writable)
         if writable and not inode.file.writable:
-            inode.file.upgrade(self._open_data(inode, True))
+            inode.file.upgrade(self._open(inode, True))
         inode.uses += 1
         return inode.file
 
@@ -104,14 +63,14 @@ class Opened(Base):
             os.close(fd)
             raise
         inode.uses += 1
-        self.watch.add(inode)
+        self._watch.add(inode)
         return inode.file
 
-    def _open_data(self, inode: Inode, writable: bool) -> int:
+    def _open(self, inode: Inode, writable: bool) -> int:
         if inode.kind != stat.S_IFREG:  # opening a FIFO would wait for its other end
             raise OSError(errno.EINVAL, f"not a regular file: {inode!r}")
         flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_NOCTTY | os.O_CLOEXEC
-        return os.open(proc_path(self.inodes.fd(inode)), flags)
+        return os.open(proc_path(self._inodes.fd(inode)), flags)
 
     def unuse(self, inode: Inode) -> None:
         """Give back one use; the last one closes the file."""
@@ -120,159 +79,47 @@ class Opened(Base):
             return
         file, inode.file = inode.file, None
         if file is not None:  # None: the mount has ended
-            self.watch.remove(inode)
-            inode.seen = look(file)
+            self._watch.remove(inode)
+            inode.closed_state = _state(file)
             file.close()
-        self.inodes.drop_unused(inode)
+        self._inodes.drop_unused(inode)
 
-    def files(self) -> Iterator[native.File]:
-        """Every native.File there is."""
-        for inode in self.inodes:
-            if inode.file is not None:
-                yield inode.file
-
-    async def pin(self, fd: int) -> Pinned:
-        """Keep the file behind `fd`, anyone's descriptor on this mount, in use until it is released.
-
-        The file is told by its inode, so it need not have a name.  `fd` stays the
-        caller's and must stay open meanwhile.
-
-        Raises OSError: EXDEV when `fd` is not of this mount, EINVAL when it is
-        not a regular file, else as open(2) of the backing file.
-        """
-        mount, ino = fdinfo(fd)
-        if mount != self.mount_id:
-            # bound elsewhere, or in another namespace?  fstat(2) may need an answer of this very mount
-            st = await self.ask_kernel(os.fstat, fd)
-            if st.st_dev != self.device:
-                raise OSError(errno.EXDEV, f"descriptor {fd} is not of the mount of {self.backing}")
-            ino = st.st_ino
-        inode = self.inodes.get(ino)
-        if inode.kind != stat.S_IFREG:
-            raise OSError(errno.EINVAL, f"descriptor {fd} is not a regular file")
-        return Pinned(self, inode, self.use(inode, writable=False))
-
-    # ---- changes
-
-    def mapping_changed(self, inode: int) -> None:
-        """A guest began to map, or stopped mapping, the file `inode` (a nodeid) for writing: what the
-        kernel has cached of it is dropped."""
-        self._invalidate(inode, data=True)
-
-    def invalidate(self, inode: Inode) -> None:
-        """Have the kernel drop its pages and attributes of `inode`, soon."""
-        self._invalidate(inode.nodeid, data=True)
-
-    def recheck(self, inode: Inode) -> bool:
-        """Whether the file of `inode`, which is in use, was changed behind the mount; if so, guests and the
-        kernel are told."""
+    def unchanged_since_closed(self, inode: Inode) -> bool:
+        """Whether `inode`, in use again, is the file that its last user closed."""
         assert inode.file is not None
-        if not inode.file.recheck():
-            return False
-        inode.unheard = True
-        self.invalidate(inode)
-        return True
+        return inode.closed_state is not None and inode.closed_state == _state(inode.file)
 
-    async def background(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve changes behind the mount until cancelled."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            try:
-                task_status.started()
-                await self.watch.run(self._changed)
-            finally:
-                self._nursery = None
+    async def truncate(self, inode: Inode, size: int) -> None:
+        """Set the size of `inode`, in use or not, in bytes.
 
-    async def _changed(self, found: Sequence[tuple[Inode, int]]) -> bool:
-        """See to files that were perhaps changed behind the mount, each with its events (watch.py); True
-        when one had changed.
-
-        In a thread: dropping the pages past a new end of file can take long.
+        In a thread: freeing the blocks of a big file takes long, and so does reporting the new size to
+        every guest that maps it.
         """
-        files = [inode.file for inode, _ in found]
-        for inode, _ in found:
-            inode.uses += 1
+        file = self.use(inode, writable=True)
         try:
-            changes = await self.in_thread(lambda: [_recheck(file) for file in files])
-            for (inode, events), change in zip(found, changes, strict=True):
-                data = bool(change) or self._changed_unseen(inode, events)
-                if not events and (change or inode.unheard):
-                    inode.stored_until = time.monotonic() + STORED_FOR
-                if events != ATTRIBUTES:
-                    inode.unheard = False
-                if data or events & ATTRIBUTES:
-                    self._invalidate(inode.nodeid, data=data)
+            await self._threads.storage(file.truncate, size)
         finally:
-            for inode, _ in found:
-                self.unuse(inode)
-        return any(changes)
+            self.unuse(inode)
 
-    def _changed_unseen(self, inode: Inode, events: int) -> bool:
-        """Whether the data of `inode`, whose size and mtime are as we left them, may be other data."""
-        if not events:
-            return time.monotonic() < inode.stored_until
-        if not events & ATTRIBUTES or inode.file is None:
-            return False
-        try:
-            st = os.fstat(inode.file.fileno())
-        except OSError:
-            return True
-        ours, inode.ctime_ns = inode.ctime_ns, st.st_ctime_ns
-        return st.st_ctime_ns not in (st.st_mtime_ns, ours)
+    def close(self) -> None:
+        """Write back what guests stored and close every file; a second call does nothing.
 
-    def _invalidate(self, nodeid: int, *, data: bool) -> None:
-        if self._nursery is None:
-            return
-        self._stale[nodeid] = self._stale.get(nodeid, False) or data
-        if nodeid not in self._invalidating:
-            self._invalidating.add(nodeid)
-            self._nursery.start_soon(self._invalidate_until_done, nodeid)
-
-    async def _invalidate_until_done(self, nodeid: int) -> None:
-        """One at a time for each inode; a change during one makes for another."""
-        try:
-            while nodeid in self._stale:
-                await self.ask_kernel(_invalidate_inode, nodeid, self._stale.pop(nodeid))
-        finally:
-            self._invalidating.discard(nodeid)
+        Where writing back fails, that is logged: no client is left to report it to.
+        """
+        for file in self:
+            try:
+                file.write_back()
+            except OSError as exc:
+                log.error("file %d: stores of guests could not be written back: %s", file.id, exc)
+        for inode in self._inodes:
+            if inode.file is not None:
+                inode.file.close()
+                inode.file = None
 
 
-def fdinfo(fd: int) -> tuple[int, int]:
-    """The mount and the inode behind a descriptor of this process, without asking their file system
-    (proc_pid_fdinfo(5); `ino` since Linux 5.14); -1 for what is not told.  OSError EBADF."""
-    found = {"mnt_id": -1, "ino": -1}
-    try:
-        with open(f"/proc/self/fdinfo/{fd}") as lines:
-            for line in lines:
-                name, _, value = line.partition(":")
-                if name in found:
-                    found[name] = int(value)
-    except FileNotFoundError:
-        raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
-    return found["mnt_id"] if found["ino"] >= 0 else -1, found["ino"]
-
-
-def _invalidate_inode(nodeid: int, data: bool) -> None:
-    try:
-        pyfuse3.invalidate_inode(nodeid, attr_only=not data)
-    except FileNotFoundError:
-        pass  # the kernel has forgotten the inode, and its cache with it
-    except OSError as exc:
-        log.warning("inode %d: the kernel's cache could not be invalidated: %s", nodeid, exc)
-
-
-def _recheck(file: native.File | None) -> int:
-    if file is None:
-        return 0
-    try:
-        return file.recheck()
-    except OSError as exc:
-        log.warning("file %d: cannot be looked at: %s", file.id, exc)
-        return native.CHANGED_SIZE | native.CHANGED_CONTENT
-
-
-def look(file: native.File) -> tuple[int, int, int] | None:
-    """What tells two states of a file apart, None when nothing can: it has only just changed."""
+def _state(file: native.File) -> tuple[int, int, int] | None:
+    """Size, mtime and ctime, which tell two states of a file apart; None when they cannot, because the
+    file changed just now."""
     try:
         st = os.fstat(file.fileno())
     except OSError:

@@ -12,8 +12,8 @@ the few numbers already taken, get one from a counter above 2**63.
 
 Descriptors.  An inode is reached through an O_PATH | O_NOFOLLOW descriptor.
 How many are open is bounded: the least recently used is closed, and opened
-again by (parent, name) when needed.  A file that is not there any more, or is
-another one by now, answers ESTALE, on which the kernel walks the path anew
+again by (parent, name) when needed.  If that is no file any more, or another
+one by now, the answer is ESTALE, on which the kernel walks the path again
 (fs/namei.c, retry_estale).  An inode whose name was removed through the mount
 has nothing to be found by: it keeps its descriptor until it is forgotten.
 
@@ -69,19 +69,19 @@ def _stale() -> OSError:
 class Inode:
     """One backing file, directory or special file that the kernel or the host knows.
 
-    `nodeid`, `dev`, `ino`, `kind` (S_IFMT) never change.  `lookups` is the
-    kernel's lookup count.  `parent` and `name` are where it was seen last, both
-    None for the root and for an inode whose name is gone; `children` counts the
-    inodes whose parent this is.  `uses` counts open handles, pins and running
-    requests that need `file`, which exists exactly while it is not 0 (see
-    files.py); `seen` is what the file looked like when it was last closed.
-    `ctime_ns`, `unheard` and `stored_until` tell changes behind the mount
-    (in_use.py): the ctime of a change of our own, whether a change was seen of
-    which no event has told yet, and until when pages may change without a trace.
+    `nodeid`, `dev`, `ino`, `kind` (S_IFMT) never change.  `lookups` is the kernel's lookup count.  `parent`
+    and `name` are where it was found last, both None for the root and for an inode whose name was removed;
+    `children` counts the inodes whose parent this is.  `uses` counts open handles, pins and running
+    requests that need `file`, which exists exactly while it is not 0 (in_use.py); `closed_state` is the
+    state in which the last user closed it.
+
+    The rest is for changes behind the mount (changes.py): `own_ctime_ns` is the ctime of a change of our
+    own, `event_due` says that a change was found whose event has not been read, and `stores_until`, of
+    time.monotonic(), until when pages may change without a trace.
     """
 
-    __slots__ = ("children", "ctime_ns", "dev", "fd", "file", "ino", "kind", "lookups", "name", "nodeid",
-                 "parent", "seen", "stored_until", "unheard", "uses")  # fmt: skip
+    __slots__ = ("children", "closed_state", "dev", "event_due", "fd", "file", "ino", "kind", "lookups",
+                 "name", "nodeid", "own_ctime_ns", "parent", "stores_until", "uses")  # fmt: skip
 
     def __init__(self, nodeid: int, st: os.stat_result, fd: int | None) -> None:
         self.nodeid = nodeid
@@ -95,10 +95,10 @@ class Inode:
         self.children = 0
         self.uses = 0
         self.file: native.File | None = None
-        self.seen: tuple[int, int, int] | None = None
-        self.ctime_ns = 0
-        self.unheard = False
-        self.stored_until = 0.0  # time.monotonic()
+        self.closed_state: tuple[int, int, int] | None = None
+        self.own_ctime_ns = 0
+        self.event_due = False
+        self.stores_until = 0.0
 
     def __repr__(self) -> str:
         return f"<Inode {self.nodeid} {self.name!r} lookups={self.lookups} uses={self.uses}>"
@@ -143,7 +143,7 @@ class Inodes:
     def fd(self, inode: Inode) -> int:
         """A descriptor of `inode`, O_PATH unless the file is open; valid until the next call on the table.
 
-        OSError(ESTALE) when it had to be looked for and is not there.
+        OSError(ESTALE) when it has to be opened again and is not there.
         """
         if inode.fd is not None:
             if inode.parent is not None:
@@ -217,8 +217,8 @@ class Inodes:
         key = (st.st_dev, st.st_ino)
         inode = self._by_file.get(key)
         if inode is not None and inode.kind != stat.S_IFMT(st.st_mode):
-            # The number was given to another file behind our back, while we had no descriptor open on
-            # the first.  Whoever still has that one gets ESTALE.
+            # The number was given to another file behind the mount, while we had no descriptor open on
+            # the first.  Requests on the first get ESTALE.
             self._unname(inode)
             del self._by_file[key]
             inode = None

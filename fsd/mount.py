@@ -27,7 +27,7 @@ from daxfault.fsd import mountpoint as mountpoints
 from daxfault.fsd import syscalls
 from daxfault.fsd.errors import MountError
 from daxfault.fsd.filesystem import Filesystem
-from daxfault.fsd.in_use import fdinfo
+from daxfault.fsd.pins import fdinfo
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ def _identity(path: str) -> tuple[int, int]:
 
 async def _answers(fs: Filesystem, mount: Mount) -> None:
     try:
-        fs.device, fs.mount_id = await fs.ask_kernel(_identity, mount.path)
+        fs.pins.device, fs.pins.mount_id = await fs.threads.kernel(_identity, mount.path)
     except OSError as exc:
         raise MountError(f"mount {mount.path}: does not answer: {exc.strerror}") from exc
 
@@ -173,7 +173,7 @@ def _init(fs: Filesystem, path: str, allow_other: bool) -> None:
     options = {"fsname=daxfault", "subtype=daxfault", "default_permissions"}
     if allow_other:
         options.add("allow_other")
-    if fs.read_only():
+    if fs.attributes.read_only():
         options.add("ro")
     try:
         pyfuse3.init(fs, path, options)
@@ -190,7 +190,7 @@ async def _unmount(fs: Filesystem, mount: Mount) -> None:
     if mount.ended.is_set():
         return
     with trio.move_on_after(GRACE):
-        if not await fs.ask_kernel(_try_unmount, mount.path):
+        if not await fs.threads.kernel(_try_unmount, mount.path):
             await _write_back(fs, mount.path)
             pyfuse3.terminate()
         await mount.wait_unmounted()
@@ -219,15 +219,15 @@ async def _write_back(fs: Filesystem, path: str) -> None:
     lost a page that way).  The queue is in order: when not one write was begun between a request of ours
     and its reply, none was before it.
     """
-    await fs.ask_kernel(_sync, path)
+    await fs.threads.kernel(_sync, path)
     while True:
-        begun = fs.writes_begun
+        begun = fs.files.writes_begun
         try:
-            await fs.ask_kernel(os.statvfs, path)
+            await fs.threads.kernel(os.statvfs, path)
         except OSError as exc:
             log.warning("mount %s: does not answer: %s", path, exc)
             return
-        if fs.writes_begun == begun and fs.writes_ended == begun:
+        if fs.files.writes_begun == begun and fs.files.writes_ended == begun:
             return
 
 

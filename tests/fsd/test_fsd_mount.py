@@ -274,7 +274,7 @@ def test_pinned_file_stays_open_until_released(place: tuple[Path, Path]) -> None
         again = await fs.pin(fd)
         assert pinned.inode == (await in_thread(os.fstat, fd)).st_ino
         assert again.file is pinned.file
-        assert list(fs.files()) == [pinned.file]
+        assert list(fs.in_use) == [pinned.file]
         await in_thread(os.close, fd)
         await in_thread(os.listdir, path)
         again.release()
@@ -282,7 +282,7 @@ def test_pinned_file_stays_open_until_released(place: tuple[Path, Path]) -> None
         assert bytes(await in_thread(pinned.file.read, 0, 99)) == b"pinned"
         fs.mapping_changed(pinned.inode)
         pinned.release()
-        await in_thread(eventually, lambda: not list(fs.files()), "the file is closed")
+        await in_thread(eventually, lambda: not list(fs.in_use), "the file is closed")
 
     run(source, path, body)
 

@@ -154,11 +154,11 @@ class Served:
         return int(self.fs.inodes.open_descriptors())
 
     def files(self) -> int:
-        return len(list(self.fs.files()))
+        return len(list(self.fs.in_use))
 
     def break_attributes(self, times: int) -> None:
         """Make the next `times` attribute replies fail in a way that no one foresaw."""
-        whole = self.fs.attributes
+        whole = self.fs.replies.attributes
 
         def broken(*args: Any) -> Any:
             nonlocal times
@@ -167,7 +167,7 @@ class Served:
                 raise RuntimeError("broken by a test")
             return whole(*args)
 
-        self.fs.attributes = broken
+        self.fs.replies.attributes = broken
 
     def make_when_looked_up(self, name: str, text: str) -> None:
         """Make the file `name` in the root after the kernel was told, once, that there is none."""
@@ -221,7 +221,7 @@ class Served:
 
     def writes_in_threads(self) -> None:
         """As if storage had just been slow."""
-        self.fs.storage_slow_until = float("inf")
+        self.fs.files.storage_slow_until = float("inf")
 
     def no_watches_left(self) -> None:
         """As if the system's inotify watches were used up."""

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Noticing that a file in use was changed behind the mount.
+
+Owns the decision that a file has changed.  Must not answer requests, and must not know who maps a file.
+
+A change is first reported to the native.File (recheck), which updates the guests' mappings, then to the
+kernel, whose pages and attributes of the inode are invalidated.
+
+Two changes leave size and mtime as they were.  A writer who restores the mtime, as utime(2) can, moves
+the ctime: one that is neither the mtime nor of our own making stands for a change of data.  A store
+through a mapping of the backing file moves the mtime only if the page was clean: once such a store was
+seen, the kernel's pages are dropped at every poll for as long as a page may stay dirty.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Sequence
+
+from daxfault import native
+from daxfault.fsd.in_use import FilesInUse
+from daxfault.fsd.inodes import Inode
+from daxfault.fsd.invalidation import Invalidation
+from daxfault.fsd.threads import Threads
+from daxfault.fsd.watch import ATTRIBUTES, Watch
+
+log = logging.getLogger(__name__)
+
+# How long stores to a page may leave no trace: it is written, and so write-protected again, after
+# vm.dirty_expire_centisecs (30 s) and vm.dirty_writeback_centisecs (5 s), and a disk takes its time.
+STORES_FOR = 60.0
+
+
+class Changes:
+    """Notices changes of the files in use of one mount."""
+
+    def __init__(
+        self, in_use: FilesInUse, watch: Watch, invalidation: Invalidation, threads: Threads
+    ) -> None:
+        self._in_use = in_use
+        self._watch = watch
+        self._invalidation = invalidation
+        self._threads = threads
+
+    def recheck(self, inode: Inode) -> bool:
+        """Whether the file of `inode`, which is in use, was changed behind the mount; if so, guests and
+        the kernel are notified."""
+        assert inode.file is not None
+        if not inode.file.recheck():
+            return False
+        inode.event_due = True
+        self._invalidation.invalidate(inode.nodeid)
+        return True
+
+    async def run(self) -> None:
+        """Serve changes behind the mount until cancelled."""
+        await self._watch.run(self._look_at)
+
+    async def _look_at(self, found: Sequence[tuple[Inode, int]]) -> bool:
+        """Check files that may have changed, each with its events (watch.py); True when one has.
+
+        In a thread: dropping the pages past a new end of file can take long.
+        """
+        files = [inode.file for inode, _ in found]
+        for inode, _ in found:
+            inode.uses += 1
+        try:
+            try:
+                changes = await self._threads.storage(lambda: [_recheck(file) for file in files])
+            except Exception:  # no thread can be started, for instance: the mount goes on
+                log.exception("%d files: taken for changed, since they cannot be checked", len(files))
+                changes = [native.CHANGED_CONTENT] * len(files)
+            for (inode, events), change in zip(found, changes, strict=True):
+                self._report(inode, events, change)
+        finally:
+            for inode, _ in found:
+                self._in_use.unuse(inode)
+        return any(changes)
+
+    def _report(self, inode: Inode, events: int, change: int) -> None:
+        data = bool(change) or _changed_without_trace(inode, events)
+        if not events and (change or inode.event_due):
+            inode.stores_until = time.monotonic() + STORES_FOR
+        if events != ATTRIBUTES:
+            inode.event_due = False
+        if data or events & ATTRIBUTES:
+            self._invalidation.invalidate(inode.nodeid, data=data)
+
+
+def note_own_change(inode: Inode) -> None:
+    """Attributes of `inode` were just changed for a client: its new ctime is of our own making.  Never
+    raises: the request itself has succeeded."""
+    if inode.file is not None:
+        with contextlib.suppress(OSError):
+            inode.own_ctime_ns = os.fstat(inode.file.fileno()).st_ctime_ns
+
+
+def _changed_without_trace(inode: Inode, events: int) -> bool:
+    """Whether the data of `inode`, whose size and mtime are as we left them, may have changed."""
+    if not events:
+        return time.monotonic() < inode.stores_until
+    if not events & ATTRIBUTES or inode.file is None:
+        return False
+    try:
+        st = os.fstat(inode.file.fileno())
+    except OSError:
+        return True
+    own, inode.own_ctime_ns = inode.own_ctime_ns, st.st_ctime_ns
+    return st.st_ctime_ns not in (st.st_mtime_ns, own)
+
+
+def _recheck(file: native.File | None) -> int:
+    if file is None:
+        return 0
+    try:
+        return file.recheck()
+    except OSError as exc:
+        log.warning("file %d: fstat: %s", file.id, exc)
+        return native.CHANGED_SIZE | native.CHANGED_CONTENT

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Open files and directories, as clients see them.
+
+Owns the file handles: which number stands for which open file or directory.  Must not open or
+close anything.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+from typing import Generic, TypeVar
+
+from daxfault.fsd.inodes import Inode
+
+T = TypeVar("T")
+
+
+class OpenFile:
+    """An open regular file.  It is one use of `inode` (in_use.py)."""
+
+    __slots__ = ("direct_io", "inode", "written")
+
+    def __init__(self, inode: Inode, *, direct_io: bool) -> None:
+        self.inode = inode
+        self.direct_io = direct_io
+        self.written = False  # since the last flush
+
+
+class OpenDirectory:
+    """An open directory: a readable descriptor, and the listing that is being read."""
+
+    __slots__ = ("fd", "inode", "names")
+
+    def __init__(self, inode: Inode, fd: int) -> None:
+        self.inode = inode
+        self.fd = fd
+        self.names: list[bytes] | None = None
+
+
+class Handles(Generic[T]):
+    """File handles of one kind.  No number is used twice."""
+
+    def __init__(self) -> None:
+        self._next = itertools.count(1).__next__
+        self._opened: dict[int, T] = {}
+
+    def add(self, opened: T) -> int:
+        """A new handle for `opened`."""
+        fh = self._next()
+        self._opened[fh] = opened
+        return fh
+
+    def get(self, fh: int) -> T:
+        """What `fh` stands for; OSError(EBADF) when it is not open."""
+        try:
+            return self._opened[fh]
+        except KeyError:
+            raise OSError(errno.EBADF, f"no open handle {fh}") from None
+
+    def remove(self, fh: int) -> T:
+        """Forget `fh`, and return what it stood for; OSError(EBADF) when it is not open."""
+        opened = self.get(fh)
+        del self._opened[fh]
+        return opened
+
+    def clear(self) -> list[T]:
+        """Forget every handle, and return what they stood for."""
+        opened = list(self._opened.values())
+        self._opened.clear()
+        return opened
