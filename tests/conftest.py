@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures shared by all tests."""
+"""Fixtures shared by all tests, and what every test is held to: a bound, and leaving nothing."""
 
 import contextlib
+import faulthandler
+import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 from fsd_mount import FsdMount, MakeMount
 from needs import require, require_fuse, require_root
+from patience import within
 from program_host import ProgramHost
 from raw_host import RawHost, Start
 from run_host import Place, RunningHost, require_programs
+from session import left_behind, make_temporary_directory, remove_temporary_directory, reset_signals
 
 from daxfault import native
 
@@ -20,6 +24,59 @@ def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str)
     """Messages are named by their number: there may be a pid in them, and a test must have one name in
     every process that runs some."""
     return argname if isinstance(val, bytes) else None
+
+
+LIMIT = 300 + 5 * float(os.environ.get("DAXFAULT_STRESS_SECONDS", "0"))
+SLOW_LIMIT = 4 * 3600.0
+
+temporary = pytest.StashKey[Path]()
+terminal = pytest.StashKey[int]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    reset_signals()
+    config.stash[temporary] = make_temporary_directory()
+    config.stash[terminal] = os.dup(2)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    remove_temporary_directory(config.stash[temporary])
+
+
+def _bounded(item: pytest.Item) -> Generator[None]:
+    """One phase of a test.  If not even a signal ends it (a thread that holds the GIL, a task in the kernel),
+    the process ends with the stacks of its threads."""
+    limit = SLOW_LIMIT if item.get_closest_marker("slow") else LIMIT
+    faulthandler.dump_traceback_later(limit + 60, exit=True, file=item.config.stash[terminal])
+    try:
+        with within(limit, item.nodeid):
+            return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None]:
+    return (yield from _bounded(item))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    return (yield from _bounded(item))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
+    return (yield from _bounded(item))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """No process, mount or temporary file outlives the tests."""
+    yield
+    assert left_behind(request.config.stash[temporary], tmp_path_factory.getbasetemp()) == []
 
 
 @pytest.fixture

@@ -150,7 +150,8 @@ print(info.si_pid, info.si_code)
 
 
 def test_stopped_program_is_seen_to_stop_and_goes_on(host: ProgramHost) -> None:
-    end = subprocess.Popen(traced("/bin/cat"), env=host.environment(), stdin=subprocess.PIPE)
+    # the kernel ignores SIGTSTP and SIGTTIN in an orphaned process group, as this one may be
+    end = subprocess.Popen(traced("/bin/cat"), env=host.environment(), stdin=subprocess.PIPE, process_group=0)
     try:
         for stop in (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN):
             os.kill(end.pid, stop)
@@ -229,7 +230,8 @@ def test_program_killed_at_any_moment_is_gone_and_so_is_its_tracer(host: Program
 
 def test_program_without_its_tracer_does_not_go_on(host: ProgramHost) -> None:
     """A mapping that nobody served would be the kernel's own."""
-    end = subprocess.Popen(traced("/bin/cat"), env=host.environment(), stdin=subprocess.PIPE)
+    # the kernel ignores SIGTSTP and SIGTTIN in an orphaned process group, as this one may be
+    end = subprocess.Popen(traced("/bin/cat"), env=host.environment(), stdin=subprocess.PIPE, process_group=0)
     try:
         while not (tracer := _tracer_of(end.pid)):
             os.sched_yield()

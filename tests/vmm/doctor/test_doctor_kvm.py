@@ -16,6 +16,7 @@ import trio
 from checkout import DOCS
 from kvm_stage import require_kvm
 from needs import require_root
+from private_mounts import private_mounts
 from stage import eventually
 
 from daxfault.native.kvm import probe, probe_program
@@ -113,7 +114,7 @@ def test_command_tables_say_what_each_case_does(found: dict[str, Any]) -> None:
 def private_dev(then: str) -> list[str]:
     """A command run with a /dev of its own, made to measure by `then`; $1 is the program."""
     script = f"mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3 && {then}"
-    return ["unshare", "--mount", "sh", "-c", script, "sh", str(probe_program())]
+    return [*private_mounts(script), str(probe_program())]
 
 
 @pytest.mark.parametrize(

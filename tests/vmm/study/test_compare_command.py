@@ -12,6 +12,7 @@ import pytest
 from command_line import PATIENCE, assert_nothing_left, place_of_its_own, told
 from kvm_stage import require_kvm
 from needs import require_fuse, require_root
+from private_mounts import without
 
 from daxfault.vmm.cli.compare import ColumnName, InjectionName, RescueName
 from daxfault.vmm.designs import DESIGNS, POSTED
@@ -129,8 +130,7 @@ def test_compare_asked_for_nonsense_exits_2_and_names_it(top: Path, options: lis
 
 def test_compare_without_fuse_exits_3_and_names_doctor(top: Path) -> None:
     require_root()
-    without = ("unshare", "-m", "sh", "-c", 'mount --bind /dev/null /dev/fuse; exec "$@"', "sh")
-    done = compare(top, *ONE_CELL, before=without)
+    done = compare(top, *ONE_CELL, before=without("fuse"))
     assert done.returncode == 3
     assert "daxfault doctor" in done.stderr
     assert "Traceback" not in done.stderr
@@ -138,13 +138,12 @@ def test_compare_without_fuse_exits_3_and_names_doctor(top: Path) -> None:
 
 def test_compare_on_kvm_without_it_exits_3_and_names_it(top: Path) -> None:
     require_root()
-    without = ("unshare", "-m", "sh", "-c", 'mount --bind /dev/null /dev/kvm; exec "$@"', "sh")
-    done = compare(top, "--guest", "both", before=without)
+    done = compare(top, "--guest", "both", before=without("kvm"))
     assert done.returncode == 3
     assert "/dev/kvm" in done.stderr
     assert "Traceback" not in done.stderr
     # the other guest does not mind
-    assert compare(top, *ONE_CELL, before=without).returncode == 0
+    assert compare(top, *ONE_CELL, before=without("kvm")).returncode == 0
 
 
 def test_compare_on_kvm_takes_the_rows_that_were_asked_for(top: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from command_line import PATIENCE, assert_nothing_left, environment, place_of_its_own, told
 from kvm_stage import require_kvm
 from needs import require_fuse, require_root
+from private_mounts import private_mounts, without
 
 REPRO = [sys.executable, "-m", "daxfault", "repro", "--guest", "kvm"]
 
@@ -98,8 +99,7 @@ def test_repro_on_kvm_with_a_design_exits_2(top: Path) -> None:
 
 def test_repro_without_kvm_exits_3_and_names_it(top: Path) -> None:
     require_root()
-    hide = ("unshare", "--mount", "sh", "-c", 'mount --bind /dev/null /dev/kvm && exec "$@"', "sh")
-    done = repro(top, before=hide)
+    done = repro(top, before=without("kvm"))
     assert done.returncode == 3, done.stderr
     assert "/dev/kvm" in done.stderr
     assert "Traceback" not in done.stderr
@@ -111,7 +111,7 @@ def test_kvm_that_is_not_permitted_is_named_with_the_user() -> None:
         "import os; from daxfault.native import kvm; "
         "os.setgroups([]); os.setuid(65534); print(kvm.unsupported())"
     )
-    hide = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /dev && : > /dev/kvm && exec "$@"', "sh")
+    hide = private_mounts('mount -t tmpfs none /dev && : > /dev/kvm && exec "$@"')
     strict = ("sh", "-c", 'chmod 600 /dev/kvm && exec "$@"', "sh")
     command = [*hide, *strict, sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)

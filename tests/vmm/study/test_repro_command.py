@@ -14,6 +14,7 @@ import pytest
 from checkout import ROOT
 from command_line import PATIENCE, assert_nothing_left, place_of_its_own, told
 from needs import require, require_fuse, require_root
+from private_mounts import private_mounts, without
 
 REPRO = [sys.executable, "-m", "daxfault", "repro", "--seconds", "0.1"]
 
@@ -105,13 +106,8 @@ def test_repro_asked_for_nonsense_exits_2_and_names_it(top: Path, options: list[
     assert "Traceback" not in done.stderr
 
 
-def without(device: str, *also: str) -> tuple[str, ...]:
-    """A command prefix: /dev/`device` is something else."""
-    require_root()
-    return ("unshare", "-m", "sh", "-c", f'mount --bind /dev/null /dev/{device}; exec "$@"', "sh", *also)
-
-
 def test_repro_without_fuse_exits_3_and_names_doctor(top: Path) -> None:
+    require_root()
     done = repro(top, before=without("fuse"))
     assert done.returncode == 3
     assert "daxfault doctor" in done.stderr
@@ -119,8 +115,9 @@ def test_repro_without_fuse_exits_3_and_names_doctor(top: Path) -> None:
 
 
 def test_repro_without_userfaultfd_exits_3_and_names_it(top: Path) -> None:
+    require_root()
     require(Path("/proc/sys/vm/unprivileged_userfaultfd").read_text() == "0\n", "userfaultfd restricted")
-    done = repro(top, before=without("userfaultfd", "setpriv", "--bounding-set=-sys_ptrace"))
+    done = repro(top, before=(*without("userfaultfd"), "setpriv", "--bounding-set=-sys_ptrace"))
     assert done.returncode == 3
     assert "userfaultfd: Operation not permitted" in done.stderr
     assert "Traceback" not in done.stderr
@@ -161,8 +158,7 @@ def test_repro_without_any_place_for_temporary_files_exits_3_and_says_so(top: Pa
         done
         cd /proc && TMPDIR=/proc exec "$@"
     """
-    before = ("unshare", "-m", "sh", "-c", script, "sh")
-    done = repro(top, before=before)
+    done = repro(top, before=private_mounts(script))
     assert done.returncode == 3
     assert "temporary" in done.stderr
     assert "Traceback" not in done.stderr
