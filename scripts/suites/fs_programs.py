@@ -158,7 +158,7 @@ def exerciser(place: Place, at: Path, quick: bool, tell: fs_sources.Tell) -> Res
 def _compared(place: Place, at: Path) -> str:
     """What differs between a directory and what is behind the mount; "" if nothing does."""
     behind = place.source / at.relative_to(place.path)
-    status, said = run([sys.executable, SUPPORT / "twin.py", at, behind], at, LONG)
+    status, said = run([sys.executable, SUPPORT / "compared_calls.py", at, behind], at, LONG)
     return "" if status == 0 else f"not what is behind the mount: {last(said)}"
 
 
@@ -184,7 +184,7 @@ def churn(place: Place, at: Path, quick: bool, tell: fs_sources.Tell) -> Results
         tell(f"{place.name}: our churn, seed {seed}, {count:,} calls of 4 processes")
         (at / str(seed)).mkdir()
         with tempfile.TemporaryDirectory(prefix="daxfault-") as twin:
-            command: list[str | Path] = [sys.executable, SUPPORT / "churn.py", at / str(seed), twin]
+            command: list[str | Path] = [sys.executable, SUPPORT / "random_calls.py", at / str(seed), twin]
             if place.name != BACKING:
                 command += ["--behind", place.source / at.relative_to(place.path) / str(seed)]
             command += ["--seed", str(seed), "--count", str(count), "--processes", "4"]

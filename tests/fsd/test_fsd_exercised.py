@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Thousands of random operations on a mount, each checked (exerciser.py, churn.py); seeds are in the names.
+"""Thousands of random operations on a mount, each checked (exerciser.py, random_calls.py), with fixed seeds.
 
 The source is in memory where it can be: what a disk does with so many fsync(2) is not the subject.
 """
@@ -64,7 +64,7 @@ def test_random_changes_behind_the_mount_are_seen_by_read_and_in_mappings(quick:
 
 def test_random_calls_of_many_processes_answer_as_their_twins_do(quick: FsdMount, tmp_path: Path) -> None:
     (tmp_path / "twin").mkdir()
-    done = start("churn.py", quick.path, tmp_path / "twin", "--behind", quick.source, "--seed", 1,
+    done = start("random_calls.py", quick.path, tmp_path / "twin", "--behind", quick.source, "--seed", 1,
                  "--count", 6000, "--processes", 3)  # fmt: skip
     assert told(done)["files"] > 100
 

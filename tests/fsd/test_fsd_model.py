@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from compared_calls import performed, tree
 from fsd_mount import FsdMount
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from needs import require_fuse
-from twin import performed, tree
 
 NAMES = st.sampled_from(["a", "b", "c", "d/a", "d/b", "d/e/a", "d", "d/e", "n" * 256, "caf\udce9", "l/a"])
 SIZES = st.sampled_from([0, 1, 100, 4095, 4096, 4097, 10000, 200000])

@@ -3,7 +3,7 @@
 
 Owns packing messages and sending them with any descriptors.  Its userfaultfd is a
 real one, of this very process, so nothing may ever be touched through it: a guest
-that touches memory is a process of its own (rogue.py).
+that touches memory is a process of its own (guest_process.py).
 """
 
 import contextlib

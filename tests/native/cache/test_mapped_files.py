@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from stage import PAGE, RANGE, Stage, call, eventually, noticed, stage
+from serving import PAGE, RANGE, Stage, call, eventually, noticed, stage
 from trio.testing import trio_test
 
 from daxfault.vmm.designs import DESIGNS

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from stage import PAGE, Stage, call, noticed, stage
+from serving import PAGE, Stage, call, noticed, stage
 from trio.testing import trio_test
 
 from daxfault.vmm.study.standin import StandIn

@@ -23,7 +23,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from needs import require
-from stage import PAGE, RANGE, Stage, call, eventually, noticed, stage
+from serving import PAGE, RANGE, Stage, call, eventually, noticed, stage
 from trio.testing import trio_test
 
 from daxfault.vmm.study.standin import StandIn

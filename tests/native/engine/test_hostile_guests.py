@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guests that break the protocol lose their connection, and nobody else notices (hostile.py)."""
+"""Guests that break the protocol lose their connection, and nobody else notices (witness.py)."""
 
 import errno
 import fcntl
@@ -12,10 +12,10 @@ import pytest
 import raw_guest
 import trio
 import trio.testing
-from hostile import DATA, GONE, connected, greeted, witnessed
 from raw_guest import READ, WINDOW_LEN, WRITE, closing
-from stage import PAGE, RANGE, call
+from serving import PAGE, RANGE, call
 from trio.testing import trio_test
+from witness import DATA, GONE, connected, greeted, witnessed
 
 # ---- messages
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guests that break their own memory, their event area, or die: nobody else notices (hostile.py)."""
+"""Guests that break their own memory, their event area, or die: nobody else notices (witness.py)."""
 
 import os
 import signal
@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from hostile import OTHER, child, fails, opened, witnessed
+from guest_process import Died
 from raw_guest import READ, WRITE
-from rogue import Died
-from stage import PAGE, RANGE, call, eventually
+from serving import PAGE, RANGE, call, eventually
 from trio.testing import trio_test
+from witness import OTHER, child, fails, opened, witnessed
 
 from daxfault import native
 from daxfault.vmm.designs import Design, Verdict

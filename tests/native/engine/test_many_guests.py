@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import trio
-from lines import Lines, killable_host
-from stage import PAGE, RANGE, Stage, call, noticed, stage
+from killable_host import Lines, killable_host
+from serving import PAGE, RANGE, Stage, call, noticed, stage
 from trio.testing import trio_test
 
 from daxfault.vmm.errors import alone

@@ -5,7 +5,7 @@ import os
 
 import pytest
 import trio
-from kvm_stage import file_guest, require_kvm
+from kvm_guest import file_guest, require_kvm
 from trio.testing import trio_test
 
 from daxfault.native import lib

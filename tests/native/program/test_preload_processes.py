@@ -19,30 +19,36 @@ def either_host(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Prog
 
 
 @pytest.fixture(scope="module")
-def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What tests/programs/odd.c says."""
+def map_from(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What tests/programs/map_from.c says."""
     if not PROGRAMS.is_dir():
         pytest.skip("the C sources are not beside the tests")
-    binary = tmp_path_factory.mktemp("odd") / "odd"
+    binary = tmp_path_factory.mktemp("map_from") / "map_from"
     flags = ["-std=gnu11", "-D_GNU_SOURCE", "-O1", "-g", "-Wall", "-Wextra", "-Werror"]
-    subprocess.run(["cc", *flags, PROGRAMS / "odd.c", "-o", binary, "-lpthread"], check=True)
+    subprocess.run(["cc", *flags, PROGRAMS / "map_from.c", "-o", binary, "-lpthread"], check=True)
     return binary
 
 
 @pytest.mark.parametrize("mode", ["signals", "vfork", "_Fork", "cancel", "threads"])
-def test_mapping_where_no_interpreter_can_is_served(either_host: ProgramHost, odd: Path, mode: str) -> None:
+def test_mapping_where_no_interpreter_can_is_served(
+    either_host: ProgramHost, map_from: Path, mode: str
+) -> None:
     file = either_host.file("file")
     done = subprocess.run(
-        [odd, mode, file], env=either_host.environment(), capture_output=True, text=True, timeout=SECONDS
+        [map_from, mode, file], env=either_host.environment(), capture_output=True, text=True, timeout=SECONDS
     )
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_child_of_a_clone_is_served_or_has_no_mapping(either_host: ProgramHost, odd: Path) -> None:
+def test_child_of_a_clone_is_served_or_has_no_mapping(either_host: ProgramHost, map_from: Path) -> None:
     """No library is told of it, only the kernel's events are; without them the child must not read zeros."""
     file = either_host.file("file")
     done = subprocess.run(
-        [odd, "clone", file], env=either_host.environment(), capture_output=True, text=True, timeout=SECONDS
+        [map_from, "clone", file],
+        env=either_host.environment(),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
     )
     told = "" if either_host.children else f"child of clone(): ended by signal {signal.SIGSEGV:d}\n"
     assert (done.returncode, done.stderr) == (bool(told), told)

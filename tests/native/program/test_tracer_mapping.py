@@ -34,8 +34,8 @@ def binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return static("odd", tmp_path_factory.mktemp("static"))
+def map_from(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return static("map_from", tmp_path_factory.mktemp("static"))
 
 
 @pytest.mark.parametrize("device", [True, False], ids=["device lent", "system call"])
@@ -113,8 +113,8 @@ def test_dynamic_program_executed_by_a_static_one_is_served_once(host: ProgramHo
 
 
 @pytest.mark.parametrize("mode", ["signals", "vfork", "_Fork", "cancel", "threads"])
-def test_mapping_where_it_is_awkward_is_served(either_host: ProgramHost, odd: Path, mode: str) -> None:
-    done = run_traced(either_host, odd, mode, either_host.file("file"))
+def test_mapping_where_it_is_awkward_is_served(either_host: ProgramHost, map_from: Path, mode: str) -> None:
+    done = run_traced(either_host, map_from, mode, either_host.file("file"))
     assert (done.returncode, done.stderr) == (0, "")
 
 

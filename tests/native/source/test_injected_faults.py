@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from stage import PAGE, Stage, call, eventually, recorded, stage
+from serving import PAGE, Stage, call, eventually, recorded, stage
 from trio.testing import trio_test
 
 from daxfault import native

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import trio
-from gated import Gated, gated
-from stage import PAGE, RANGE, Stage, call, eventually, recorded, stage
+from gated_source import Gated, gated
+from serving import PAGE, RANGE, Stage, call, eventually, recorded, stage
 from trio.testing import trio_test
 
 from daxfault.native import Delivery, Engine, Reason

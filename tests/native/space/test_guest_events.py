@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import trio
+from guest_process import rogue
 from needs import require
 from raw_guest import READ, WRITE, uffd
-from rogue import rogue
-from stage import PAGE, RANGE, Stage, call, eventually, noticed, stage
+from serving import PAGE, RANGE, Stage, call, eventually, noticed, stage
 from trio.testing import trio_test
 
 from daxfault.vmm.designs import DESIGNS

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import trio
 from checkout import DOCS
-from kvm_stage import require_kvm
+from kvm_guest import require_kvm
 from needs import require_root
 from private_mounts import private_mounts
-from stage import eventually
+from serving import eventually
 
 from daxfault.native.kvm import probe, probe_program
 from daxfault.vmm.errors import DaxfaultError

@@ -12,11 +12,11 @@ import pytest
 import raw_guest
 import trio
 import trio.testing
-from hostile import GONE, descriptors, witnessed
 from needs import require_root
 from raw_guest import RawGuest
-from stage import RANGE, call, eventually, stage
+from serving import RANGE, call, eventually, stage
 from trio.testing import trio_test
+from witness import GONE, descriptors, witnessed
 
 from daxfault.vmm.designs import DESIGNS
 

@@ -5,7 +5,7 @@ import os
 
 import pytest
 import trio
-from kvm_stage import CUT, PAGE, PAGES, file_guest, view, warm
+from kvm_guest import CUT, PAGE, PAGES, file_guest, view, warm
 from needs import require
 from trio.testing import trio_test
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from kvm_stage import CUT, PAGE, PAGES, require_kvm, view, warm
+from kvm_guest import CUT, PAGE, PAGES, require_kvm, view, warm
 from needs import require
 from trio.testing import trio_test
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from command_line import environment
-from mapper import Mapper, compiled
+from mapscript import Mapper, compiled
 from needs import require, require_root
 from run_host import PATIENCE, Place, RunningHost, looks, require_programs
 

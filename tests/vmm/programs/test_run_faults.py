@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Faults on purpose, `--fault` and `daxfault inject`: what a program gets, and when.
 
-The program is mapper.c, which tells what each access came to.
+The program is mapscript.c, which tells what each access came to.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import pytest
 from command_line import environment
 from hypothesis import given
 from hypothesis import strategies as st
-from mapper import Mapper, compiled
+from mapscript import Mapper, compiled
 from run_host import PATIENCE, RunningHost, looks
 
 from daxfault.vmm.programs.faults import EVERYTHING, NEVER, BadRule, Rule, parse

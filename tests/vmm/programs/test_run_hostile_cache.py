@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import raw_program
-from mapper import Mapper, compiled
+from mapscript import Mapper, compiled
 from raw_program import RawProgram
 from run_host import RunningHost
 

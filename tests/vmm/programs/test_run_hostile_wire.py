@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 import raw_program
-from mapper import Mapper, compiled
+from mapscript import Mapper, compiled
 from raw_guest import message, uffd
 from raw_program import GONE, RawProgram
 from run_host import PATIENCE, RunningHost, looks
-from stage import stage
+from serving import stage
 from trio.testing import trio_test
 
 from daxfault.native import lib

@@ -9,10 +9,10 @@ import os
 from pathlib import Path
 
 import pytest
-from mapper import compiled, same_both_ways
+from mapscript import compiled, same_both_ways
 from run_host import RunningHost
 
-# For mapper.c: a file `f` of 4 pages and 100 bytes, whose pages are of a, b, c, d, e; `g` of one page of G;
+# For mapscript.c: a file `f` of 4 pages and 100 bytes, whose pages hold a, b, c, d, e; `g` of one page of G;
 # `h` is empty.
 SCENARIOS = {
     "partial_unmap": """

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from mapper import contents
+from mapscript import contents
 from run_host import PATIENCE, RunningHost
 
 PRELUDE = """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Several programs on one file at a time, and changes behind the mount, step by step.
 
-The programs are of mapper.c; what is behind them is the test itself, on the backing directory.
+The programs are of mapscript.c; what is behind them is the test itself, on the backing directory.
 """
 
 import os
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from mapper import Mapper, compiled
+from mapscript import Mapper, compiled
 from run_host import PATIENCE, RunningHost, looks
 
 from daxfault.vmm.programs import where

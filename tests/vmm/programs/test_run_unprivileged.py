@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from mapper import compiled
+from mapscript import compiled
 from needs import require_root
 from run_host import PATIENCE, Place, environment
 

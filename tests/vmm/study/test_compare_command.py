@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from command_line import PATIENCE, assert_nothing_left, place_of_its_own, told
-from kvm_stage import require_kvm
+from kvm_guest import require_kvm
 from needs import require_fuse, require_root
 from private_mounts import without
 

@@ -8,7 +8,7 @@ import functools
 import pytest
 import trio
 from checkout import DOCS
-from kvm_stage import require_kvm
+from kvm_guest import require_kvm
 from needs import require, require_fuse
 
 from daxfault.native.kvm import probe

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 import trio
-from lines import killable_host
-from nests import DATA, fnv1a, nesting
-from stage import PAGE, PATIENCE, RANGE, Stage, call, eventually, stage
+from killable_host import killable_host
+from nesting import DATA, fnv1a, nesting
+from serving import PAGE, PATIENCE, RANGE, Stage, call, eventually, stage
 from trio.testing import trio_test
 
 from daxfault.vmm.designs import DESIGNS

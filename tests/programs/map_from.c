@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * odd.c - programs that map a file from where no interpreter can: handlers of signals,
+ * map_from.c - programs that map a file from where no interpreter can: handlers of signals,
  * children of vfork() and of clone(), threads that are cancelled.
  *
- *   odd MODE FILE      each page of FILE begins with its number, counted from 1
+ *   map_from MODE FILE      each page of FILE begins with its number, counted from 1
  *
  * Ends with 0, or says on standard error what it got.
  */

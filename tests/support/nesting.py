@@ -6,7 +6,7 @@ import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from stage import PAGE, Stage, stage
+from serving import PAGE, Stage, stage
 
 from daxfault.vmm.designs import DESIGNS
 from daxfault.vmm.study.compare.nested import Nest, nest

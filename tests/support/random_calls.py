@@ -5,7 +5,7 @@ Each process has a directory of its own, and makes each call also in a twin else
 answer the same.  In a directory that all share they get in each other's way: there only what must
 hold in the end is checked.  Owns the calls and the checks.  Must not know what file system it is on.
 
-    python churn.py DIRECTORY TWIN [--seed N] [--count N] [--processes N] [--behind PATH]
+    python random_calls.py DIRECTORY TWIN [--seed N] [--count N] [--processes N] [--behind PATH]
 
 DIRECTORY and TWIN are empty directories; TWIN is on a file system that is trusted.  With --behind,
 where DIRECTORY is behind its mount, the trees are compared there too.  -> {"calls": N, "files": N} on
@@ -24,7 +24,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from twin import performed, tree
+from compared_calls import performed, tree
 
 ROUNDS = 4
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * mapper_calls.c - the calls of mapper.c: on files, on mappings, and the accesses themselves.
+ * mapscript_calls.c - the calls of mapscript.c: on files, on mappings, and the accesses themselves.
  *
  * Owns what each answers.  Must not know scripts or processes.
  */
@@ -20,7 +20,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "mapper.h"
+#include "mapscript.h"
 
 static _Thread_local sigjmp_buf back;
 static _Thread_local volatile sig_atomic_t guarded;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * twin_files.c - calls on files and names, and what a descriptor's file is in the end.  Must not
+ * mapfsx_files.c - calls on files and names, and what a descriptor's file is in the end.  Must not
  * touch a mapping.
  */
 #include <fcntl.h>
@@ -8,7 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "twin.h"
+#include "mapfsx.h"
 
 const char *name_of(int i)
 {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * twin.h - what the parts of twin.c share: the random numbers, the log, and what is known of
+ * mapfsx.h - what the parts of mapfsx.c share: the random numbers, the log, and what is known of
  * the files and mappings that the operations made.
  */
 #ifndef DAXFAULT_TWIN_H
@@ -56,21 +56,21 @@ static inline unsigned pick(unsigned n)
 uint64_t hash(const void *bytes, size_t n);
 void result(const char *what, long r);
 
-/* twin_access.c; access_setup() is false when the process cannot be made ready */
+/* mapfsx_access.c; access_setup() is false when the process cannot be made ready */
 bool access_setup(void);
 char *somewhere(unsigned *slot, unsigned *page);	/* an address that shows a file, mostly */
 void load_or_store(void);
 void look_at_all(void);
 void fork_once(void);
 
-/* twin_files.c */
+/* mapfsx_files.c */
 const char *name_of(int i);
 void open_again(unsigned i);
 void file_call(void);
 void name_call(void);
 void look_at_file(unsigned i);
 
-/* twin_map.c */
+/* mapfsx_map.c */
 void map(void);
 void remap(void);
 void change_map(void);

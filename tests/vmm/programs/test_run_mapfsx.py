@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The same random operations on a mount and on an ordinary file system: the same outcomes.
 
-tests/programs/twin.c writes down what every call and every access came to: bytes, errors, signals
+tests/programs/mapfsx.c writes down what every call and every access came to: bytes, errors, signals
 and their addresses.  DAXFAULT_STRESS_SEED is the first sequence's number.
 """
 
@@ -39,13 +39,13 @@ def differences(one: dict[str, list[str]], other: dict[str, list[str]]) -> list[
 
 def compare(tmp_path: Path, first: int, count: int, *options: str, seconds: float) -> None:
     require_programs()
-    twin = built(tmp_path, "twin")
+    mapfsx = built(tmp_path, "mapfsx")
     logs = {name: tmp_path / name for name in ("native", "ours")}
     plain, place = tmp_path / "plain", Place(tmp_path)
     plain.mkdir()
     arguments = [str(first), str(count), str(STEPS)]
-    subprocess.run([twin, plain, logs["native"], *arguments], check=True, timeout=seconds)
-    watched(place, twin, ".", logs["ours"], *arguments, options=options, seconds=seconds)
+    subprocess.run([mapfsx, plain, logs["native"], *arguments], check=True, timeout=seconds)
+    watched(place, mapfsx, ".", logs["ours"], *arguments, options=options, seconds=seconds)
     native, ours = sequences(logs["native"]), sequences(logs["ours"])
     assert len(native) == count
     found = differences(native, ours)

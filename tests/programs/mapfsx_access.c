@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * twin_access.c - loads and stores, by the program's own instructions and by the kernel: bytes, or
+ * mapfsx_access.c - loads and stores, by the program's own instructions and by the kernel: bytes, or
  * the signal and where it was.  Must not make a mapping.
  */
 #include <setjmp.h>
@@ -11,7 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "twin.h"
+#include "mapfsx.h"
 
 static int sink;
 static sigjmp_buf landing;

@@ -3,7 +3,7 @@
 
 Owns what of an answer does not depend on where it was given.
 
-    python twin.py A B   exit status 1, and what differs, when the trees below A and B do
+    python compared_calls.py A B   exit status 1, and what differs, when the trees below A and B do
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * mapper.c - a program that maps files as its script says, and tells what it saw.
+ * mapscript.c - a program that maps files as its script says, and tells what it saw.
  *
  * Owns one call a line and one line of answer, with no address in it, so that the answers of
  * two runs can be compared.  Must not know where its files lie: names are relative to
@@ -21,7 +21,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "mapper.h"
+#include "mapscript.h"
 
 #define WORDS 12
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
+from guest_process import Died, Rogue, rogue
 from raw_guest import RawGuest
-from rogue import Died, Rogue, rogue
-from stage import PAGE, RANGE, Stage, call, eventually, stage
+from serving import PAGE, RANGE, Stage, call, eventually, stage
 
 from daxfault import native
 from daxfault.vmm.designs import DESIGNS

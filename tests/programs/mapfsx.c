@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * twin.c - random operations on files and their mappings, every outcome written down: run
+ * mapfsx.c - random operations on files and their mappings, every outcome written down: run
  * with the same seed on two file systems it must write the same twice.  After fsx, but with
  * addresses of its own choice, so that they can be compared, too.
  *
- * twin DIRECTORY LOG SEED SEQUENCES STEPS
+ * mapfsx DIRECTORY LOG SEED SEQUENCES STEPS
  *
  * What is left out, since file systems differ: stores past EOF in a file's last page.  What the
  * kernel refuses because of the userfaultfd: an mremap() of more than one mapping at a time
@@ -17,7 +17,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "twin.h"
+#include "mapfsx.h"
 
 struct page pages[SLOTS][SLOT_PAGES];
 int names[NAMES];

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * twin_map.c - making, changing and moving mappings, and what each page shows then.
+ * mapfsx_map.c - making, changing and moving mappings, and what each page shows then.
  */
 #include <fcntl.h>
 #include <sys/mman.h>
 
-#include "twin.h"
+#include "mapfsx.h"
 
 static int nareas;
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * mapper.h - what the parts of mapper.c share: names of files and mappings, and the answers.
+ * mapscript.h - what the parts of mapscript.c share: names of files and mappings, and the answers.
  */
 #ifndef MAPPER_H
 #define MAPPER_H

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The program of mapper.c: compiled, run plainly and on a mount, spoken to line by line."""
+"""The program of mapscript.c: compiled, run plainly and on a mount, spoken to line by line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def compiled(directory: Path, *, static: bool = False) -> Path:
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     require(compiler, "a C compiler")
     program = directory / "mapper"
-    sources = [str(PROGRAMS / name) for name in ("mapper.c", "mapper_calls.c")]
+    sources = [str(PROGRAMS / name) for name in ("mapscript.c", "mapscript_calls.c")]
     flags = ["-O1", "-g", "-Wall", "-Wextra", "-pthread", *(["-static"] if static else [])]
     made = subprocess.run([compiler or "cc", *flags, "-o", program, *sources], check=False)
     require(made.returncode == 0 or not static, "a static libc")
