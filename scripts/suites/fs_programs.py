@@ -177,11 +177,11 @@ def fsstress(place: Place, at: Path, quick: bool, tell: fs_sources.Tell) -> Resu
     return results
 
 
-def churn(place: Place, at: Path, quick: bool, tell: fs_sources.Tell) -> Results:
+def random_calls(place: Place, at: Path, quick: bool, tell: fs_sources.Tell) -> Results:
     results: Results = {}
     for seed in range(21, 22 if quick else 26):
         count = 2000 if quick else 20_000
-        tell(f"{place.name}: our churn, seed {seed}, {count:,} calls of 4 processes")
+        tell(f"{place.name}: our random calls, seed {seed}, {count:,} calls of 4 processes")
         (at / str(seed)).mkdir()
         with tempfile.TemporaryDirectory(prefix="daxfault-") as twin:
             command: list[str | Path] = [sys.executable, SUPPORT / "random_calls.py", at / str(seed), twin]
@@ -189,7 +189,7 @@ def churn(place: Place, at: Path, quick: bool, tell: fs_sources.Tell) -> Results
                 command += ["--behind", place.source / at.relative_to(place.path) / str(seed)]
             command += ["--seed", str(seed), "--count", str(count), "--processes", "4"]
             status, said = run(command, at, LONG)
-        results[f"churn --seed {seed}"] = result(status == 0, last(said))
+        results[f"random_calls --seed {seed}"] = result(status == 0, last(said))
     return results
 
 
@@ -264,7 +264,7 @@ SUITES: dict[str, Suite] = {
     "fsx": fsx,
     "exerciser": exerciser,
     "fsstress": fsstress,
-    "churn": churn,
+    "random_calls": random_calls,
     "stress-ng": stress_ng,
     "fio": fio,
 }

@@ -35,8 +35,8 @@ class Died(Exception):
         self.code = code
 
 
-class Rogue:
-    """A running child.  Make one with `rogue()`."""
+class GuestProcess:
+    """A running child.  Make one with `guest_process()`."""
 
     def __init__(self, process: trio.Process) -> None:
         self.process = process
@@ -70,7 +70,7 @@ class Rogue:
 
 
 @contextlib.asynccontextmanager
-async def rogue(sock: socket.socket | None = None) -> AsyncIterator[Rogue]:
+async def guest_process(sock: socket.socket | None = None) -> AsyncIterator[GuestProcess]:
     """A child, with `sock` (taken over) as its connection to a host; killed at the end."""
     number = -1 if sock is None else sock.fileno()
     try:
@@ -85,7 +85,7 @@ async def rogue(sock: socket.socket | None = None) -> AsyncIterator[Rogue]:
         if sock is not None:
             sock.close()
     try:
-        yield Rogue(process)
+        yield GuestProcess(process)
     finally:
         with trio.CancelScope(shield=True):
             process.kill()

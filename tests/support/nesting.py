@@ -6,7 +6,7 @@ import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from serving import PAGE, Stage, stage
+from serving import PAGE, Serving, serving
 
 from daxfault.vmm.designs import DESIGNS
 from daxfault.vmm.study.compare.nested import Nest, nest
@@ -22,8 +22,8 @@ def fnv1a(data: bytes) -> str:
 
 
 @contextlib.asynccontextmanager
-async def nesting(top: Path, design: str = "report") -> AsyncIterator[tuple[Stage, Nest]]:
-    async with stage(top, loop_seconds=60) as s:
+async def nesting(top: Path, design: str = "report") -> AsyncIterator[tuple[Serving, Nest]]:
+    async with serving(top, loop_seconds=60) as s:
         path = s.make("file", DATA)
         async with nest(s.host, s.nursery, DESIGNS[design], path) as n:
             yield s, n

@@ -28,7 +28,7 @@ PATIENCE = 30.0  # seconds; for a machine that is busy with other things
 
 
 @dataclasses.dataclass
-class Stage:
+class Serving:
     """`backing` is served at `mount`; `host` serves guests, who live in `nursery`."""
 
     backing: Path
@@ -75,7 +75,7 @@ async def eventually(condition: Callable[[], Any], what: str) -> Any:
     raise AssertionError(f"never: {what}")
 
 
-async def recorded(s: Stage, count: int) -> list[Record]:
+async def recorded(s: Serving, count: int) -> list[Record]:
     """The records of failed faults, of which there are at least `count`: a guest is told first, and then
     it is recorded."""
     await eventually(lambda: s.host.records.total >= count, f"{count} records")
@@ -94,13 +94,13 @@ async def noticed(guest: StandIn, name: str, size: int) -> None:
 
 
 @contextlib.asynccontextmanager
-async def stage(
+async def serving(
     top: Path,
     *,
     backing: Path | None = None,
     loop_seconds: float = 0.1,
     engine: native.Engine | None = None,
-) -> AsyncIterator[Stage]:
+) -> AsyncIterator[Serving]:
     """Mount `top`/backing, or another directory, at `top`/mount, with a host."""
     require_fuse()
     try:
@@ -115,5 +115,5 @@ async def stage(
     watchdog = Watchdog(seconds=loop_seconds, cycles=50)
     with trio.fail_after(4 * PATIENCE):
         async with fsd.mounted(fs, mount), hosting(fs, watchdog=watchdog, engine=engine) as (host, nursery):
-            yield Stage(backing, mount, fs, host, nursery)
+            yield Serving(backing, mount, fs, host, nursery)
     assert not os.path.ismount(mount)  # noqa: ASYNC240 - it is gone, nobody waits

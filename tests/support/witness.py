@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from guest_process import Died, Rogue, rogue
+from guest_process import Died, GuestProcess, guest_process
 from raw_guest import RawGuest
-from serving import PAGE, RANGE, Stage, call, eventually, stage
+from serving import PAGE, RANGE, Serving, call, eventually, serving
 
 from daxfault import native
 from daxfault.vmm.designs import DESIGNS
@@ -44,9 +44,9 @@ def descriptors() -> int:
 
 
 @contextlib.asynccontextmanager
-async def witnessed(tmp_path: Path, engine: native.Engine | None = None) -> AsyncIterator[Stage]:
-    """A stage with a file `victim`, and one who would notice."""
-    async with stage(tmp_path, engine=engine) as s, s.mapped("witness", DATA, "r") as witness:
+async def witnessed(tmp_path: Path, engine: native.Engine | None = None) -> AsyncIterator[Serving]:
+    """A mount with a file `victim`, and a guest that checks before and after that it is served well."""
+    async with serving(tmp_path, engine=engine) as s, s.mapped("witness", DATA, "r") as witness:
         s.make("victim", OTHER)
         await well(witness)
         # what the trio loop and its threads have open comes with the first calls
@@ -62,7 +62,7 @@ async def witnessed(tmp_path: Path, engine: native.Engine | None = None) -> Asyn
 
 
 @contextlib.asynccontextmanager
-async def connected(s: Stage) -> AsyncIterator[RawGuest]:
+async def connected(s: Serving) -> AsyncIterator[RawGuest]:
     """A raw guest that has not said hello; the host must end its service by itself at the end."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ended = trio.Event()
@@ -81,28 +81,28 @@ async def connected(s: Stage) -> AsyncIterator[RawGuest]:
 
 
 @contextlib.asynccontextmanager
-async def greeted(s: Stage) -> AsyncIterator[RawGuest]:
+async def greeted(s: Serving) -> AsyncIterator[RawGuest]:
     async with connected(s) as guest:
         assert await guest.greet() == 0
         yield guest
 
 
 @contextlib.asynccontextmanager
-async def child(s: Stage, *, track: bool = False, hello: bool = True) -> AsyncIterator[Rogue]:
+async def child(s: Serving, *, track: bool = False, hello: bool = True) -> AsyncIterator[GuestProcess]:
     """A guest of its own process, which may touch memory."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    async with rogue(theirs) as guest:
+    async with guest_process(theirs) as guest:
         s.nursery.start_soon(s.host.guest, ours, guest.process.pid, DESIGNS["report"])
         if hello:
             assert await guest.do("hello", track) == native.Cpuid.ERROR
         yield guest
 
 
-async def opened(s: Stage, guest: Rogue, flags: int = os.O_RDWR) -> int:
+async def opened(s: Serving, guest: GuestProcess, flags: int = os.O_RDWR) -> int:
     return await guest.do("open", os.fspath(s.mount / "victim"), flags)
 
 
-async def fails(guest: Rogue, offset: int) -> None:
+async def fails(guest: GuestProcess, offset: int) -> None:
     """A system call and a load at `offset` both end in an error; the load ends the child."""
     with pytest.raises(OSError, match="Bad address"):
         await guest.do("peek", offset, 8)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from serving import PAGE, RANGE, Stage, call, eventually, noticed, stage
+from serving import PAGE, RANGE, Serving, call, eventually, noticed, serving
 from trio.testing import trio_test
 
 from daxfault.vmm.designs import DESIGNS
@@ -72,7 +72,7 @@ async def changed(guest: StandIn, change: Callable[[], None]) -> None:
 @pytest.mark.parametrize("how", ["unlink", "rename", "replace"])
 @trio_test
 async def test_mapped_file_whose_name_is_gone_keeps_bytes_and_size_changes(tmp_path: Path, how: str) -> None:
-    async with stage(tmp_path) as s, s.mapped("file", DATA) as guest:
+    async with serving(tmp_path) as s, s.mapped("file", DATA) as guest:
         name = s.mount / "file"
         held = await call(os.open, name, os.O_RDWR)
         try:
@@ -99,7 +99,7 @@ async def test_mapped_file_whose_name_is_gone_keeps_bytes_and_size_changes(tmp_p
 
 @trio_test
 async def test_hole_punched_behind_the_mount_reads_zeros_but_keeps_stores(tmp_path: Path) -> None:
-    async with stage(tmp_path) as s, s.mapped("file", DATA) as guest:
+    async with serving(tmp_path) as s, s.mapped("file", DATA) as guest:
         await guest.access(0, f"sum 0 {len(DATA)}")
         await store(guest, 2 * PAGE + 10, b"stored")
         await changed(guest, lambda: punch(s.backing / "file", PAGE, 3 * PAGE))
@@ -112,7 +112,7 @@ async def test_hole_punched_behind_the_mount_reads_zeros_but_keeps_stores(tmp_pa
 
 @trio_test
 async def test_truncation_by_other_process_with_the_file_open_ends_in_sigbus(tmp_path: Path) -> None:
-    async with stage(tmp_path) as s, s.mapped("file", DATA) as guest:
+    async with serving(tmp_path) as s, s.mapped("file", DATA) as guest:
         await guest.access(0, f"sum 0 {len(DATA)}")
         program = "import os, sys; os.ftruncate(os.open(sys.argv[1], os.O_RDWR), int(sys.argv[2]))"
         await trio.run_process([sys.executable, "-c", program, str(s.mount / "file"), str(PAGE)])
@@ -125,7 +125,7 @@ async def test_truncation_by_other_process_with_the_file_open_ends_in_sigbus(tmp
 @trio_test
 async def test_append_is_seen_by_the_guest(tmp_path: Path, via: str) -> None:
     data = DATA[: 2 * PAGE + 100]
-    async with stage(tmp_path) as s, s.mapped("file", data) as guest:
+    async with serving(tmp_path) as s, s.mapped("file", data) as guest:
         assert await read(guest, 2 * PAGE) == data[2 * PAGE :].ljust(PAGE, b"\0")
         assert (await guest.access(0, f"touch {3 * PAGE}")).outcome == "sigbus"
         more = b"+" * (PAGE + 50)
@@ -144,7 +144,7 @@ async def test_append_is_seen_by_the_guest(tmp_path: Path, via: str) -> None:
 
 @trio_test
 async def test_store_is_read_at_once_by_read_and_by_other_guest(tmp_path: Path) -> None:
-    async with stage(tmp_path) as s, s.mapped("file", DATA) as one, s.guest() as two:
+    async with serving(tmp_path) as s, s.mapped("file", DATA) as one, s.guest() as two:
         await two.open("f", s.mount / "file", "rw")
         await two.map("f", 0, RANGE, 0, "w")
         fd = await call(os.open, s.mount / "file", os.O_RDONLY)
@@ -166,7 +166,7 @@ async def test_store_is_read_at_once_by_read_and_by_other_guest(tmp_path: Path) 
 @pytest.mark.parametrize("how", ["fsync", "unmap", "kill"])
 @trio_test
 async def test_store_is_in_the_backing_file_after(tmp_path: Path, how: str) -> None:
-    async with stage(tmp_path) as s, s.mapped("file", DATA) as guest:
+    async with serving(tmp_path) as s, s.mapped("file", DATA) as guest:
         await store(guest, 2 * PAGE + 10, b"stored")
         before = pread(s.backing / "file", 2 * PAGE + 10, 6)
         assert before == page(2)[10:16]  # or there would be nothing to prove
@@ -190,9 +190,9 @@ async def test_store_is_in_the_backing_file_after_host_shutdown(tmp_path: Path) 
     async with trio.open_nursery() as nursery:
         ended = trio.Event()
 
-        async def serve(task_status: trio.TaskStatus[tuple[Stage, trio.CancelScope]]) -> None:
+        async def serve(task_status: trio.TaskStatus[tuple[Serving, trio.CancelScope]]) -> None:
             with trio.CancelScope() as scope:
-                async with stage(tmp_path) as s:
+                async with serving(tmp_path) as s:
                     task_status.started((s, scope))
                     await trio.sleep_forever()
             ended.set()
@@ -213,7 +213,7 @@ async def test_store_is_in_the_backing_file_after_host_shutdown(tmp_path: Path) 
 @trio_test
 async def test_store_past_eof_in_last_page_never_reaches_the_file(tmp_path: Path) -> None:
     data = DATA[: PAGE + 100]
-    async with stage(tmp_path) as s, s.mapped("file", data) as guest:
+    async with serving(tmp_path) as s, s.mapped("file", data) as guest:
         await store(guest, PAGE + 90, b"0123456789past EOF")
         assert await read(guest, PAGE + 90, 18) == b"0123456789past EOF"
         fd = await call(os.open, s.mount / "file", os.O_RDWR)
@@ -232,7 +232,7 @@ async def test_store_past_eof_in_last_page_never_reaches_the_file(tmp_path: Path
 
 @trio_test
 async def test_write_back_leaves_alone_what_the_guest_did_not_store_to(tmp_path: Path) -> None:
-    async with stage(tmp_path) as s, s.mapped("file", DATA) as guest:
+    async with serving(tmp_path) as s, s.mapped("file", DATA) as guest:
         await guest.access(0, f"sum 0 {len(DATA)}")  # every page is mapped for reading
         await store(guest, 3 * PAGE, b"stored")
         await changed(guest, lambda: overwrite(s.backing / "file", 5 * PAGE, b"behind"))
@@ -245,7 +245,7 @@ async def test_write_back_leaves_alone_what_the_guest_did_not_store_to(tmp_path:
 async def test_write_back_of_unnoticed_change_leaves_alone_what_the_guest_did_not_store_to(
     tmp_path: Path,
 ) -> None:
-    async with stage(tmp_path) as s, s.mapped("file", DATA) as guest:
+    async with serving(tmp_path) as s, s.mapped("file", DATA) as guest:
         await guest.access(0, f"sum 0 {len(DATA)}")
         await store(guest, 3 * PAGE, b"stored")
         # in this very step of the loop: inotify has not told anybody yet

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from serving import PAGE, Stage, call, noticed, stage
+from serving import PAGE, Serving, call, noticed, serving
 from trio.testing import trio_test
 
 from daxfault.vmm.study.standin import StandIn
@@ -13,7 +13,7 @@ from daxfault.vmm.study.standin import StandIn
 DATA = bytes(i * 7 % 251 for i in range(8 * PAGE + 100))
 
 
-async def shrink(s: Stage, guest: StandIn, via: str, size: int) -> None:
+async def shrink(s: Serving, guest: StandIn, via: str, size: int) -> None:
     """Truncate `file` through or behind the mount, by ftruncate, O_TRUNC or another process's descriptor."""
     if via == "mount":
         await call(os.truncate, s.mount / "file", size)
@@ -35,7 +35,7 @@ CASES = [(via, size) for via in ("mount", "behind") for size in (0, PAGE, 3 * PA
 async def test_truncation_of_mapped_file_ends_in_sigbus_and_zeroed_tail(
     tmp_path: Path, via: str, size: int, mode: str
 ) -> None:
-    async with stage(tmp_path) as s, s.mapped("file", DATA, mode) as guest:
+    async with serving(tmp_path) as s, s.mapped("file", DATA, mode) as guest:
         everything = await guest.access(0, f"sum 0 {len(DATA)}")
         assert everything.outcome == "ok"
         await shrink(s, guest, via, size)
@@ -54,7 +54,7 @@ async def test_truncation_of_mapped_file_ends_in_sigbus_and_zeroed_tail(
 @pytest.mark.parametrize("via", ["mount", "behind"])
 @trio_test
 async def test_truncation_then_growth_reads_zeros(tmp_path: Path, via: str) -> None:
-    async with stage(tmp_path) as s, s.mapped("file", DATA) as guest:
+    async with serving(tmp_path) as s, s.mapped("file", DATA) as guest:
         await guest.access(0, f"sum 0 {len(DATA)}")
         await shrink(s, guest, via, PAGE + 10)
         assert (await guest.access(0, f"touch {2 * PAGE}")).outcome == "sigbus"

@@ -23,7 +23,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from needs import require
-from serving import PAGE, RANGE, Stage, call, eventually, noticed, stage
+from serving import PAGE, RANGE, Serving, call, eventually, noticed, serving
 from trio.testing import trio_test
 
 from daxfault.vmm.study.standin import StandIn
@@ -111,7 +111,7 @@ def punch(path: Path, page: int, pages: int) -> None:
 class Both:
     """One file on our side, one on the kernel's, and what is done to both."""
 
-    def __init__(self, s: Stage, guest: StandIn, native: Native) -> None:
+    def __init__(self, s: Serving, guest: StandIn, native: Native) -> None:
         self.s = s
         self.guest = guest
         self.native = native
@@ -245,7 +245,7 @@ async def test_any_operations_on_a_mapped_file_give_what_the_kernels_own_mapping
     first = bytes(i % 251 + 1 for i in range(content))
     native = Native(place / "native", first)
     try:
-        async with stage(place) as s, s.mapped("file", first) as guest:
+        async with serving(place) as s, s.mapped("file", first) as guest:
             both = Both(s, guest, native)
             for step in steps:
                 await both.do(*step)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 from killable_host import Lines, killable_host
-from serving import PAGE, RANGE, Stage, call, noticed, stage
+from serving import PAGE, RANGE, Serving, call, noticed, serving
 from trio.testing import trio_test
 
 from daxfault.vmm.errors import alone
@@ -63,7 +63,7 @@ async def one_access(guest: StandIn, me: int, vcpu: int, model: Model, dice: ran
     model.errors += 1
 
 
-async def change(s: Stage, guest: StandIn, model: Model, dice: random.Random) -> None:
+async def change(s: Serving, guest: StandIn, model: Model, dice: random.Random) -> None:
     """Truncate, extend or write each file, through or behind the mount, while no vCPU runs."""
     for n, data in enumerate(model.files):
         name = f"file{n}"
@@ -98,7 +98,7 @@ async def test_many_guests_and_vcpus_on_several_files_agree_with_a_model(tmp_pat
     model = Model([bytearray(dice.randbytes(PAGES * PAGE)) for _ in range(FILES)])
 
     try:
-        async with stage(tmp_path) as s, contextlib.AsyncExitStack() as stack:
+        async with serving(tmp_path) as s, contextlib.AsyncExitStack() as stack:
             for n, data in enumerate(model.files):
                 s.make(f"file{n}", bytes(data))
             guests = []
@@ -136,7 +136,7 @@ async def some_accesses(guest: StandIn, me: int, vcpu: int, model: Model, dice: 
 async def test_death_of_one_guest_amid_faults_leaves_the_others_right_bytes(tmp_path: Path, how: str) -> None:
     data = random.Random(2).randbytes(2 * RANGE)
 
-    async with stage(tmp_path) as s, contextlib.AsyncExitStack() as stack:
+    async with serving(tmp_path) as s, contextlib.AsyncExitStack() as stack:
         path = s.make("file", data)
         guests = [await stack.enter_async_context(s.guest()) for _ in range(4)]
         for guest in guests:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import trio
 from gated_source import Gated, gated
-from serving import PAGE, RANGE, Stage, call, eventually, recorded, stage
+from serving import PAGE, RANGE, Serving, call, eventually, recorded, serving
 from trio.testing import trio_test
 
 from daxfault.native import Answer, Delivery, Engine, Failure, Reason
@@ -29,17 +29,17 @@ DATA = bytes(i * 7 % 251 for i in range(PAGES * PAGE))
 
 
 @contextlib.asynccontextmanager
-async def gated_stage(top: Path, engine: Engine | None = None) -> AsyncIterator[tuple[Gated, Stage]]:
-    """A stage over a gated source that has `file` and `other`."""
+async def gated_serving(top: Path, engine: Engine | None = None) -> AsyncIterator[tuple[Gated, Serving]]:
+    """A mount over a gated source that has `file` and `other`."""
     async with gated(top) as source:
         for name in ("file", "other"):
             (source.source / name).write_bytes(DATA)
-        async with stage(top, backing=source.path, engine=engine) as s:
+        async with serving(top, backing=source.path, engine=engine) as s:
             yield source, s
 
 
 @contextlib.asynccontextmanager
-async def guest_with(s: Stage, name: str = "file", design: str = "report") -> AsyncIterator[StandIn]:
+async def guest_with(s: Serving, name: str = "file", design: str = "report") -> AsyncIterator[StandIn]:
     async with s.guest(design) as guest:
         await guest.open("f", s.mount / name, "rw")
         await guest.map("f", 0, RANGE, 0, "w")
@@ -71,7 +71,7 @@ async def write(path: Path, offset: int, data: bytes) -> None:
 async def test_parked_fault_on_page_cut_off_by_truncation_ends_in_sigbus_at_once(
     tmp_path: Path, via: str
 ) -> None:
-    async with gated_stage(tmp_path) as (source, s), guest_with(s) as guest:
+    async with gated_serving(tmp_path) as (source, s), guest_with(s) as guest:
         await source.hold("file")
         access = await guest.start(0, f"touch {3 * PAGE + 5}")
         await source.arrived("file")
@@ -88,7 +88,7 @@ async def test_parked_fault_on_page_cut_off_by_truncation_ends_in_sigbus_at_once
 
 @trio_test
 async def test_parked_fault_on_page_kept_by_truncation_gets_its_bytes(tmp_path: Path) -> None:
-    async with gated_stage(tmp_path) as (source, s), guest_with(s) as guest:
+    async with gated_serving(tmp_path) as (source, s), guest_with(s) as guest:
         await source.hold("file")
         access = await guest.start(0, f"read {2 * PAGE} {PAGE}")
         await source.arrived("file")
@@ -103,7 +103,7 @@ async def test_parked_fault_on_page_kept_by_truncation_gets_its_bytes(tmp_path: 
 
 @trio_test
 async def test_parked_fault_on_page_written_meanwhile_gets_the_new_bytes(tmp_path: Path) -> None:
-    async with gated_stage(tmp_path) as (source, s), guest_with(s) as guest:
+    async with gated_serving(tmp_path) as (source, s), guest_with(s) as guest:
         await source.hold("file")
         access = await guest.start(0, f"read {2 * PAGE} {PAGE}")
         await source.arrived("file")
@@ -120,7 +120,7 @@ async def test_parked_fault_on_page_written_meanwhile_gets_the_new_bytes(tmp_pat
 async def test_parked_fault_on_page_truncated_and_grown_meanwhile_gets_zeros(
     tmp_path: Path, via: str
 ) -> None:
-    async with gated_stage(tmp_path) as (source, s), guest_with(s) as guest:
+    async with gated_serving(tmp_path) as (source, s), guest_with(s) as guest:
         path = (s.mount if via == "mount" else s.backing) / "file"
         await source.hold("file")
         # the page that holds the new end of file, for a moment, is never cut off itself
@@ -138,7 +138,7 @@ async def test_parked_fault_on_page_truncated_and_grown_meanwhile_gets_zeros(
 
 @trio_test
 async def test_parked_faults_on_one_page_share_one_read(tmp_path: Path) -> None:
-    async with gated_stage(tmp_path) as (source, s), guest_with(s) as one, guest_with(s) as two:
+    async with gated_serving(tmp_path) as (source, s), guest_with(s) as one, guest_with(s) as two:
         await source.hold("file")
         accesses = [await g.start(v, f"read {PAGE} 16") for g in (one, two) for v in (0, 1, 2)]
         await source.arrived("file")
@@ -152,7 +152,7 @@ async def test_parked_faults_on_one_page_share_one_read(tmp_path: Path) -> None:
 
 @trio_test
 async def test_parked_faults_of_killed_guest_leave_the_others_theirs(tmp_path: Path) -> None:
-    async with gated_stage(tmp_path) as (source, s), guest_with(s) as doomed, guest_with(s) as other:
+    async with gated_serving(tmp_path) as (source, s), guest_with(s) as doomed, guest_with(s) as other:
         await source.hold("file")
         await doomed.start(0, f"touch {PAGE}")
         access = await other.start(0, f"read {PAGE} 16")
@@ -169,7 +169,7 @@ async def test_parked_faults_of_killed_guest_leave_the_others_theirs(tmp_path: P
 
 @trio_test
 async def test_parked_fault_on_unmapped_range_ends_at_once(tmp_path: Path) -> None:
-    async with gated_stage(tmp_path) as (source, s), guest_with(s) as guest:
+    async with gated_serving(tmp_path) as (source, s), guest_with(s) as guest:
         await source.hold("file")
         access = await guest.start(0, f"touch {PAGE + 5}")
         await source.arrived("file")
@@ -187,7 +187,7 @@ async def test_parked_fault_on_unmapped_range_ends_at_once(tmp_path: Path) -> No
 @trio_test
 async def test_source_that_never_answers_is_etimedout(tmp_path: Path) -> None:
     engine = Engine(source_seconds=0.3)
-    async with gated_stage(tmp_path, engine) as (source, s), guest_with(s) as guest:
+    async with gated_serving(tmp_path, engine) as (source, s), guest_with(s) as guest:
         await source.hold("file")
         got = await guest.access(0, f"touch {PAGE + 5}")
         assert (got.outcome, got.address) == ("sigbus", guest.window + PAGE + 5)
@@ -207,7 +207,7 @@ async def test_source_that_never_answers_is_etimedout(tmp_path: Path) -> None:
 async def test_source_that_never_answers_one_of_many_files_is_etimedout(tmp_path: Path) -> None:
     many = 70
     engine = Engine(source_seconds=0.2)
-    async with gated_stage(tmp_path, engine) as (source, s), s.guest() as guest:
+    async with gated_serving(tmp_path, engine) as (source, s), s.guest() as guest:
         for i in range(many):
             (source.source / f"file{i}").write_bytes(DATA)
             await guest.open(f"f{i}", s.mount / f"file{i}", "rw")
@@ -222,7 +222,7 @@ async def test_source_that_never_answers_one_of_many_files_is_etimedout(tmp_path
 @trio_test
 async def test_write_storm_on_page_of_slow_source_holds_up_nobody(tmp_path: Path) -> None:
     engine = Engine(source_seconds=1.0)
-    async with gated_stage(tmp_path, engine) as (source, s), guest_with(s) as guest:
+    async with gated_serving(tmp_path, engine) as (source, s), guest_with(s) as guest:
         await source.hold("file")
         access = await guest.start(0, f"read {PAGE} 8")
         # every read is overtaken by a write before it is let through
@@ -242,7 +242,7 @@ async def test_write_storm_on_page_of_slow_source_holds_up_nobody(tmp_path: Path
 @trio_test
 async def test_parked_fault_delays_no_other_file_guest_or_client(tmp_path: Path) -> None:
     async with (
-        gated_stage(tmp_path) as (source, s),
+        gated_serving(tmp_path) as (source, s),
         guest_with(s) as guest,
         guest_with(s, "other") as two,
     ):
@@ -281,7 +281,7 @@ class Blocking(Design):
 async def test_failure_that_policy_never_answers_is_poisoned_at_its_deadline(tmp_path: Path) -> None:
     blocking = Blocking()
     engine = Engine(answer_seconds=0.3)
-    async with stage(tmp_path, engine=engine) as s:
+    async with serving(tmp_path, engine=engine) as s:
         try:
             async with (
                 s.mapped("stuck", DATA, design=blocking) as stuck,
@@ -314,9 +314,9 @@ async def test_host_shutdown_ends_parked_fault_in_sigbus(tmp_path: Path, answers
         (source.source / "file").write_bytes(DATA)
         ended = trio.Event()
 
-        async def serve(task_status: trio.TaskStatus[tuple[Stage, trio.CancelScope]]) -> None:
+        async def serve(task_status: trio.TaskStatus[tuple[Serving, trio.CancelScope]]) -> None:
             with trio.CancelScope() as scope:
-                async with stage(tmp_path, backing=source.path) as s:
+                async with serving(tmp_path, backing=source.path) as s:
                     task_status.started((s, scope))
                     await trio.sleep_forever()
             ended.set()

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from serving import PAGE, Stage, call, eventually, recorded, stage
+from serving import PAGE, Serving, call, eventually, recorded, serving
 from trio.testing import trio_test
 
 from daxfault import native
@@ -16,7 +16,7 @@ PAGES = 64
 BAD = 40
 
 
-def bad(guest: StandIn, s: Stage, name: str = "f") -> native.File:
+def bad(guest: StandIn, s: Serving, name: str = "f") -> native.File:
     return guest.session.file(name)
 
 
@@ -37,7 +37,7 @@ async def reads(guest: StandIn, data: bytes, page: int, vcpu: int = 0) -> None:
 @trio_test
 async def test_injected_error_meets_its_pages_and_no_others(tmp_path: Path) -> None:
     data = content()
-    async with stage(tmp_path) as s, s.mapped("f", data) as guest:
+    async with serving(tmp_path) as s, s.mapped("f", data) as guest:
         bad(guest, s).inject(BAD * PAGE, 2 * PAGE, error=errno.EIO)
         await reads(guest, data, BAD - 1)
         await sigbus_at(guest, BAD)
@@ -49,7 +49,7 @@ async def test_injected_error_meets_its_pages_and_no_others(tmp_path: Path) -> N
 @trio_test
 async def test_injected_error_taken_back_is_no_more(tmp_path: Path) -> None:
     data = content()
-    async with stage(tmp_path) as s, s.mapped("f", data) as guest:
+    async with serving(tmp_path) as s, s.mapped("f", data) as guest:
         bad(guest, s).inject(0, PAGES * PAGE, error=errno.EIO)
         await sigbus_at(guest, BAD)
         bad(guest, s).inject_clear()
@@ -59,7 +59,7 @@ async def test_injected_error_taken_back_is_no_more(tmp_path: Path) -> None:
 @trio_test
 async def test_injected_error_with_a_count_is_over_after_as_many_faults(tmp_path: Path) -> None:
     data = content()
-    async with stage(tmp_path) as s, s.mapped("f", data) as guest:
+    async with serving(tmp_path) as s, s.mapped("f", data) as guest:
         bad(guest, s).inject(BAD * PAGE, PAGE, error=errno.EIO, count=2)
         outcomes = [(await guest.access(0, f"touch {BAD * PAGE}")).outcome for _ in range(3)]
         # the source is asked again when a thread has left its fault meanwhile, and that counts
@@ -69,7 +69,7 @@ async def test_injected_error_with_a_count_is_over_after_as_many_faults(tmp_path
 @trio_test
 async def test_injected_error_of_stores_lets_loads_pass(tmp_path: Path) -> None:
     data = content()
-    async with stage(tmp_path) as s, s.mapped("f", data) as guest:
+    async with serving(tmp_path) as s, s.mapped("f", data) as guest:
         bad(guest, s).inject(BAD * PAGE, 2 * PAGE, error=errno.ENOSPC, stores=True)
         got = await guest.access(0, f"write {BAD * PAGE + 3} 55")
         assert (got.outcome, got.address) == ("sigbus", guest.window + BAD * PAGE + 3)
@@ -80,7 +80,7 @@ async def test_injected_error_of_stores_lets_loads_pass(tmp_path: Path) -> None:
 @trio_test
 async def test_injected_delay_parks_the_fault_until_it_is_taken_back(tmp_path: Path) -> None:
     data = content()
-    async with stage(tmp_path) as s, s.mapped("f", data) as guest:
+    async with serving(tmp_path) as s, s.mapped("f", data) as guest:
         file = bad(guest, s)
         file.inject(BAD * PAGE, PAGE, delay=3600.0)
         wait = await guest.start(0, f"read {BAD * PAGE} 16")
@@ -94,7 +94,7 @@ async def test_injected_delay_parks_the_fault_until_it_is_taken_back(tmp_path: P
 
 @trio_test
 async def test_injected_delay_of_a_page_that_is_cut_off_ends_with_the_truncation(tmp_path: Path) -> None:
-    async with stage(tmp_path) as s, s.mapped("f", content()) as guest:
+    async with serving(tmp_path) as s, s.mapped("f", content()) as guest:
         file = bad(guest, s)
         file.inject(BAD * PAGE, PAGE, delay=3600.0)
         wait = await guest.start(0, f"touch {BAD * PAGE + 3}")

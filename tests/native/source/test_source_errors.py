@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 from gated_source import Gated, gated
-from serving import PAGE, RANGE, Stage, call, eventually, recorded, stage
+from serving import PAGE, RANGE, Serving, call, eventually, recorded, serving
 from trio.testing import trio_test
 
 from daxfault.native import Delivery, Engine, Reason
@@ -26,13 +26,13 @@ def page(number: int) -> bytes:
 
 
 @contextlib.asynccontextmanager
-async def scene(top: Path, code: int = errno.EIO) -> AsyncIterator[tuple[Gated, Stage, StandIn]]:
+async def scene(top: Path, code: int = errno.EIO) -> AsyncIterator[tuple[Gated, Serving, StandIn]]:
     """A guest with `file` mapped, of which page BAD answers `code`."""
     async with gated(top) as source:
         (source.source / "file").write_bytes(DATA)
         if code:
             await source.fail("file", code, BAD * PAGE, BAD * PAGE + PAGE)
-        async with stage(top, backing=source.path) as s, s.guest() as guest:
+        async with serving(top, backing=source.path) as s, s.guest() as guest:
             await guest.open("f", s.mount / "file", "rw")
             await guest.map("f", 0, RANGE, 0, "w")
             yield source, s, guest
@@ -188,7 +188,7 @@ async def test_poison_of_source_that_never_answers_is_mended_when_it_does(tmp_pa
     async with gated(tmp_path) as source:
         (source.source / "file").write_bytes(DATA)
         engine = Engine(source_seconds=0.2)
-        async with stage(tmp_path, backing=source.path, engine=engine) as s, s.guest() as guest:
+        async with serving(tmp_path, backing=source.path, engine=engine) as s, s.guest() as guest:
             await guest.open("f", s.mount / "file", "rw")
             await guest.map("f", 0, RANGE, 0, "w")
             await source.hold("file")

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import trio
-from guest_process import rogue
+from guest_process import guest_process
 from needs import require
 from raw_guest import READ, WRITE, uffd
-from serving import PAGE, RANGE, Stage, call, eventually, noticed, stage
+from serving import PAGE, RANGE, Serving, call, eventually, noticed, serving
 from trio.testing import trio_test
 
 from daxfault.vmm.designs import DESIGNS
@@ -34,7 +34,7 @@ async def bus(guest: StandIn, text: str, at: int) -> Done:
     return got
 
 
-async def truncate(s: Stage, guest: StandIn, name: str, size: int, via: str) -> None:
+async def truncate(s: Serving, guest: StandIn, name: str, size: int, via: str) -> None:
     if via == "mount":
         await call(os.truncate, s.mount / name, size)
     else:
@@ -57,7 +57,7 @@ def require_forks() -> None:
 async def test_forked_child_reads_right_bytes(tmp_path: Path, present: bool) -> None:
     require_forks()
 
-    async with stage(tmp_path) as s, s.mapped("file", DATA) as guest:
+    async with serving(tmp_path) as s, s.mapped("file", DATA) as guest:
         for page in (0, 5, 63):
             if present:
                 await guest.access(0, f"touch {page * PAGE + 1}")
@@ -70,7 +70,7 @@ async def test_forked_child_reads_right_bytes(tmp_path: Path, present: bool) -> 
 async def test_forked_child_gets_sigbus_past_eof_and_after_truncation(tmp_path: Path, via: str) -> None:
     require_forks()
 
-    async with stage(tmp_path) as s, s.mapped("file", DATA) as guest:
+    async with serving(tmp_path) as s, s.mapped("file", DATA) as guest:
         assert (await bus(guest, f"fork {len(DATA) + 7}", len(DATA) + 7)).raw["signal"] == signal.SIGBUS
         await guest.access(0, f"sum 0 {len(DATA)}")
         await truncate(s, guest, "file", PAGE, via)
@@ -84,7 +84,7 @@ async def test_forked_child_gets_sigbus_past_eof_and_after_truncation(tmp_path: 
 async def test_many_forked_children_are_served_and_let_go(tmp_path: Path) -> None:
     require_forks()
 
-    async with stage(tmp_path) as s, s.mapped("file", DATA, "r") as guest:
+    async with serving(tmp_path) as s, s.mapped("file", DATA, "r") as guest:
 
         async def fork_often(vcpu: int) -> None:
             for n in range(12):
@@ -112,10 +112,10 @@ async def test_child_that_outlives_its_parent_keeps_right_bytes_and_errors(
 ) -> None:
     require_forks()
 
-    async with stage(tmp_path) as s:
+    async with serving(tmp_path) as s:
         path = s.make("file", DATA)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        async with rogue(theirs) as guest:
+        async with guest_process(theirs) as guest:
             s.nursery.start_soon(s.host.guest, ours, guest.process.pid, DESIGNS["report"])
             await guest.do("hello", True, True)
             fh = await guest.do("open", os.fspath(path), os.O_RDWR)
@@ -159,7 +159,7 @@ async def test_child_that_outlives_its_parent_keeps_right_bytes_and_errors(
 async def test_moved_mapping_keeps_its_bytes_and_gets_errors_at_its_new_place(
     tmp_path: Path, via: str
 ) -> None:
-    async with stage(tmp_path) as s, s.mapped("file", DATA) as guest:
+    async with serving(tmp_path) as s, s.mapped("file", DATA) as guest:
         await guest.access(0, f"touch {20 * PAGE}")
         await guest.access(0, f"write {21 * PAGE} " + b"stored".hex())
         to = 2 * RANGE
@@ -184,7 +184,7 @@ async def test_moved_mapping_keeps_its_bytes_and_gets_errors_at_its_new_place(
 
 @trio_test
 async def test_poison_that_was_moved_is_mended_at_its_new_place(tmp_path: Path) -> None:
-    async with stage(tmp_path) as s, s.mapped("file", DATA[: 4 * PAGE]) as guest:
+    async with serving(tmp_path) as s, s.mapped("file", DATA[: 4 * PAGE]) as guest:
         assert (await guest.access(0, f"sys_write {6 * PAGE} 8")).outcome == "efault"
         await guest.access(0, f"remap 0 {16 * PAGE} {RANGE}")
         await bus(guest, f"touch {RANGE + 6 * PAGE}", RANGE + 6 * PAGE)
@@ -195,7 +195,7 @@ async def test_poison_that_was_moved_is_mended_at_its_new_place(tmp_path: Path) 
 @trio_test
 async def test_part_of_a_mapping_unmapped_leaves_the_others_and_can_be_mapped_anew(tmp_path: Path) -> None:
     data = random.Random(2).randbytes(3 * RANGE)
-    async with stage(tmp_path) as s, s.mapped("file", data) as guest:
+    async with serving(tmp_path) as s, s.mapped("file", data) as guest:
         for at in (0, RANGE, 2 * RANGE):
             await guest.access(0, f"write {at} " + b"stored".hex())
         await guest.unmap(RANGE, RANGE)
@@ -216,7 +216,7 @@ async def test_part_of_a_mapping_unmapped_leaves_the_others_and_can_be_mapped_an
 @pytest.mark.parametrize("mode", ["r", "w"])
 @trio_test
 async def test_dropped_pages_come_back_with_their_bytes_stores_and_errors(tmp_path: Path, mode: str) -> None:
-    async with stage(tmp_path) as s, s.mapped("file", DATA, mode) as guest:
+    async with serving(tmp_path) as s, s.mapped("file", DATA, mode) as guest:
         expected = bytearray(DATA)
         await guest.access(0, f"sum 0 {len(DATA)}")
         if mode == "w":
@@ -235,7 +235,7 @@ async def test_dropped_pages_come_back_with_their_bytes_stores_and_errors(tmp_pa
 @trio_test
 async def test_file_mapped_twice_in_one_window_is_one_file(tmp_path: Path) -> None:
     data = random.Random(3).randbytes(RANGE + 64 * PAGE)
-    async with stage(tmp_path) as s, s.mapped("file", data) as guest:
+    async with serving(tmp_path) as s, s.mapped("file", data) as guest:
         await guest.map("f", RANGE, RANGE, 4 * RANGE, "w")  # the second range, again
         await guest.map("f", 0, RANGE, 6 * RANGE, "r")  # the first, read-only
         await guest.access(0, f"write {RANGE + 7} " + b"one".hex())

@@ -14,7 +14,7 @@ import trio
 import trio.testing
 from needs import require_root
 from raw_guest import RawGuest
-from serving import RANGE, call, eventually, stage
+from serving import RANGE, call, eventually, serving
 from trio.testing import trio_test
 from witness import GONE, descriptors, witnessed
 
@@ -46,7 +46,7 @@ async def test_listening_socket_is_this_users_alone_and_gone_at_the_end(tmp_path
 async def test_listening_at_path_that_cannot_be_names_it_and_touches_nothing(
     tmp_path: Path, what: str
 ) -> None:
-    async with stage(tmp_path) as s:
+    async with serving(tmp_path) as s:
         path = tmp_path / "taken"
         if what == "file":
             path.write_text("mine")

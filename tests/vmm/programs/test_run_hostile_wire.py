@@ -19,7 +19,7 @@ from mapscript import Mapper, compiled
 from raw_guest import message, uffd
 from raw_program import GONE, RawProgram
 from run_host import PATIENCE, RunningHost, looks
-from serving import stage
+from serving import serving
 from trio.testing import trio_test
 
 from daxfault.native import lib
@@ -182,7 +182,7 @@ async def test_attachment_from_a_pid_namespace_that_is_not_ours_is_refused(tmp_p
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
     with theirs:
-        async with stage(tmp_path) as s:
+        async with serving(tmp_path) as s:
             session = Programs(s.host, s.fs, s.mount).make(ours, 0)
             theirs.send(raw_program.attach())
             try:

@@ -16,7 +16,7 @@ import pytest
 import trio
 from killable_host import killable_host
 from nesting import DATA, fnv1a, nesting
-from serving import PAGE, PATIENCE, RANGE, Stage, call, eventually, stage
+from serving import PAGE, PATIENCE, RANGE, Serving, call, eventually, serving
 from trio.testing import trio_test
 
 from daxfault.vmm.designs import DESIGNS
@@ -28,7 +28,7 @@ from daxfault.vmm.study.standin import StandInError, connected
 CUT = 33 * PAGE
 
 
-async def truncated(s: Stage, size: int = CUT) -> None:
+async def truncated(s: Serving, size: int = CUT) -> None:
     await call(os.truncate, s.mount / "file", size)
 
 
@@ -151,7 +151,7 @@ CARRIED = {
 @pytest.mark.parametrize("design", DESIGNS)
 @trio_test
 async def test_nested_comparison_of_a_design_finds_its_end(tmp_path: Path, design: str) -> None:
-    async with stage(tmp_path, loop_seconds=60) as s:
+    async with serving(tmp_path, loop_seconds=60) as s:
         chosen = DESIGNS[design]
         got = await nested.observe(s.host, s.nursery, chosen, s.backing / "file", s.mount / "file")
         assert (got["outcome"], got["address_exact"]) == CARRIED[design], got["detail"]
@@ -190,7 +190,7 @@ async def test_nested_guest_whose_host_dies_gets_poison_and_never_zeros(tmp_path
 @trio_test
 async def test_nested_guest_that_dies_makes_room_for_another(tmp_path: Path) -> None:
     async with (
-        stage(tmp_path, loop_seconds=60) as s,
+        serving(tmp_path, loop_seconds=60) as s,
         s.mapped("file", DATA) as l1,
         level1(l1, 0, RANGE) as level,
     ):
