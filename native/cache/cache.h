@@ -15,11 +15,8 @@
 #include <time.h>
 
 #include "engine/engine.h"
+#include "source/source.h"
 
-#define PAGE ((uint64_t)DF_PAGE_SIZE)
-#define RANGE ((uint64_t)DF_RANGE_SIZE)
-#define PAGE_DOWN(x) ((x) & ~(PAGE - 1))
-#define PAGE_UP(x) PAGE_DOWN((x) + PAGE - 1)
 /* The page cache's own i_size, unless it is `sized`.  It never says where a file ends:
  * the host decides that, fault by fault. */
 #define CACHE_SIZE ((uint64_t)1 << 62)
@@ -57,12 +54,7 @@ struct df_file {
 	uint64_t id;
 	atomic_int refs;
 	pthread_mutex_t lock;
-	int fd;				/* backing file: the page source */
-	bool writable;
-	atomic_bool blocks;		/* RWF_NOWAIT does not work here */
-	bool memory;			/* tmpfs: a read never waits */
-	int (*fetch)(void *context, uint64_t offset, uint64_t len);	/* or NULL: engine.h */
-	void *fetch_context;
+	struct df_source source;
 	int cache;			/* memfd; -1 until a guest maps the file */
 	bool sized;			/* its i_size is the file's: the kernel settles EOF */
 	struct df_file *next_active, **before_active;	/* all that have a memfd */
@@ -78,8 +70,6 @@ struct df_file {
 	uint64_t hand;			/* evict.c: how far it has come */
 	atomic_uint_fast64_t used;	/* evict.c: when it was last filled, of all fills */
 	struct df_fill *fills;
-	struct df_injection *injections;	/* inject.c; whether there are any can be read unlocked */
-	uint64_t cleared;		/* how often they were */
 	struct df_region *mappings;
 	uint64_t nmappings, nwritable;
 	struct df_poison **poisons;	/* hashed by guest and page */

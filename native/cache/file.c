@@ -16,11 +16,8 @@
  * setattr answers.  A page can therefore not be installed from before the change.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <limits.h>
-#include <linux/magic.h>
 #include <stdlib.h>
-#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "engine/internal.h"
@@ -32,31 +29,25 @@ static atomic_uint_fast64_t next_file_id = 1;
 int df_file_new(int fd, int writable, struct df_file **out)
 {
 	struct df_file *file = calloc(1, sizeof(*file));
-	struct statfs fs;
 	struct stat st;
-	int error = 0;
+	int error;
 
 	*out = NULL;
-	if (!file)
-		error = -ENOMEM;
-	else if (fstat(fd, &st))
-		error = -errno;
-	else if (!S_ISREG(st.st_mode))
-		error = -EINVAL;
+	if (!file) {
+		close(fd);
+		return -ENOMEM;
+	}
+	error = source_open(&file->source, fd, writable, &st);
 	if (error) {
 		free(file);
-		close(fd);
 		return error;
 	}
 	file->id = atomic_fetch_add(&next_file_id, 1);
 	atomic_init(&file->refs, 1);
 	pthread_mutex_init(&file->lock, NULL);
-	file->fd = fd;
-	file->writable = writable;
 	file->cache = -1;
 	file->size = (uint64_t)st.st_size;
 	file->mtime = st.st_mtim;
-	file->memory = !fstatfs(fd, &fs) && fs.f_type == TMPFS_MAGIC;
 	atomic_init(&file->generation, 1);
 	*out = file;
 	return 0;
@@ -66,10 +57,10 @@ void df_file_fetch(struct df_file *file, int (*fetch)(void *context, uint64_t of
 		   void *context)
 {
 	file_lock(file);
-	file->fetch = fetch;
-	file->fetch_context = context;
-	file->memory = false;
-	file->blocks = true;
+	file->source.fetch = fetch;
+	file->source.fetch_context = context;
+	file->source.memory = false;
+	file->source.blocks = true;
 	file_unlock(file);
 }
 
@@ -84,18 +75,17 @@ void df_file_put(struct df_file *file)
 		return;
 	/* Regions, fills and failures count their file: none is left, nor a
 	 * poisoned page, which lies in a region. */
-	df_file_inject_clear(file);
 	free(file->poisons);
 	pages_free(file);
 	file_deactivate(file);
-	close(file->fd);
+	source_close(&file->source);
 	pthread_mutex_destroy(&file->lock);
 	free(file);
 }
 
 int df_file_fd(struct df_file *file)
 {
-	return file->fd;
+	return file->source.fd;
 }
 
 int df_file_upgrade(struct df_file *file, int fd)
@@ -103,13 +93,8 @@ int df_file_upgrade(struct df_file *file, int fd)
 	int error;
 
 	file_lock(file);
-	/* dup3() replaces the open file under the same number atomically: reads
-	 * under way keep the old one. */
-	error = dup3(fd, file->fd, O_CLOEXEC) < 0 ? -errno : 0;
-	if (!error)
-		file->writable = true;
+	error = source_upgrade(&file->source, fd);
 	file_unlock(file);
-	close(fd);
 	return error;
 }
 
@@ -160,7 +145,7 @@ void file_unlock(struct df_file *file)
 	pthread_mutex_unlock(&file->lock);
 
 	if (released)
-		engine_submit_faults(released->guest->engine, released);
+		faults_submit(released);
 	/* Who made the file longer may rely on it when the call returns; but a
 	 * source that does not answer holds up nobody for long, and the engine's
 	 * own threads not at all. */
@@ -173,7 +158,7 @@ void file_stamp(struct df_file *file)
 {
 	struct stat st;
 
-	if (!fstat(file->fd, &st))
+	if (!source_look(&file->source, &st))
 		file->mtime = st.st_mtim;
 }
 
@@ -216,14 +201,14 @@ void file_changed(struct df_file *file, uint64_t size, bool content)
 int file_notice(struct df_file *file)
 {
 	struct stat st;
-	int bits = 0;
+	int bits = 0, error = source_look(&file->source, &st);
 
-	if (fstat(file->fd, &st))
-		return -errno;
+	if (error)
+		return error;
 	if ((uint64_t)st.st_size != file->size)
 		bits |= DF_CHANGED_SIZE;
 	/* who brings the bytes of a file writes to it: that is no change */
-	if (!file->fetch &&
+	if (!file->source.fetch &&
 	    (st.st_mtim.tv_sec != file->mtime.tv_sec || st.st_mtim.tv_nsec != file->mtime.tv_nsec))
 		bits |= DF_CHANGED_CONTENT;
 	if (bits) {
@@ -252,20 +237,42 @@ int df_file_recheck(struct df_file *file)
 
 int df_file_truncate(struct df_file *file, uint64_t size)
 {
-	int error = 0;
+	int error;
 
 	if (size > (uint64_t)LLONG_MAX)
 		return -EFBIG;
 	file_lock(file);
 	file_notice(file);	/* our stamp must not hide a stranger's change */
-	if (ftruncate(file->fd, (off_t)size)) {
-		error = -errno;
-	} else {
+	error = source_truncate(&file->source, size);
+	if (!error) {
 		file_stamp(file);
 		file_changed(file, size, false);
 	}
 	file_unlock(file);
 	return error;
+}
+
+int df_file_inject(struct df_file *file, const struct df_inject_options *options)
+{
+	uint64_t at = options->start, end = at + options->len;
+	int error = source_inject(&file->source, options);
+
+	if (error || !(options->flags & DF_INJECT_EVICT))
+		return error;
+	file_lock(file);
+	pages_drop_clean(file, &at, end < CACHE_SIZE ? end : CACHE_SIZE, UINT64_MAX);
+	file_unlock(file);
+	return 0;
+}
+
+void df_file_inject_remove(struct df_file *file, uint64_t tag)
+{
+	source_inject_remove(&file->source, false, tag);
+}
+
+void df_file_inject_clear(struct df_file *file)
+{
+	source_inject_remove(&file->source, true, 0);
 }
 
 int df_file_heal(struct df_file *file)
@@ -286,7 +293,7 @@ void df_file_state(struct df_file *file, struct df_file_state *out)
 	file_lock(file);
 	*out = (struct df_file_state){
 		.id = file->id,
-		.size = fstat(file->fd, &st) ? file->size : (uint64_t)st.st_size,
+		.size = source_look(&file->source, &st) ? file->size : (uint64_t)st.st_size,
 		.known_size = file->size,
 		.generation = atomic_load(&file->generation),
 		.resident = file->resident,

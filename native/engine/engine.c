@@ -21,12 +21,11 @@ int df_engine_new(const struct df_engine_options *options, struct df_engine **ou
 	engine->options = *options;
 	if (!engine->options.fill_threads)
 		engine->options.fill_threads = 1;
-	engine->last_job = &engine->jobs;
 	engine->last_pending = &engine->pending;
 	engine->next_id = 1;
 	pthread_mutex_init(&engine->lock, NULL);
 	trace_init(&engine->tracer);
-	pthread_cond_init(&engine->work, NULL);
+	jobs_init(&engine->pool, engine->options.fill_threads);
 	pthread_cond_init(&engine->tick, NULL);
 	engine->failures_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	engine->left_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -66,7 +65,7 @@ void df_engine_free(struct df_engine *engine)
 	failures_free(engine);
 	program_free(engine);
 
-	if (!jobs_stop(engine))
+	if (!jobs_stop(&engine->pool))
 		return;		/* a page source that never answers still holds a thread */
 	close(engine->failures_fd);
 	close(engine->left_fd);

@@ -10,9 +10,6 @@
  */
 #include <errno.h>
 #include <stdlib.h>
-#include <sys/mman.h>
-#include <sys/uio.h>
-#include <unistd.h>
 
 #include "internal.h"
 
@@ -46,22 +43,6 @@ void fault_free(struct df_fault *fault)
 		file_mend_ended(mended);
 }
 
-/* The errno get_user_pages() has for this page of the file: the very error KVM
- * meets when it resolves a guest's fault on a truncated file.  0: it has a page. */
-static int gup_error(const struct df_file *file, uint64_t offset)
-{
-	char byte;
-	char *map = mmap(NULL, PAGE, PROT_READ, MAP_SHARED, file->fd, (off_t)offset);
-	struct iovec to = { &byte, 1 }, from = { map, 1 };
-	int error;
-
-	if (map == MAP_FAILED)
-		return EFAULT;		/* cannot be mapped at all: direct I/O files */
-	error = process_vm_readv(getpid(), &to, 1, &from, 1, 0) == 1 ? 0 : errno;
-	munmap(map, PAGE);
-	return error;
-}
-
 /* What to fill for this fault.  Where a random reader has been before it may come
  * again, and a fault costs more than a few pages read in vain. */
 static void fill_window(const struct df_fault *fault, struct df_region *region, uint64_t *start,
@@ -69,7 +50,7 @@ static void fill_window(const struct df_fault *fault, struct df_region *region, 
 {
 	uint64_t around = region->around, block = fault->offset & ~(DENSE - 1);
 
-	if (region->file->fetch) {
+	if (region->file->source.fetch) {
 		/* A page nobody asked for can fail, or loop, for who has to bring it. */
 		*start = fault->offset;
 		*end = fault->offset + PAGE;
@@ -89,7 +70,7 @@ static bool filled_now(const struct df_fault *fault, struct df_region *region)
 	struct df_file *file = region->file;
 	uint64_t start, end;
 
-	if (fault->stored || fault->error || fault->offset >= file_end(file) || inject_any(file) ||
+	if (fault->stored || fault->error || fault->offset >= file_end(file) || source_injects(&file->source) ||
 	    pages_filled(file, fault->offset) || fill_find(file, fault->offset))
 		return false;
 	fill_window(fault, region, &start, &end);
@@ -145,7 +126,7 @@ static enum verdict decide_locked(struct df_fault *fault, struct df_region *regi
 		engine_fail(fault, file, DF_REASON_IO, -bits);
 		return DONE;
 	}
-	if (fault->stored && inject_on_store(file, fault->offset) && drop_clean(file, fault->offset)) {
+	if (fault->stored && source_injects_store(&file->source, fault->offset) && drop_clean(file, fault->offset)) {
 		/* The store is repeated, and asks for a page that is to be stored to. */
 		uffd_wake(fault->guest->uffd, page, PAGE);
 		return DONE;
@@ -163,7 +144,7 @@ static enum verdict decide_locked(struct df_fault *fault, struct df_region *regi
 		return DONE;
 	}
 	if (fault->offset >= file_end(file)) {
-		error = gup_error(file, fault->offset);
+		error = source_gup_error(&file->source, fault->offset);
 		if (!error)
 			return REPEAT;		/* it grew while we looked */
 		engine_fail(fault, file, DF_REASON_EOF, error);
@@ -249,6 +230,23 @@ static struct df_fault *join(struct df_fault *list, struct df_fault *more)
 	return list;
 }
 
+static void run_fill(void *fill)
+{
+	bool wait;
+
+	faults_run(fill_run(fill, true, &wait), true);
+}
+
+static void run_released(void *faults)
+{
+	faults_run(faults, true);
+}
+
+void faults_submit(struct df_fault *list)
+{
+	jobs_submit(&list->guest->engine->pool, run_released, list);
+}
+
 static struct df_fault *run(struct df_fault *fault, bool may_block)
 {
 	struct df_fault *more = NULL, *copy;
@@ -263,7 +261,7 @@ static struct df_fault *run(struct df_fault *fault, bool may_block)
 		if (wait) {
 			COUNT(fault->guest->engine, parked, 1);
 			fill_slow(fill);
-			engine_submit_fill(fault->guest->engine, fill);
+			jobs_submit(&fault->guest->engine->pool, run_fill, fill);
 		}
 		break;
 	case AGAIN:

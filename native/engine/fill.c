@@ -12,8 +12,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/uio.h>
-#include <unistd.h>
 
 #include "internal.h"
 
@@ -214,54 +212,30 @@ void fill_leave(struct df_region *region)
 	}
 }
 
-/* Read `len` bytes, or to EOF.  -> bytes; *error is what stopped it short. */
-static uint64_t source_fill(int fd, char *to, uint64_t offset, uint64_t len, int flags, int *error)
+static uint64_t page_of(const struct df_fill *fill, uint64_t offset)
 {
-	uint64_t done = 0;
-
-	*error = 0;
-	while (done < len) {
-		struct iovec iov = { to + done, len - done };
-		ssize_t n = flags ? preadv2(fd, &iov, 1, (off_t)(offset + done), flags)
-				  : pread(fd, iov.iov_base, iov.iov_len, (off_t)(offset + done));
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0)
-			*error = errno;
-		if (n <= 0)
-			break;
-		done += (uint64_t)n;
-	}
-	return done;
+	return (offset - fill->start) / PAGE;
 }
 
-/* Read without waiting for a disk, where that can be had. */
-static uint64_t source_peek(struct df_file *file, char *to, uint64_t offset, uint64_t len,
-			    int *error)
+/* Whether this read fails on purpose, and how: 0 or a positive errno. */
+static int injected(struct df_fill *fill, bool may_block)
 {
-	uint64_t got;
-
-	*error = EAGAIN;
-	if (file->memory)
-		return source_fill(file->fd, to, offset, len, 0, error);
-	if (file->blocks)
-		return 0;
-	got = source_fill(file->fd, to, offset, len, RWF_NOWAIT, error);
-	if (*error == EOPNOTSUPP) {
-		file->blocks = true;
-		*error = EAGAIN;
-	}
-	return got;
-}
-
-/* Read, and wait for as long as it takes. */
-static uint64_t source_wait(const struct df_fill *fill, char *to, int *error)
-{
+	struct source_ask ask = { fill->start, fill->len, may_block, true, { 0 } };
 	struct df_file *file = fill->file;
+	uint64_t truncate;
+	int error;
 
-	*error = file->fetch ? file->fetch(file->fetch_context, fill->start, fill->len) : 0;
-	return *error ? 0 : source_fill(file->fd, to, fill->start, fill->len, 0, error);
+	if (!source_injects(&file->source))
+		return 0;
+	pthread_mutex_lock(&file->lock);
+	for (const struct df_fault *w = fill->waiters; w; w = w->next) {
+		ask.retry &= w->mends != NULL;
+		if (w->write)
+			ask.stores[page_of(fill, w->offset) / 64] |= (uint64_t)1 << page_of(fill, w->offset) % 64;
+	}
+	pthread_mutex_unlock(&file->lock);
+	error = source_ask(&file->source, &ask, &truncate);
+	return truncate != SOURCE_UNTRUNCATED ? -df_file_truncate(file, truncate) : error;
 }
 
 /* Put `got` bytes read at `start` into the page cache.  A last page that is partly
@@ -293,13 +267,13 @@ struct df_fault *fill_run(struct df_fill *fill, bool may_block, bool *wait)
 
 	*wait = false;
 	if (bytes)
-		error = inject_met(fill, may_block);
+		error = injected(fill, may_block);
 	if (error)
 		got = 0;
 	else if (may_block)
-		got = source_wait(fill, bytes, &error);
+		got = source_bring(&file->source, bytes, fill->start, fill->len, &error);
 	else
-		got = source_peek(file, bytes, fill->start, fill->len, &error);
+		got = source_peek(&file->source, bytes, fill->start, fill->len, &error);
 	if (!may_block && error == EAGAIN) {
 		*wait = true;
 		return NULL;
@@ -348,7 +322,7 @@ int fill_now(struct df_engine *engine, struct df_file *file, uint64_t offset, ui
 	if (!bytes)
 		return -ENOMEM;
 	narrow(file, offset, &start, &end);
-	got = source_peek(file, bytes, start, end - start, &error);
+	got = source_peek(&file->source, bytes, start, end - start, &error);
 	COUNT(engine, filled, got);
 	if (error)
 		return -error;

@@ -322,7 +322,7 @@ int df_guest_map(struct df_guest *guest, uint64_t start, uint64_t len, struct df
 
 	file_lock(file);
 	error = file_activate(file, false);
-	if (!error && writable && !file->writable)
+	if (!error && writable && !file->source.writable)
 		error = -EACCES;
 	file_unlock(file);
 	if (error)

@@ -8,7 +8,7 @@
  *                      that is being unmapped never receives a page
  *   file->lock         size, generation, page cache, fills, mappings, poisons:
  *                      "same generation?" and the install are one step under it
- *   engine->lock       job queue, failures, list of guests and fills; a leaf
+ *   engine->lock       failures, list of guests and fills; a leaf
  *   guest->apf_lock    tokens of its vCPUs, and what the host writes into their
  *                      slots; a leaf, but for the tracer's
  *
@@ -32,6 +32,7 @@
 #include "base/thread.h"
 #include "base/trace.h"
 #include "base/uffd.h"
+#include "source/jobs.h"
 
 #define DF_TRIES_MAX 3
 
@@ -179,18 +180,11 @@ struct df_pending {
 	bool over;			/* ... and is yet to have it; nothing else is left to do */
 };
 
-struct df_job {
-	struct df_job *next;
-	struct df_fill *fill;		/* either: read this, then decide its waiters */
-	struct df_fault *faults;	/* or: decide these */
-};
-
 struct df_engine {
 	struct df_engine_options options;
 	pthread_mutex_t lock;
-	pthread_cond_t work, tick;
-	struct df_job *jobs, **last_job;
-	unsigned threads, idle, queued;
+	pthread_cond_t tick;
+	struct job_pool pool;
 	bool stopping;
 	struct df_guest *guests;
 	struct df_fill *fills;
@@ -226,6 +220,7 @@ enum verdict install_store(struct df_fault *fault, struct df_region *region, uin
 
 /* fault.c */
 void faults_run(struct df_fault *list, bool may_block);	/* takes heap faults */
+void faults_submit(struct df_fault *list);		/* the same, in a thread that may wait */
 void fault_arrived(const struct df_fault *fault);	/* from the reader of a guest */
 struct df_fault *fault_copy(struct df_fault *fault);	/* takes its token over */
 void fault_free(struct df_fault *fault);
@@ -252,19 +247,6 @@ void fill_release(struct df_file *file, uint64_t start, uint64_t end);
 /* The guest unmaps the region: its faults there do not wait any longer. */
 void fill_leave(struct df_region *region);
 void fill_expire(struct df_engine *engine, struct df_file *file, uint64_t now);
-
-/* inject.c: what a page source is made to do */
-bool inject_any(const struct df_file *file);
-/* Whether stores to this page may fail on purpose; file->lock. */
-bool inject_on_store(const struct df_file *file, uint64_t offset);
-/* Before a source is read; without file->lock.  0, or the errno it answers with; waits
- * when it may block, and is EAGAIN when it would have to. */
-int inject_met(struct df_fill *fill, bool may_block);
-
-/* jobs.c: threads for what may block */
-bool jobs_stop(struct df_engine *engine);	/* false: one is stuck in its source */
-void engine_submit_fill(struct df_engine *engine, struct df_fill *fill);
-void engine_submit_faults(struct df_engine *engine, struct df_fault *faults);
 
 /* failures.c */
 /* Hands the fault to Python, or poisons at once when that cannot be; file->lock

@@ -6,43 +6,10 @@
  */
 #include <errno.h>
 #include <limits.h>
-#include <sys/uio.h>
-#include <unistd.h>
 
 #include "engine/internal.h"
 
 #define SLICE ((uint64_t)1 << 20)	/* bytes written back under one hold of the lock */
-
-/* Read `len` bytes, fewer only at EOF.  -EAGAIN: that would wait for a disk, and `nowait`. */
-static int64_t source_read(struct df_file *file, char *to, uint64_t offset, uint64_t len, int nowait)
-{
-	struct iovec iov = { to, len };
-	uint64_t done = 0;
-	struct stat st;
-	ssize_t n;
-
-	if (file->fetch)
-		return -EOPNOTSUPP;	/* what was not fetched is a hole there: zeros */
-	if (nowait && !file->memory) {
-		if (file->blocks)
-			return -EAGAIN;
-		n = preadv2(file->fd, &iov, 1, (off_t)offset, RWF_NOWAIT);
-		if (n < 0 && errno == EOPNOTSUPP) {
-			file->blocks = true;
-			return -EAGAIN;
-		}
-		/* short of EOF only what was in memory came: not an answer */
-		if (n >= 0 && (uint64_t)n < len &&
-		    (fstat(file->fd, &st) || offset + (uint64_t)n < (uint64_t)st.st_size))
-			return -EAGAIN;
-		return n < 0 ? -errno : n;
-	}
-	do {
-		n = pread(file->fd, to + done, len - done, (off_t)(offset + done));
-		done += n > 0 ? (uint64_t)n : 0;
-	} while (done < len && (n > 0 || (n < 0 && errno == EINTR)));
-	return n < 0 ? -errno : (int64_t)done;
-}
 
 /* All or an error: the kernel takes a short answer for EOF, zeroes the rest of the page and
  * shrinks i_size (fs/fuse/file.c, fuse_short_read()), and so do programs that copy a file. */
@@ -86,7 +53,7 @@ int64_t df_file_read(struct df_file *file, void *buffer, uint64_t offset, uint64
 		 * Against a store or write that runs at the same time either order
 		 * is right. */
 		n = filled ? (int64_t)(end - at)
-			   : source_read(file, (char *)buffer + done, at, end - at, nowait);
+			   : source_read(&file->source, (char *)buffer + done, at, end - at, nowait);
 		if (n < 0)
 			return n;
 		done += (uint64_t)n;
@@ -112,7 +79,7 @@ static void update_cache(struct df_file *file, const char *bytes, uint64_t offse
 
 int64_t df_file_write(struct df_file *file, const void *bytes, uint64_t offset, uint64_t len)
 {
-	ssize_t n;
+	int64_t n;
 
 	if (len > LLONG_MAX || offset > LLONG_MAX - len)
 		return -EFBIG;
@@ -120,9 +87,9 @@ int64_t df_file_write(struct df_file *file, const void *bytes, uint64_t offset, 
 	if (file->cache < 0) {
 		/* Nobody maps it: no need to hold up others for a slow disk. */
 		pthread_mutex_unlock(&file->lock);
-		n = pwrite(file->fd, bytes, len, (off_t)offset);
+		n = source_write(&file->source, bytes, offset, len);
 		if (n < 0)
-			return -errno;
+			return n;
 		file_lock(file);
 		if (file->cache >= 0) {
 			/* A guest began to meanwhile: what it filled, or is filling,
@@ -143,9 +110,7 @@ int64_t df_file_write(struct df_file *file, const void *bytes, uint64_t offset, 
 		return n;
 	}
 	file_notice(file);
-	n = pwrite(file->fd, bytes, len, (off_t)offset);
-	if (n < 0)
-		n = -errno;
+	n = source_write(&file->source, bytes, offset, len);
 	if (n > 0) {
 		uint64_t end = offset + (uint64_t)n;
 		uint64_t size = end > file->size ? end : file->size;
@@ -192,7 +157,7 @@ static int write_back_run(struct df_file *file, uint64_t start, uint64_t end)
 	uint64_t stop = end < file->size ? end : file->size, most = RANGE;
 	char *bytes = fill_buffer();
 	int error = 0;
-	ssize_t n;
+	int64_t n;
 
 	if (protect(file, start, end))
 		pages_clear_exposed(file, start, end);
@@ -209,8 +174,8 @@ static int write_back_run(struct df_file *file, uint64_t start, uint64_t end)
 			error = 0;
 			most = PAGE;	/* the others are to be written all the same */
 		} else if (!error) {
-			n = pwrite(file->fd, bytes, len, (off_t)start);
-			error = n < 0 ? -errno : n == 0 ? -ENOSPC : 0;
+			n = source_write(&file->source, bytes, start, len);
+			error = n < 0 ? (int)n : n == 0 ? -ENOSPC : 0;
 			start += n > 0 ? (uint64_t)n : 0;
 		}
 	}
@@ -228,7 +193,7 @@ int df_file_write_back(struct df_file *file)
 		uint64_t end;
 
 		file_lock(file);
-		if (file->cache < 0 || !file->writable) {
+		if (file->cache < 0 || !file->source.writable) {
 			file_unlock(file);
 			break;
 		}
@@ -251,10 +216,7 @@ int df_file_write_back(struct df_file *file)
 
 int df_file_sync(struct df_file *file, int datasync)
 {
-	int error = df_file_write_back(file);
+	int error = df_file_write_back(file), synced = source_sync(&file->source, datasync);
 
-	error = error < 0 ? error : 0;
-	if ((datasync ? fdatasync(file->fd) : fsync(file->fd)) && !error)
-		error = -errno;
-	return error;
+	return error < 0 ? error : synced;
 }

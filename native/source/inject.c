@@ -1,19 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * inject.c - errors and delays of a page source, on purpose: a disk that fails, a
- * network that is slow, a file system that is full.
+ * inject.c - errors and delays of a page source, on purpose: a disk that fails, a network that is
+ * slow, a file system that is full.
  *
- * Owns the list of them.  They are met where a fill would read its source, and from
- * there on are as real as any: nothing else knows of them.
+ * Owns the list of them.  They act where a source is about to be read, and from there on are as
+ * real as any.  Must not know who waits for the read.
  */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
-#include "engine/internal.h"
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "source.h"
 
-#define SLICE_NS 2000000u	/* how long a delay goes on after it was cleared, at most */
+#define SLICE_NS 2000000u	/* how long a delay goes on after it was removed, at most */
 #define DELAY_MAX_NS (3600ull * 1000000000)
 
 struct df_injection {
@@ -35,10 +37,9 @@ static bool makes_sense(const struct df_inject_options *is)
 	       !(is->flags & ~(DF_INJECT_STORES | DF_INJECT_TRUNCATE | DF_INJECT_EVICT));
 }
 
-int df_file_inject(struct df_file *file, const struct df_inject_options *options)
+int source_inject(struct df_source *source, const struct df_inject_options *options)
 {
 	struct df_injection *in;
-	uint64_t at = options->start;
 
 	if (!makes_sense(options))
 		return -EINVAL;
@@ -51,26 +52,17 @@ int df_file_inject(struct df_file *file, const struct df_inject_options *options
 		.dice = options->seed * 2 + 1,		/* xorshift stays at 0 */
 		.left = options->count,
 	};
-	file_lock(file);
-	in->next = file->injections;
-	__atomic_store_n(&file->injections, in, __ATOMIC_RELEASE);
-	if (options->flags & DF_INJECT_EVICT)
-		pages_drop_clean(file, &at, in->end < CACHE_SIZE ? in->end : CACHE_SIZE, UINT64_MAX);
-	file_unlock(file);
+	GUARD(&source->lock);
+	in->next = source->injections;
+	__atomic_store_n(&source->injections, in, __ATOMIC_RELEASE);
 	return 0;
 }
 
-static void release(struct df_injection *in)
+void source_inject_remove(struct df_source *source, bool all, uint64_t tag)
 {
-	free(in->failed);
-	free(in);
-}
+	struct df_injection **p = &source->injections, *in, *gone = NULL;
 
-static void take_back(struct df_file *file, bool all, uint64_t tag)
-{
-	struct df_injection **p = &file->injections, *in, *gone = NULL;
-
-	file_lock(file);
+	pthread_mutex_lock(&source->lock);
 	while ((in = *p)) {
 		if (!all && in->is.tag != tag) {
 			p = &in->next;
@@ -80,43 +72,44 @@ static void take_back(struct df_file *file, bool all, uint64_t tag)
 		in->next = gone;
 		gone = in;
 	}
-	__atomic_add_fetch(&file->cleared, 1, __ATOMIC_RELAXED);
-	file_unlock(file);
+	__atomic_add_fetch(&source->cleared, 1, __ATOMIC_RELAXED);
+	pthread_mutex_unlock(&source->lock);
 	while ((in = gone)) {
 		gone = in->next;
-		release(in);
+		free(in->failed);
+		free(in);
 	}
 }
 
-void df_file_inject_remove(struct df_file *file, uint64_t tag)
+bool source_injects_store(struct df_source *source, uint64_t offset)
 {
-	take_back(file, false, tag);
-}
-
-void df_file_inject_clear(struct df_file *file)
-{
-	take_back(file, true, 0);
-}
-
-bool inject_any(const struct df_file *file)
-{
-	return __atomic_load_n(&file->injections, __ATOMIC_ACQUIRE);
-}
-
-static bool stored(const struct df_fill *fill, const struct df_injection *in)
-{
-	for (const struct df_fault *w = fill->waiters; w; w = w->next)
-		if (w->write && w->offset >= in->is.start && w->offset < in->end)
+	if (!source_injects(source))
+		return false;
+	GUARD(&source->lock);
+	for (const struct df_injection *in = source->injections; in; in = in->next)
+		if (!in->spent && in->is.flags & DF_INJECT_STORES && offset >= in->is.start &&
+		    offset < in->end)
 			return true;
 	return false;
 }
 
-static struct df_injection *find(const struct df_fill *fill)
+static bool stored(const struct source_ask *ask, const struct df_injection *in)
 {
-	struct df_injection *in = fill->file->injections;
+	for (uint64_t i = 0; i < ask->len / PAGE; i++) {
+		uint64_t offset = ask->start + i * PAGE;
 
-	while (in && (in->spent || in->is.start >= fill->start + fill->len || in->end <= fill->start ||
-		      (in->is.flags & DF_INJECT_STORES && !stored(fill, in))))
+		if (ask->stores[i / 64] >> i % 64 & 1 && offset >= in->is.start && offset < in->end)
+			return true;
+	}
+	return false;
+}
+
+static struct df_injection *find(const struct df_source *source, const struct source_ask *ask)
+{
+	struct df_injection *in = source->injections;
+
+	while (in && (in->spent || in->is.start >= ask->start + ask->len || in->end <= ask->start ||
+		      (in->is.flags & DF_INJECT_STORES && !stored(ask, in))))
 		in = in->next;
 	return in;
 }
@@ -136,7 +129,7 @@ static bool falls(struct df_injection *in)
 	return (uint32_t)(in->dice >> 32) < in->is.chance;
 }
 
-/* One that is spent says nothing any more, and its pages can be read again. */
+/* One that is spent does nothing any more, and its pages can be read again. */
 static void count_down(struct df_injection *in)
 {
 	if (!in->left || --in->left)
@@ -187,45 +180,26 @@ static void remember(struct df_injection *in, uint64_t page)
 	in->nfailed++;
 }
 
-/* Nobody has touched the page: it is read again because it was refused before. */
-static bool mends(const struct df_fill *fill)
+/* A retry counts for no access, and ends as the last one did. */
+static int retried(const struct df_source *source, uint64_t page)
 {
-	for (const struct df_fault *w = fill->waiters; w; w = w->next)
-		if (!w->mends)
-			return false;
-	return true;
-}
-
-/* That counts for no access, and ends as the last one did. */
-static int mending_met(const struct df_fill *fill)
-{
-	for (const struct df_injection *in = fill->file->injections; in; in = in->next)
-		if (in->is.error && has_failed(in, fill->start))
+	for (const struct df_injection *in = source->injections; in; in = in->next)
+		if (in->is.error && has_failed(in, page))
 			return in->is.error;
 	return 0;
 }
 
-bool inject_on_store(const struct df_file *file, uint64_t offset)
-{
-	for (const struct df_injection *in = file->injections; in; in = in->next)
-		if (!in->spent && in->is.flags & DF_INJECT_STORES && offset >= in->is.start &&
-		    offset < in->end)
-			return true;
-	return false;
-}
-
-static bool is_there(struct df_file *file, uint64_t tag)
+static bool is_there(struct df_source *source, uint64_t tag)
 {
 	const struct df_injection *in;
 
-	file_lock(file);
-	for (in = tag ? file->injections : NULL; in && in->is.tag != tag; in = in->next)
+	GUARD(&source->lock);
+	for (in = tag ? source->injections : NULL; in && in->is.tag != tag; in = in->next)
 		;
-	file_unlock(file);
 	return in;
 }
 
-static void delay(struct df_file *file, const struct df_inject_options *is, uint64_t cleared)
+static void delay(struct df_source *source, const struct df_inject_options *is, uint64_t cleared)
 {
 	uint64_t until = now_ns() + is->delay_ns, now, latest;
 
@@ -233,49 +207,51 @@ static void delay(struct df_file *file, const struct df_inject_options *is, uint
 		uint64_t left = until - now;
 		struct timespec slice = { 0, left < SLICE_NS ? (long)left : SLICE_NS };
 
-		latest = __atomic_load_n(&file->cleared, __ATOMIC_RELAXED);
-		if (latest != cleared && !is_there(file, is->tag))
+		latest = __atomic_load_n(&source->cleared, __ATOMIC_RELAXED);
+		if (latest != cleared && !is_there(source, is->tag))
 			break;
 		cleared = latest;
 		nanosleep(&slice, NULL);
 	}
 }
 
-/* The error of a range is not yet the error of a page: a fill of more than one is only
+/* The error of a range is not yet the error of a page: a read of more than one is only
  * refused, and each of its faults asks again for its own page. */
-int inject_met(struct df_fill *fill, bool may_block)
+static struct df_inject_options choose(struct df_source *source, const struct source_ask *ask)
 {
-	struct df_file *file = fill->file;
 	struct df_inject_options met = { .error = 0 };
-	struct df_injection *in;
-	uint64_t cleared;
-	bool once;
-
-	if (!inject_any(file))
-		return 0;
-	file_lock(file);
-	in = find(fill);
-	cleared = file->cleared;
+	struct df_injection *in = find(source, ask);
 	/* each access is to be counted, and what happens to a page is its own */
-	once = in && (in->is.error || in->is.after || in->is.chance || in->is.count ||
-		      in->is.start > fill->start || in->end < fill->start + fill->len ||
-		      in->is.flags & (DF_INJECT_TRUNCATE | DF_INJECT_STORES));
-	if (mends(fill)) {
-		met.error = mending_met(fill);
-	} else if (once && fill->len > PAGE) {
+	bool once = in && (in->is.error || in->is.after || in->is.chance || in->is.count ||
+			   in->is.start > ask->start || in->end < ask->start + ask->len ||
+			   in->is.flags & (DF_INJECT_TRUNCATE | DF_INJECT_STORES));
+
+	if (ask->retry) {
+		met.error = retried(source, ask->start);
+	} else if (once && ask->len > PAGE) {
 		met.error = in->is.error ? in->is.error : EIO;
-	} else if (in && (in->is.delay_ns || in->is.flags & DF_INJECT_TRUNCATE) && !may_block) {
+	} else if (in && (in->is.delay_ns || in->is.flags & DF_INJECT_TRUNCATE) && !ask->may_block) {
 		met.error = EAGAIN;
 	} else if (in && falls(in)) {
 		met = in->is;
 		if (met.error)
-			remember(in, fill->start);
+			remember(in, ask->start);
 		count_down(in);
 	}
-	file_unlock(file);
+	return met;
+}
+
+int source_ask(struct df_source *source, const struct source_ask *ask, uint64_t *truncate)
+{
+	struct df_inject_options met;
+	uint64_t cleared;
+
+	pthread_mutex_lock(&source->lock);
+	met = choose(source, ask);
+	cleared = source->cleared;
+	pthread_mutex_unlock(&source->lock);
 	if (met.delay_ns)
-		delay(file, &met, cleared);
-	if (met.flags & DF_INJECT_TRUNCATE && !met.error)
-		met.error = -df_file_truncate(file, met.truncate);
+		delay(source, &met, cleared);
+	*truncate = met.flags & DF_INJECT_TRUNCATE && !met.error ? met.truncate : SOURCE_UNTRUNCATED;
 	return met.error;
 }

@@ -1,115 +1,111 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * jobs.c - the threads that wait for slow page sources, so that the reader of a
- * guest never does.  They come when there is work and nobody idle, up to
- * options.fill_threads.  Must not know why a job is slow.
+ * jobs.c - the threads that wait for slow page sources, so that the reader of a guest never does.
+ * They start when there is work and no idle thread, up to a limit.  Must not know what a job does.
  */
 #include <stdlib.h>
 
-#include "engine/internal.h"
+#include "base/clock.h"
+#include "base/thread.h"
+#include "jobs.h"
 
 #define STOP_NS 2000000000u		/* how long a stuck page source holds up the end */
 
-static void run_job(struct df_fill *fill, struct df_fault *faults)
-{
-	bool wait;
+struct job {
+	struct job *next;
+	void (*run)(void *arg);
+	void *arg;
+};
 
-	if (fill)
-		faults = fill_run(fill, true, &wait);
-	faults_run(faults, true);
+void jobs_init(struct job_pool *pool, unsigned most)
+{
+	*pool = (struct job_pool){ .most = most };
+	pool->last = &pool->first;
+	pthread_mutex_init(&pool->lock, NULL);
+	pthread_cond_init(&pool->work, NULL);
+	pthread_cond_init(&pool->end, NULL);
 }
 
 static void *worker(void *arg)
 {
-	struct df_engine *engine = arg;
+	struct job_pool *pool = arg;
 
-	pthread_mutex_lock(&engine->lock);
+	pthread_mutex_lock(&pool->lock);
 	for (;;) {
-		struct df_job *job = engine->jobs;
+		struct job *job = pool->first;
 
-		if (!job && engine->stopping)
+		if (!job && pool->stopping)
 			break;
 		if (!job) {
-			engine->idle++;
-			pthread_cond_wait(&engine->work, &engine->lock);
-			engine->idle--;
+			pool->idle++;
+			pthread_cond_wait(&pool->work, &pool->lock);
+			pool->idle--;
 			continue;
 		}
-		engine->queued--;
-		engine->jobs = job->next;
-		if (!engine->jobs)
-			engine->last_job = &engine->jobs;
-		pthread_mutex_unlock(&engine->lock);
-		run_job(job->fill, job->faults);
+		pool->queued--;
+		pool->first = job->next;
+		if (!pool->first)
+			pool->last = &pool->first;
+		pthread_mutex_unlock(&pool->lock);
+		job->run(job->arg);
 		free(job);
-		pthread_mutex_lock(&engine->lock);
+		pthread_mutex_lock(&pool->lock);
 	}
-	engine->threads--;
-	pthread_cond_broadcast(&engine->tick);
-	pthread_mutex_unlock(&engine->lock);
+	pool->threads--;
+	pthread_cond_broadcast(&pool->end);
+	pthread_mutex_unlock(&pool->lock);
 	return NULL;
 }
 
 /* false: there is no thread for it. */
-static bool enqueue(struct df_engine *engine, struct df_job *job)
+static bool enqueue(struct job_pool *pool, struct job *job)
 {
 	pthread_t thread;
 	bool taken;
 
-	pthread_mutex_lock(&engine->lock);
-	/* A job may hold its thread for as long as a source likes: each has one of
-	 * its own, as far as they go, and an idle one counts once. */
-	if (engine->queued >= engine->idle && engine->threads < engine->options.fill_threads &&
-	    !thread_start(&thread, worker, engine, "df-fill")) {
+	pthread_mutex_lock(&pool->lock);
+	/* A job may hold its thread for as long as a source likes: each has one of its own, as far
+	 * as they go, and an idle one counts once. */
+	if (pool->queued >= pool->idle && pool->threads < pool->most &&
+	    !thread_start(&thread, worker, pool, "df-fill")) {
 		pthread_detach(thread);
-		engine->threads++;
+		pool->threads++;
 	}
-	taken = engine->threads;
+	taken = pool->threads;
 	if (taken) {
-		*engine->last_job = job;
-		engine->last_job = &job->next;
-		engine->queued++;
-		pthread_cond_signal(&engine->work);
+		*pool->last = job;
+		pool->last = &job->next;
+		pool->queued++;
+		pthread_cond_signal(&pool->work);
 	}
-	pthread_mutex_unlock(&engine->lock);
+	pthread_mutex_unlock(&pool->lock);
 	return taken;
 }
 
-static void submit(struct df_engine *engine, struct df_fill *fill, struct df_fault *faults)
+void jobs_submit(struct job_pool *pool, void (*run)(void *arg), void *arg)
 {
-	struct df_job *job = calloc(1, sizeof(*job));
+	struct job *job = malloc(sizeof(*job));
 
 	if (job) {
-		job->fill = fill;
-		job->faults = faults;
-		if (enqueue(engine, job))
+		*job = (struct job){ .run = run, .arg = arg };
+		if (enqueue(pool, job))
 			return;
 		free(job);
 	}
-	run_job(fill, faults);		/* no memory, or no thread: do it here */
+	run(arg);
 }
 
-void engine_submit_fill(struct df_engine *engine, struct df_fill *fill)
-{
-	submit(engine, fill, NULL);
-}
-
-void engine_submit_faults(struct df_engine *engine, struct df_fault *faults)
-{
-	submit(engine, NULL, faults);
-}
-
-bool jobs_stop(struct df_engine *engine)
+bool jobs_stop(struct job_pool *pool)
 {
 	uint64_t until = now_ns() + STOP_NS;
 	bool all;
 
-	pthread_mutex_lock(&engine->lock);
-	engine->stopping = true;
-	pthread_cond_broadcast(&engine->work);
-	while (engine->threads && clock_wait(&engine->tick, &engine->lock, until))
+	pthread_mutex_lock(&pool->lock);
+	pool->stopping = true;
+	pthread_cond_broadcast(&pool->work);
+	while (pool->threads && clock_wait(&pool->end, &pool->lock, until))
 		;
-	all = !engine->threads;
-	pthread_mutex_unlock(&engine->lock);
+	all = !pool->threads;
+	pthread_mutex_unlock(&pool->lock);
 	return all;
 }

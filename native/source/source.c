@@ -1,0 +1,148 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * source.c - the calls on a backing descriptor.  Must not decide what a short read, a size or an
+ * errno means.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/magic.h>
+#include <sys/mman.h>
+#include <sys/uio.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include "source.h"
+
+int source_open(struct df_source *source, int fd, bool writable, struct stat *st)
+{
+	struct statfs fs;
+	int error = 0;
+
+	if (fstat(fd, st))
+		error = -errno;
+	else if (!S_ISREG(st->st_mode))
+		error = -EINVAL;
+	if (error) {
+		close(fd);
+		return error;
+	}
+	*source = (struct df_source){
+		.fd = fd,
+		.writable = writable,
+		.memory = !fstatfs(fd, &fs) && fs.f_type == TMPFS_MAGIC,
+	};
+	pthread_mutex_init(&source->lock, NULL);
+	return 0;
+}
+
+void source_close(struct df_source *source)
+{
+	source_inject_remove(source, true, 0);
+	pthread_mutex_destroy(&source->lock);
+	close(source->fd);
+}
+
+int source_upgrade(struct df_source *source, int fd)
+{
+	/* dup3() replaces the open file under the same number atomically: reads under way keep
+	 * the old one. */
+	int error = dup3(fd, source->fd, O_CLOEXEC) < 0 ? -errno : 0;
+
+	if (!error)
+		source->writable = true;
+	close(fd);
+	return error;
+}
+
+int source_look(const struct df_source *source, struct stat *st)
+{
+	return fstat(source->fd, st) ? -errno : 0;
+}
+
+static uint64_t read_all(int fd, char *to, uint64_t offset, uint64_t len, int flags, int *error)
+{
+	uint64_t done = 0;
+
+	*error = 0;
+	while (done < len) {
+		struct iovec iov = { to + done, len - done };
+		ssize_t n = flags ? preadv2(fd, &iov, 1, (off_t)(offset + done), flags)
+				  : pread(fd, iov.iov_base, iov.iov_len, (off_t)(offset + done));
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			*error = errno;
+		if (n <= 0)
+			break;
+		done += (uint64_t)n;
+	}
+	return done;
+}
+
+uint64_t source_peek(struct df_source *source, char *to, uint64_t offset, uint64_t len, int *error)
+{
+	uint64_t got;
+
+	*error = EAGAIN;
+	if (source->memory)
+		return read_all(source->fd, to, offset, len, 0, error);
+	if (source->blocks)
+		return 0;
+	got = read_all(source->fd, to, offset, len, RWF_NOWAIT, error);
+	if (*error == EOPNOTSUPP) {
+		source->blocks = true;
+		*error = EAGAIN;
+	}
+	return got;
+}
+
+uint64_t source_bring(const struct df_source *source, char *to, uint64_t offset, uint64_t len,
+		      int *error)
+{
+	*error = source->fetch ? source->fetch(source->fetch_context, offset, len) : 0;
+	return *error ? 0 : read_all(source->fd, to, offset, len, 0, error);
+}
+
+int64_t source_read(struct df_source *source, void *to, uint64_t offset, uint64_t len, bool nowait)
+{
+	uint64_t got;
+	int error;
+
+	if (source->fetch)
+		return -EOPNOTSUPP;	/* what was not fetched is a hole there: zeros */
+	got = nowait ? source_peek(source, to, offset, len, &error)
+		     : read_all(source->fd, to, offset, len, 0, &error);
+	return error ? -error : (int64_t)got;
+}
+
+int64_t source_write(const struct df_source *source, const void *from, uint64_t offset, uint64_t len)
+{
+	ssize_t n = pwrite(source->fd, from, len, (off_t)offset);
+
+	return n < 0 ? -errno : n;
+}
+
+int source_truncate(const struct df_source *source, uint64_t size)
+{
+	return ftruncate(source->fd, (off_t)size) ? -errno : 0;
+}
+
+int source_sync(const struct df_source *source, bool datasync)
+{
+	return (datasync ? fdatasync(source->fd) : fsync(source->fd)) ? -errno : 0;
+}
+
+int source_gup_error(const struct df_source *source, uint64_t offset)
+{
+	char byte;
+	char *map = mmap(NULL, PAGE, PROT_READ, MAP_SHARED, source->fd, (off_t)offset);
+	struct iovec to = { &byte, 1 }, from = { map, 1 };
+	int error;
+
+	if (map == MAP_FAILED)
+		return EFAULT;		/* cannot be mapped at all: direct I/O files */
+	error = process_vm_readv(getpid(), &to, 1, &from, 1, 0) == 1 ? 0 : errno;
+	munmap(map, PAGE);
+	return error;
+}

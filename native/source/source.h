@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * source.h - a backing file as a source of pages.  The only room that makes calls on a backing
+ * descriptor.  Must not know what is cached, nor who waits for the bytes.
+ */
+#ifndef DAXFAULT_SOURCE_H
+#define DAXFAULT_SOURCE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+
+#include "abi/host.h"
+
+#define PAGE ((uint64_t)DF_PAGE_SIZE)
+#define RANGE ((uint64_t)DF_RANGE_SIZE)
+#define PAGE_DOWN(x) ((x) & ~(PAGE - 1))
+#define PAGE_UP(x) PAGE_DOWN((x) + PAGE - 1)
+
+struct df_injection;
+
+struct df_source {
+	int fd;
+	bool writable;
+	atomic_bool blocks;		/* RWF_NOWAIT does not work here */
+	bool memory;			/* tmpfs: a read never waits */
+	int (*fetch)(void *context, uint64_t offset, uint64_t len);	/* or NULL: df_file_fetch() */
+	void *fetch_context;
+	pthread_mutex_t lock;		/* the rest; a leaf */
+	struct df_injection *injections;	/* whether there are any can be read unlocked */
+	uint64_t cleared;		/* how often injections were removed */
+};
+
+/* Takes `fd` over, also on failure.  *st is the file as it is now. */
+int source_open(struct df_source *source, int fd, bool writable, struct stat *st);
+void source_close(struct df_source *source);
+/* The same file, open for writing.  Takes `fd` over, also on failure. */
+int source_upgrade(struct df_source *source, int fd);
+int source_look(const struct df_source *source, struct stat *st);
+
+/* Read into the page cache: up to `len` bytes, or to EOF.  -> bytes; *error, a positive errno, says
+ * why there are fewer.  source_peek() never waits (EAGAIN); source_bring() does. */
+uint64_t source_peek(struct df_source *source, char *to, uint64_t offset, uint64_t len, int *error);
+uint64_t source_bring(const struct df_source *source, char *to, uint64_t offset, uint64_t len,
+		      int *error);
+/* For read(2): -> bytes, or a negative errno; -EAGAIN: it would have to wait. */
+int64_t source_read(struct df_source *source, void *to, uint64_t offset, uint64_t len, bool nowait);
+int64_t source_write(const struct df_source *source, const void *from, uint64_t offset, uint64_t len);
+int source_truncate(const struct df_source *source, uint64_t size);
+int source_sync(const struct df_source *source, bool datasync);
+/* The errno that get_user_pages() has for this page of the file: the one that KVM gets for a
+ * guest's fault on a truncated file.  0: the file has the page. */
+int source_gup_error(const struct df_source *source, uint64_t offset);
+
+/* ---- inject.c: faults on purpose */
+
+/* A read about to be made, in whole pages. */
+struct source_ask {
+	uint64_t start, len;		/* at most RANGE */
+	bool may_block;
+	bool retry;			/* nobody touched the page: it is read again */
+	uint64_t stores[DF_RANGE_SIZE / DF_PAGE_SIZE / 64];	/* a bit a page: a store waits for it */
+};
+
+#define SOURCE_UNTRUNCATED UINT64_MAX
+
+int source_inject(struct df_source *source, const struct df_inject_options *options);
+/* Remove those with this tag, or all. */
+void source_inject_remove(struct df_source *source, bool all, uint64_t tag);
+static inline bool source_injects(const struct df_source *source)
+{
+	return __atomic_load_n(&source->injections, __ATOMIC_ACQUIRE);
+}
+/* Whether stores to this page may fail on purpose. */
+bool source_injects_store(struct df_source *source, uint64_t offset);
+/* What this read is to end in: 0, or a positive errno.  Waits as long as a slow source would if
+ * ask->may_block, and is EAGAIN otherwise.  *truncate: the size the file is to be cut to first, or
+ * SOURCE_UNTRUNCATED. */
+int source_ask(struct df_source *source, const struct source_ask *ask, uint64_t *truncate);
+
+#endif
