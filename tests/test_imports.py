@@ -44,7 +44,6 @@ RAW = (
     "daxfault.vmm.kvm.fault",
     "daxfault.vmm.kvm.inject",
     "daxfault.vmm.kvm.machine",
-    "daxfault.vmm.kvm.script",
     "daxfault.vmm.kvm.window",
     "daxfault.vmm.study.compare.kvm.trial",
     "daxfault.vmm.study.repro_kvm",

@@ -36,10 +36,10 @@ from rich.progress import Progress
 from rich.table import Table
 
 from daxfault.native import PAGE_SIZE
+from daxfault.native.kvm_script import Got, Op, Step, async_pf
 from daxfault.vmm.errors import DaxfaultError
 from daxfault.vmm.kvm.inject import Injection
 from daxfault.vmm.kvm.machine import Machine, machine
-from daxfault.vmm.kvm.script import Got, Op, Step, async_pf
 from daxfault.vmm.kvm.uffd_memory import AnonymousMemory, Reply
 from daxfault.vmm.kvm.window import FileMemory, Memory, Rescue
 from daxfault.vmm.study.compare.cost import percentile

@@ -12,8 +12,8 @@ from typing import Any
 from needs import require
 
 from daxfault.native import PAGE_SIZE, kvm
+from daxfault.native.kvm_script import Got, Op, Step
 from daxfault.vmm.kvm.machine import Machine, machine
-from daxfault.vmm.kvm.script import Got, Op, Step
 from daxfault.vmm.kvm.window import FileMemory
 
 PAGE = PAGE_SIZE

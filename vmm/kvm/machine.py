@@ -22,11 +22,11 @@ import trio
 
 from daxfault.native import lib
 from daxfault.native.kvm import Exit, ExitKind, Kvm, unsupported
+from daxfault.native.kvm_script import Mailbox, Nonsense, Result, Step
 from daxfault.vmm.errors import DaxfaultError, Unsupported
 from daxfault.vmm.kvm.detector import Detector, Suspicion
 from daxfault.vmm.kvm.fault import Fault, Unknown, locate
 from daxfault.vmm.kvm.inject import Injection, Told, inject
-from daxfault.vmm.kvm.script import Mailbox, Nonsense, Result, Step
 from daxfault.vmm.kvm.window import Memory, Rescue, Window
 
 P = ParamSpec("P")

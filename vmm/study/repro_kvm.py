@@ -22,11 +22,11 @@ import trio
 from daxfault import fsd
 from daxfault.native import PAGE_SIZE, RANGE_SIZE, lib
 from daxfault.native.kvm import unsupported
+from daxfault.native.kvm_script import Got, Op, Result, Step, Via, async_pf
 from daxfault.vmm.errors import Unsupported, UsageError
 from daxfault.vmm.host.scratch import scratch
 from daxfault.vmm.kvm.inject import Injection
 from daxfault.vmm.kvm.machine import Machine, machine
-from daxfault.vmm.kvm.script import Got, Op, Result, Step, Via, async_pf
 from daxfault.vmm.kvm.window import FileMemory, Rescue
 
 VIAS = ("mount", "behind")

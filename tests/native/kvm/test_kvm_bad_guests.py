@@ -10,9 +10,9 @@ from trio.testing import trio_test
 
 from daxfault.native import lib
 from daxfault.native.kvm import Kvm
+from daxfault.native.kvm_script import Got, Op, Step
 from daxfault.vmm.errors import Unsupported
 from daxfault.vmm.kvm.machine import GuestEnded, GuestPanicked, Machine
-from daxfault.vmm.kvm.script import Got, Op, Step
 from daxfault.vmm.kvm.window import LENGTH, FileMemory, Window
 
 

@@ -9,9 +9,9 @@ from kvm_guest import CUT, PAGE, PAGES, file_guest, view, warm
 from needs import require
 from trio.testing import trio_test
 
+from daxfault.native.kvm_script import Got, Op, Result, Step, Via, async_pf
 from daxfault.vmm.kvm.inject import Injection
 from daxfault.vmm.kvm.machine import GuestPanicked, Machine
-from daxfault.vmm.kvm.script import Got, Op, Result, Step, Via, async_pf
 from daxfault.vmm.kvm.window import Rescue
 
 DEAD = CUT * PAGE

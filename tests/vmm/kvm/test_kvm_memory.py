@@ -13,10 +13,10 @@ from trio.testing import trio_test
 from daxfault import native
 from daxfault.native import Engine
 from daxfault.native.kvm import Mapping
+from daxfault.native.kvm_script import Got, Op, Step, async_pf
 from daxfault.vmm.host.uffd_features import bits
 from daxfault.vmm.kvm.inject import Injection
 from daxfault.vmm.kvm.machine import machine
-from daxfault.vmm.kvm.script import Got, Op, Step, async_pf
 from daxfault.vmm.kvm.uffd_memory import AnonymousMemory, CachedMemory, Reply
 from daxfault.vmm.kvm.window import LENGTH, Rescue
 

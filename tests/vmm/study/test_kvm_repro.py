@@ -21,7 +21,7 @@ REPRO = [sys.executable, "-m", "daxfault", "repro", "--guest", "kvm"]
 HOST = """
 import os, signal, trio
 from daxfault.vmm.kvm.machine import machine
-from daxfault.vmm.kvm.script import Op, Step, async_pf
+from daxfault.native.kvm_script import Op, Step, async_pf
 from daxfault.vmm.kvm.window import FileMemory
 
 async def main():

@@ -11,7 +11,7 @@ import errno
 from collections.abc import Awaitable, Callable
 
 from daxfault.native import PAGE_SIZE
-from daxfault.vmm.kvm.script import Op, Step
+from daxfault.native.kvm_script import Op, Step
 from daxfault.vmm.kvm.uffd_memory import Reply
 from daxfault.vmm.study.compare.behaviour import BEHAVIOUR
 from daxfault.vmm.study.compare.cell import Cell, Column, Outcome

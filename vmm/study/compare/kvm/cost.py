@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 
 from daxfault.native import PAGE_SIZE
-from daxfault.vmm.kvm.script import Op, Step
+from daxfault.native.kvm_script import Op, Step
 from daxfault.vmm.study.compare.cell import Cell, Outcome
 from daxfault.vmm.study.compare.cost import CPU, LATENCY, percentile, without_end
 from daxfault.vmm.study.compare.judge import Wanted, judge

@@ -10,9 +10,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from daxfault.native.kvm_script import Step
 from daxfault.vmm.kvm.inject import Injection
 from daxfault.vmm.kvm.machine import Machine
-from daxfault.vmm.kvm.script import Step
 from daxfault.vmm.kvm.window import Rescue
 from daxfault.vmm.study.compare.cell import Looped
 

@@ -22,6 +22,7 @@ import trio
 from daxfault import native
 from daxfault.native import PAGE_SIZE, Engine, File, lib
 from daxfault.native.kvm import Abilities, Exit
+from daxfault.native.kvm_script import Got, Op, Result, Step, async_pf
 from daxfault.vmm.host.uffd_features import has
 from daxfault.vmm.kvm.inject import Injection
 from daxfault.vmm.kvm.machine import (
@@ -34,7 +35,6 @@ from daxfault.vmm.kvm.machine import (
     kvm_has_stats,
     machine,
 )
-from daxfault.vmm.kvm.script import Got, Op, Result, Step, async_pf
 from daxfault.vmm.kvm.uffd_memory import AnonymousMemory, CachedMemory, Reply
 from daxfault.vmm.kvm.window import LENGTH, FileMemory, Memory, Rescue
 from daxfault.vmm.study.compare.cell import Looped
