@@ -39,15 +39,7 @@ PACKAGES = {
     "vmm/daxfault": "daxfault",
 }
 # Modules that still use the C extension without being of native.  To be emptied.
-RAW = (
-    "daxfault.guards",
-    "daxfault.vmm.kvm.fault",
-    "daxfault.vmm.kvm.inject",
-    "daxfault.vmm.kvm.machine",
-    "daxfault.vmm.kvm.window",
-    "daxfault.vmm.study.compare.kvm.trial",
-    "daxfault.vmm.study.repro_kvm",
-)
+RAW = ("daxfault.guards",)
 # Tests of native, and the peers that write messages byte by byte.  Other tests use what native offers.
 TESTS_OF_THE_CONTRACT = (
     "tests/native/",

@@ -139,7 +139,7 @@ int df_kvm_exception(struct df_kvm *machine, uint32_t vcpu, uint32_t vector, int
 int df_kvm_machine_check(struct df_kvm *machine, uint32_t vcpu, const struct df_kvm_mce *mce);
 /* Tell the guest, at the access, that it failed; `via`: DF_KVM_VIA_AREA, PF, MC or EVENT.  -EAGAIN: something
  * else is still to be delivered to it, or it has not read what it was told last. */
-int df_kvm_tell(struct df_kvm *machine, uint32_t vcpu, uint32_t via, const struct df_kvm_failure *failure);
+int df_kvm_report(struct df_kvm *machine, uint32_t vcpu, uint32_t via, const struct df_kvm_failure *failure);
 /* *gpa of a gva by the guest's own page tables; -ENOENT when they have none. */
 int df_kvm_translate(struct df_kvm *machine, uint32_t vcpu, uint64_t gva, uint64_t *gpa);
 

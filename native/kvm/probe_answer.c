@@ -120,7 +120,7 @@ static int tell(struct trial *trial, uint32_t via)
 		.user = trial->what->user,
 	};
 
-	return at_access(trial) ? df_kvm_tell(trial->machine, 0, via, &failure) : -EAGAIN;
+	return at_access(trial) ? df_kvm_report(trial->machine, 0, via, &failure) : -EAGAIN;
 }
 
 static void judge(const struct trial *trial, uint32_t via, struct probe_injection *injection)

@@ -20,6 +20,31 @@ from daxfault.native.errors import check
 
 _MOST_STATS = 128
 
+RAM_LENGTH: int = lib.DF_KVM_RAM_LEN
+# The window's memslot, and where ring 0 sees it: guest physical is guest virtual.
+WINDOW: int = lib.DF_KVM_WINDOW
+WINDOW_LENGTH: int = lib.DF_KVM_WINDOW_LEN
+# Where ring 3 sees it.
+WINDOW_USER: int = lib.DF_KVM_WINDOW_USER
+
+
+class Ring(enum.IntEnum):
+    """What a guest says with its doorbell, if it is a good one (enum df_kvm_ring)."""
+
+    READY = lib.DF_KVM_RING_READY
+    PANIC = lib.DF_KVM_RING_PANIC
+
+
+class Via(enum.IntEnum):
+    """How an error reaches the guest (enum df_kvm_via)."""
+
+    NONE = lib.DF_KVM_VIA_NONE
+    AREA = lib.DF_KVM_VIA_AREA
+    PF = lib.DF_KVM_VIA_PF
+    MC = lib.DF_KVM_VIA_MC
+    EVENT = lib.DF_KVM_VIA_EVENT
+    GUEST = lib.DF_KVM_VIA_GUEST
+
 
 class ExitKind(enum.IntEnum):
     """Why a vCPU stopped (enum df_kvm_exit_kind)."""
@@ -150,7 +175,7 @@ class Kvm:
     def ram(self, gpa: int, length: int) -> memoryview:
         """[gpa, gpa + length) of the guest's memory, which it writes to as it pleases; not to be
         used after close()."""
-        if not 0 <= gpa <= gpa + length <= lib.DF_KVM_RAM_LEN:
+        if not 0 <= gpa <= gpa + length <= RAM_LENGTH:
             raise ValueError(f"gpa {gpa:#x}, {length:#x} bytes: not in the guest's memory")
         start = ffi.cast("char *", lib.df_kvm_ram(self._live())) + gpa
         return memoryview(ffi.buffer(start, length))
@@ -221,13 +246,12 @@ class Kvm:
         given.mcg_status, given.bank = mcg_status, bank
         _check(lib.df_kvm_machine_check(self._live(), vcpu, given), f"vCPU {vcpu}, bank {bank}")
 
-    def tell(self, vcpu: int, via: int, *, gva: int, gpa: int, write: bool, user: bool) -> None:
-        """Tell the guest that an access failed, at which the vCPU must stand; `via`: DF_KVM_VIA_AREA,
-        PF, MC or EVENT.  OSError EAGAIN when something else is still to be delivered, or has not been
-        read."""
+    def report(self, vcpu: int, via: Via, *, gva: int, gpa: int, write: bool, user: bool) -> None:
+        """Report to the guest that the access at which the vCPU stands failed; `via`: AREA, PF, MC or
+        EVENT.  OSError EAGAIN when another event is still to be delivered, or has not been read."""
         failure = ffi.new("struct df_kvm_failure *")
         failure.gva, failure.gpa, failure.write, failure.user = gva, gpa, write, user
-        _check(lib.df_kvm_tell(self._live(), vcpu, via, failure), f"vCPU {vcpu}, gva {gva:#x}")
+        _check(lib.df_kvm_report(self._live(), vcpu, via, failure), f"vCPU {vcpu}, gva {gva:#x}")
 
     def msi(self, vcpu: int, vector: int) -> None:
         """An interrupt from nowhere in particular; needs the irqchip."""

@@ -12,8 +12,8 @@ import enum
 from collections.abc import Sequence
 from typing import Any
 
-from daxfault.native import ffi, lib
-from daxfault.native.kvm import Kvm
+from daxfault.native._daxfault import ffi, lib
+from daxfault.native.kvm import WINDOW, WINDOW_USER, Kvm, Via
 
 
 class Op(enum.IntEnum):
@@ -42,17 +42,6 @@ class Got(enum.IntEnum):
     BAD_STEP = lib.DF_KVM_BAD_STEP
 
 
-class Via(enum.IntEnum):
-    """How the guest was told of an error (enum df_kvm_via)."""
-
-    NONE = lib.DF_KVM_VIA_NONE
-    AREA = lib.DF_KVM_VIA_AREA
-    PF = lib.DF_KVM_VIA_PF
-    MC = lib.DF_KVM_VIA_MC
-    EVENT = lib.DF_KVM_VIA_EVENT
-    GUEST = lib.DF_KVM_VIA_GUEST
-
-
 class Nonsense(Exception):
     """The mailbox does not hold what a guest in its senses writes."""
 
@@ -76,6 +65,11 @@ class Step:
         flags = lib.DF_KVM_RING3 if self.ring == 3 else 0
         flags |= lib.DF_KVM_IRQS if self.interrupts else 0
         return int(flags | (lib.DF_KVM_TABLE if self.table else 0))
+
+    @property
+    def gva(self) -> int:
+        """The first byte that it accesses."""
+        return (WINDOW_USER if self.ring == 3 else WINDOW) + self.offset
 
 
 def async_pf(*, always: bool = False) -> Step:

@@ -80,9 +80,9 @@ async def loop(rescue: Rescue, samples: Samples, *, apf: bool) -> None:
         began = time.monotonic_ns()
         os.ftruncate(fd, dead)
         with trio.fail_after(10):
-            while not guest.told:  # noqa: ASYNC110 - nobody else waits for this
+            while not guest.reported:  # noqa: ASYNC110 - nobody else waits for this
                 await trio.sleep(0.002)
-        (rescued,), told = guest.rescued, guest.told[0]
+        (rescued,), told = guest.rescued, guest.reported[0]
         seen = rescued.at - int(rescued.work * 1e9)
         note(samples, f"noticed, async page faults {'on' if apf else 'off'}", (seen - began) / 1e6)
         note(samples, f"rescued, {rescue}", rescued.work * 1e3)

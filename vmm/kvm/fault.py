@@ -20,8 +20,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from daxfault.native import PAGE_SIZE, lib
-from daxfault.native.kvm import Exit, ExitKind, Kvm, Registers
+from daxfault.native import PAGE_SIZE
+from daxfault.native.kvm import RAM_LENGTH, WINDOW, WINDOW_LENGTH, Exit, ExitKind, Kvm, Registers
 from daxfault.vmm.kvm.decode import MOST, Instruction, Operand, decode
 from daxfault.vmm.kvm.window import Window
 
@@ -67,7 +67,7 @@ def code_at(kvm: Kvm, vcpu: int, gva: int, length: int) -> bytes:
         at = gva + len(found)
         gpa = kvm.translate(vcpu, at)
         most = min(length - len(found), PAGE_SIZE - at % PAGE_SIZE)
-        if gpa is None or gpa + most > lib.DF_KVM_RAM_LEN:
+        if gpa is None or gpa + most > RAM_LENGTH:
             break
         found += bytes(kvm.ram(gpa, most))
     return found
@@ -115,7 +115,7 @@ def _operand(
 
 
 def _of_mmio(kvm: Kvm, window: Window, exit: Exit, registers: Registers) -> Fault | Unknown:
-    if not 0 <= exit.gpa - lib.DF_KVM_WINDOW < lib.DF_KVM_WINDOW_LEN:
+    if not 0 <= exit.gpa - WINDOW < WINDOW_LENGTH:
         return Unknown(f"MMIO at {exit.gpa:#x}, where nothing is")
     if exit.write:
         fault = _of_store(kvm, exit, registers)

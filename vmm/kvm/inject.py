@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Telling the guest of an access that failed.
+"""Reporting a failed access to the guest.
 
-Owns which way is taken; native/kvm/tell.c has what is written.  Must be called only with the vCPU
+Owns the choice of the way; native/kvm/report.c has what is written.  Must be called only with the vCPU
 stopped at the access: an exception hits whatever stands at rip.
 """
 
@@ -11,13 +11,12 @@ import dataclasses
 import enum
 import errno
 
-from daxfault.native import lib
-from daxfault.native.kvm import Kvm
+from daxfault.native.kvm import Kvm, Via
 from daxfault.vmm.kvm.fault import Fault
 
 
 class Injection(enum.StrEnum):
-    """How the guest is told."""
+    """How the report reaches the guest."""
 
     AREA = "area"  # reason and gva in the async_pf area, and #PF: RFC v1 of the series
     PF = "pf"  # #PF with a bit in its error code
@@ -25,17 +24,17 @@ class Injection(enum.StrEnum):
     EVENT = "event"  # reason and gva in the area, and an interrupt
 
 
-_VIA: dict[Injection, int] = {
-    Injection.AREA: lib.DF_KVM_VIA_AREA,
-    Injection.PF: lib.DF_KVM_VIA_PF,
-    Injection.MC: lib.DF_KVM_VIA_MC,
-    Injection.EVENT: lib.DF_KVM_VIA_EVENT,
+_VIA: dict[Injection, Via] = {
+    Injection.AREA: Via.AREA,
+    Injection.PF: Via.PF,
+    Injection.MC: Via.MC,
+    Injection.EVENT: Via.EVENT,
 }
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Told:
-    """What was done; `asked` differs from `how` when that could not be delivered."""
+class Reported:
+    """A report; `asked` differs from `how` when that could not be delivered."""
 
     fault: Fault
     asked: Injection
@@ -45,9 +44,9 @@ class Told:
     at: int = 0  # the resume, in ns of CLOCK_MONOTONIC
 
 
-def inject(kvm: Kvm, fault: Fault, asked: Injection) -> Told | None:
-    """Tell the guest; None when something else is still to be delivered to it, or it has not read what it
-    was told last: then the vCPU goes on, and repeats the access."""
+def inject(kvm: Kvm, fault: Fault, asked: Injection) -> Reported | None:
+    """Report to the guest; None when another event is still to be delivered to it, or it has not read the
+    last report: then the vCPU goes on, and repeats the access."""
     now = kvm.registers(fault.vcpu)
     if now.exception:
         return None
@@ -58,9 +57,10 @@ def inject(kvm: Kvm, fault: Fault, asked: Injection) -> Told | None:
     if now != fault.registers:
         kvm.set_registers(fault.vcpu, fault.registers)
     try:
-        kvm.tell(fault.vcpu, _VIA[how], gva=fault.gva, gpa=fault.gpa, write=fault.write, user=fault.ring == 3)
+        user = fault.ring == 3
+        kvm.report(fault.vcpu, _VIA[how], gva=fault.gva, gpa=fault.gpa, write=fault.write, user=user)
     except OSError as e:
         if e.errno != errno.EAGAIN:
             raise
         return None
-    return Told(fault, asked, how, why)
+    return Reported(fault, asked, how, why)

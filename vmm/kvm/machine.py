@@ -2,7 +2,7 @@
 """The KVM guest as its host runs it: scripts in, results out, and every exit answered.
 
 Owns the machine's life, and the answer to each exit: a doorbell is a result, an access that
-failed is told to the guest, a loop is rescued, anything else ends the guest with a dump.
+failed is reported to the guest, a loop is rescued, anything else ends the guest with a dump.
 
     async with machine(lambda: FileMemory(fd), rescue=Rescue.UNMAP) as guest:
         results = await guest.run(async_pf(), Step(Op.LOAD, offset=4096))
@@ -20,13 +20,12 @@ from typing import ParamSpec, TypeVar
 
 import trio
 
-from daxfault.native import lib
-from daxfault.native.kvm import Exit, ExitKind, Kvm, unsupported
+from daxfault.native.kvm import Exit, ExitKind, Kvm, Ring, unsupported
 from daxfault.native.kvm_script import Mailbox, Nonsense, Result, Step
 from daxfault.vmm.errors import DaxfaultError, Unsupported
 from daxfault.vmm.kvm.detector import Detector, Suspicion
 from daxfault.vmm.kvm.fault import Fault, Unknown, locate
-from daxfault.vmm.kvm.inject import Injection, Told, inject
+from daxfault.vmm.kvm.inject import Injection, Reported, inject
 from daxfault.vmm.kvm.window import Memory, Rescue, Window
 
 P = ParamSpec("P")
@@ -47,7 +46,7 @@ class GuestPanicked(GuestEnded):
 
 
 class GuestStopped(GuestEnded):
-    """An access failed openly, and the guest is not told of it: its vCPU is not resumed."""
+    """An access failed openly, and the guest gets no report: its vCPU is not resumed."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -76,7 +75,7 @@ class Vcpu:
 
 
 class Machine:
-    """Made by machine().  `told` and `rescued` are what was done, oldest first; `helpless` counts the
+    """Made by machine().  `reported` and `rescued` are what was done, oldest first; `helpless` counts the
     suspicions on which no rescue could help, since nothing that can be known to be dead is."""
 
     def __init__(self, kvm: Kvm, window: Window, rescue: Rescue | None, injection: Injection | None) -> None:
@@ -84,12 +83,12 @@ class Machine:
         self.window = window
         self.rescue = rescue
         self.injection = injection
-        self.told: list[Told] = []
+        self.reported: list[Reported] = []
         self.rescued: list[Rescued] = []
         self.helpless = 0
         self.deferred = 0
         self.ended: GuestEnded | None = None
-        # the window is being changed, or asked: what a vCPU is told comes after the rescue that led to it;
+        # the window is being changed, or asked: a report to a vCPU comes after the rescue that led to it;
         # for threads, since it is held while our own mount may be asked
         self._changing = threading.Lock()
         self.vcpus = tuple(Vcpu(kvm, number) for number in range(kvm.vcpus))
@@ -180,7 +179,7 @@ class Machine:
         me.wake.set()
 
     def _end(self, me: Vcpu, why: str, kind: type[GuestEnded] = GuestEnded) -> GuestEnded:
-        """The machine is of no use any more: everyone who waits for it is told."""
+        """The machine is of no use any more: whatever waits for it fails."""
         if self.ended is None:
             self.ended = kind(f"vCPU {me.number}: {why}\n{_dump(self.kvm, me)}")
         for vcpu in self.vcpus:
@@ -234,9 +233,9 @@ class Machine:
 
     async def _answer(self, me: Vcpu, exit: Exit) -> None:
         ring = exit.value if exit.kind is ExitKind.DOORBELL else None
-        if self.ended is not None or ring == lib.DF_KVM_RING_READY:
+        if self.ended is not None or ring == Ring.READY:
             self._halt(me)
-        elif ring == lib.DF_KVM_RING_PANIC:
+        elif ring == Ring.PANIC:
             self._end(me, f"the guest's kernel panicked: {_shown(me.mailbox.panic())}", GuestPanicked)
         elif exit.kind in FAILED:
             await self._failed(me, exit)
@@ -253,15 +252,15 @@ class Machine:
         if isinstance(found, Unknown) and not found.elsewhere:
             self._end(me, f"an access failed, and it cannot be said which: {found.why}")
             return
-        told = None
+        report = None
         if isinstance(found, Fault):
             if found.doubtful and me.doubted != found.gpa:
                 me.doubted = found.gpa
                 self.kvm.set_registers(me.number, found.registers)
             else:
                 me.doubted = None
-                told = inject(self.kvm, found, self.injection)
-        if told is None:
+                report = inject(self.kvm, found, self.injection)
+        if report is None:
             # nothing is lost: the access is repeated, and fails again for as long as it has reason to
             self.deferred += 1
             me.deferred += 1
@@ -271,7 +270,7 @@ class Machine:
         else:
             me.deferred = 0
             now = time.monotonic_ns()
-            self.told.append(dataclasses.replace(told, ns=now - exit.time_ns, at=now))
+            self.reported.append(dataclasses.replace(report, ns=now - exit.time_ns, at=now))
         me.detector.reset()
         self.kvm.resume(me.number)
 

@@ -15,10 +15,9 @@ import trio
 
 from daxfault import native
 from daxfault.native import PAGE_SIZE, Answer, Engine, Uffd
-from daxfault.native.kvm import Mapping
+from daxfault.native.kvm import WINDOW_LENGTH, Mapping
 from daxfault.native.uffd import Event, EventKind, Mode
 from daxfault.vmm.host.uffd_features import bits, has
-from daxfault.vmm.kvm.window import LENGTH
 
 
 class CachedMemory:
@@ -33,7 +32,7 @@ class CachedMemory:
         self._file = file
         fd = file.cache_fd(writable=True)
         try:
-            self.mapping = Mapping.of_file(fd, offset, LENGTH)
+            self.mapping = Mapping.of_file(fd, offset, WINDOW_LENGTH)
         finally:
             os.close(fd)
         features = bits("THREAD_ID", "EXACT_ADDRESS", "MISSING_SHMEM", "MINOR_SHMEM")
@@ -42,12 +41,12 @@ class CachedMemory:
             features |= bits("PAGEFAULT_FLAG_WP", "WP_HUGETLBFS_SHMEM", "WP_UNPOPULATED")
             modes |= Mode.WP
         self._uffd = Uffd(features)
-        self._uffd.register(self.mapping.hva, LENGTH, modes)
+        self._uffd.register(self.mapping.hva, WINDOW_LENGTH, modes)
         self._guest = engine.guest(os.dup(self._uffd.fileno()), features, os.getpid())
-        self._guest.map(self.mapping.hva, LENGTH, file, offset, writable=True)
+        self._guest.map(self.mapping.hva, WINDOW_LENGTH, file, offset, writable=True)
 
     def live(self) -> int:
-        return LENGTH
+        return WINDOW_LENGTH
 
     def revive(self, start: int) -> None:
         """Errors heal by themselves."""
@@ -86,12 +85,12 @@ class AnonymousMemory:
         self.reply = reply
         self.faults = 0
         self._delay = delay
-        self.mapping = Mapping.anonymous(LENGTH)
+        self.mapping = Mapping.anonymous(WINDOW_LENGTH)
         self._uffd = Uffd(0)
-        self._uffd.register(self.mapping.hva, LENGTH, Mode.MISSING)
+        self._uffd.register(self.mapping.hva, WINDOW_LENGTH, Mode.MISSING)
 
     def live(self) -> int:
-        return LENGTH
+        return WINDOW_LENGTH
 
     def revive(self, start: int) -> None:
         """A page that was poisoned stays so."""
@@ -122,7 +121,7 @@ class AnonymousMemory:
 
     def release(self) -> None:
         """Whoever waits gets an error: closing the userfaultfd would feed them zeros."""
-        for page in range(self.mapping.hva, self.mapping.hva + LENGTH, PAGE_SIZE):
+        for page in range(self.mapping.hva, self.mapping.hva + WINDOW_LENGTH, PAGE_SIZE):
             try:
                 self._uffd.poison(page, PAGE_SIZE)
             except OSError as e:

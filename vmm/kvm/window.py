@@ -14,11 +14,9 @@ import enum
 import os
 from typing import Protocol
 
-from daxfault.native import PAGE_SIZE, lib
-from daxfault.native.kvm import Kvm, Mapping
+from daxfault.native import PAGE_SIZE
+from daxfault.native.kvm import WINDOW, WINDOW_LENGTH, Kvm, Mapping
 
-GPA: int = lib.DF_KVM_WINDOW
-LENGTH: int = lib.DF_KVM_WINDOW_LEN
 SLOT = 1
 
 
@@ -72,7 +70,7 @@ class FileMemory:
         try:
             self._fd = self._reopen(fd, os.O_PATH)
             try:
-                self.mapping = Mapping.of_file(fd, offset, LENGTH, writable=writable)
+                self.mapping = Mapping.of_file(fd, offset, WINDOW_LENGTH, writable=writable)
             except BaseException:
                 os.close(self._fd)
                 raise
@@ -85,7 +83,7 @@ class FileMemory:
 
     def live(self) -> int:
         size = os.fstat(self._fd).st_size - self._offset
-        return min(LENGTH, max(0, (size + PAGE_SIZE - 1) // PAGE_SIZE * PAGE_SIZE))
+        return min(WINDOW_LENGTH, max(0, (size + PAGE_SIZE - 1) // PAGE_SIZE * PAGE_SIZE))
 
     def revive(self, start: int) -> None:
         fd = self._reopen(self._fd, self._access)
@@ -115,16 +113,16 @@ class Window:
         self.hva = memory.mapping.hva
         self.rescued: Rescue | None = None
         self._kvm = kvm
-        self._failing = LENGTH  # from here on a rescue has made it fail
-        kvm.memslot(SLOT, GPA, LENGTH, self.hva)
+        self._failing = WINDOW_LENGTH  # from here on a rescue has made it fail
+        kvm.memslot(SLOT, WINDOW, WINDOW_LENGTH, self.hva)
 
     def gpa_of(self, hva: int) -> int | None:
         offset = hva - self.hva
-        return GPA + offset if 0 <= offset < LENGTH else None
+        return WINDOW + offset if 0 <= offset < WINDOW_LENGTH else None
 
     def dead(self, gpa: int) -> bool:
         """A guest's access there can only fail.  May block."""
-        return 0 <= gpa - GPA < LENGTH and gpa - GPA >= min(self._failing, self.memory.live())
+        return 0 <= gpa - WINDOW < WINDOW_LENGTH and gpa - WINDOW >= min(self._failing, self.memory.live())
 
     def rescue(self, how: Rescue) -> bool:
         """Make the dead tail fail openly; -> False when nothing is dead that does not fail already.
@@ -149,13 +147,13 @@ class Window:
         if self.rescued is None:
             return
         if self.rescued is Rescue.SHRINK:
-            self._extend(LENGTH)
+            self._extend(WINDOW_LENGTH)
         else:
             self.memory.revive(self._failing)
-        self._failing, self.rescued = LENGTH, None
+        self._failing, self.rescued = WINDOW_LENGTH, None
 
     def _extend(self, length: int) -> None:
-        self._kvm.memslot(SLOT, GPA, length, self.hva)
+        self._kvm.memslot(SLOT, WINDOW, length, self.hva)
 
     def close(self) -> None:
         """After the machine has gone.  Safe to call twice."""

@@ -20,9 +20,9 @@ from typing import Any
 import trio
 
 from daxfault import fsd
-from daxfault.native import PAGE_SIZE, RANGE_SIZE, lib
-from daxfault.native.kvm import unsupported
-from daxfault.native.kvm_script import Got, Op, Result, Step, Via, async_pf
+from daxfault.native import PAGE_SIZE, RANGE_SIZE
+from daxfault.native.kvm import Via, unsupported
+from daxfault.native.kvm_script import Got, Op, Result, Step, async_pf
 from daxfault.vmm.errors import Unsupported, UsageError
 from daxfault.vmm.host.scratch import scratch
 from daxfault.vmm.kvm.inject import Injection
@@ -250,7 +250,7 @@ class _Story:
         if counts:
             # it was stopped anywhere: KVM may have counted one that the guest has yet to see
             loops &= watched.guest is not None and watched.faults - watched.guest in (0, 1)
-        at = self._gva(step)
+        at = step.gva
         self._told.append(
             Access(
                 what,
@@ -295,9 +295,6 @@ class _Story:
             )
         return watched, runs
 
-    def _gva(self, step: Step) -> int:
-        return int(lib.DF_KVM_WINDOW_USER if step.ring == 3 else lib.DF_KVM_WINDOW) + step.offset
-
     def _note(
         self,
         what: str,
@@ -312,8 +309,8 @@ class _Story:
     ) -> None:
         failed = result.got in (Got.SIGBUS, Got.FIXUP)
         if expected is Got.FIXUP:
-            address = self._gva(Step(Op.READ, offset=self._dead, ring=0))
-        told = guest.told[-1] if guest is not None and guest.told else None
+            address = Step(Op.READ, offset=self._dead, ring=0).gva
+        told = guest.reported[-1] if guest is not None and guest.reported else None
         rescue = guest.rescued[rescued] if guest and rescued is not None and guest.rescued[rescued:] else None
         ok = right and result.got is expected and (done is None or result.done == done)
         ok &= (result.address if failed else None) == address

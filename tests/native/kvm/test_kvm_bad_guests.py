@@ -9,11 +9,11 @@ from kvm_guest import file_guest, require_kvm
 from trio.testing import trio_test
 
 from daxfault.native import lib
-from daxfault.native.kvm import Kvm
+from daxfault.native.kvm import WINDOW_LENGTH, Kvm
 from daxfault.native.kvm_script import Got, Op, Step
 from daxfault.vmm.errors import Unsupported
 from daxfault.vmm.kvm.machine import GuestEnded, GuestPanicked, Machine
-from daxfault.vmm.kvm.window import LENGTH, FileMemory, Window
+from daxfault.vmm.kvm.window import FileMemory, Window
 
 
 @pytest.mark.parametrize("irqchip", [True, False], ids=["irqchip", "no-irqchip"])
@@ -84,8 +84,8 @@ async def test_cpu_that_cannot_run_the_guest_is_unsupported_with_a_dump(code: st
 async def test_step_outside_the_window_is_refused_by_the_guest() -> None:
     async with file_guest() as (guest, _):
         results = await guest.run(
-            Step(Op.LOAD, offset=LENGTH),
-            Step(Op.READ, offset=LENGTH - 1, length=2),
+            Step(Op.LOAD, offset=WINDOW_LENGTH),
+            Step(Op.READ, offset=WINDOW_LENGTH - 1, length=2),
             Step(Op.READ, offset=0, length=4097),
             Step(Op.LOAD, repeat=1 << 31, stride=1 << 31),
             Step(Op.LOAD),

@@ -9,7 +9,8 @@ from kvm_guest import CUT, PAGE, PAGES, file_guest, view, warm
 from needs import require
 from trio.testing import trio_test
 
-from daxfault.native.kvm_script import Got, Op, Result, Step, Via, async_pf
+from daxfault.native.kvm import Via
+from daxfault.native.kvm_script import Got, Op, Result, Step, async_pf
 from daxfault.vmm.kvm.inject import Injection
 from daxfault.vmm.kvm.machine import GuestPanicked, Machine
 from daxfault.vmm.kvm.window import Rescue
@@ -34,11 +35,11 @@ def check(guest: Machine, result: Result, op: Op, ring: int) -> None:
     assert result.address == view(ring, DEAD if copy else DEAD + 5)
     assert result.done == (16 if copy else 0)
     assert result.errors == 1
-    (told,) = guest.told
-    assert told.fault.gva == result.address
-    assert told.fault.ring == ring
-    assert told.fault.write == (op in (Op.STORE, Op.WRITE))
-    assert result.via == VIA[told.how]
+    (report,) = guest.reported
+    assert report.fault.gva == result.address
+    assert report.fault.ring == ring
+    assert report.fault.write == (op in (Op.STORE, Op.WRITE))
+    assert result.via == VIA[report.how]
 
 
 async def regrown(guest: Machine, fd: int, ring: int) -> None:
@@ -63,7 +64,7 @@ async def test_guest_with_async_pf_after_a_truncation_gets_the_error_and_heals(
             os.ftruncate(fd, DEAD)
             result = await hit(guest, op, ring)
             check(guest, result, op, ring)
-            assert guest.told[0].how == injection
+            assert guest.reported[0].how == injection
             await regrown(guest, fd, ring)
 
 
@@ -87,9 +88,9 @@ async def test_event_that_would_not_be_taken_is_told_as_an_exception(irqchip: bo
         os.ftruncate(fd, DEAD)
         result = await hit(guest, Op.LOAD, 3, interrupts=not irqchip)
         check(guest, result, Op.LOAD, 3)
-        (told,) = guest.told
-        assert (told.asked, told.how) == (Injection.EVENT, Injection.AREA)
-        assert ("IF is clear" if irqchip else "no irqchip") in told.why
+        (report,) = guest.reported
+        assert (report.asked, report.how) == (Injection.EVENT, Injection.AREA)
+        assert ("IF is clear" if irqchip else "no irqchip") in report.why
         assert guest.vcpus[0].mailbox.counts().events == 0
 
 
@@ -115,7 +116,7 @@ async def test_each_page_of_a_dead_tail_is_its_own_error() -> None:
             Step(Op.LOAD, offset=DEAD - 2 * PAGE, repeat=PAGES - CUT + 2, stride=PAGE)
         )
         assert (result.done, result.errors) == (2, PAGES - CUT)
-        gvas = [told.fault.gva for told in guest.told]
+        gvas = [report.fault.gva for report in guest.reported]
         assert gvas == [view(3, page * PAGE) for page in range(CUT, PAGES)]
         # one rescue is enough for all of them
         assert len(guest.rescued) <= 1
@@ -134,8 +135,8 @@ async def test_two_vcpus_are_told_each_of_its_own_access() -> None:
         for vcpu in range(2):
             (result,) = await guest.finish(1, vcpu=vcpu)
             assert (result.got, result.errors) == (Got.SIGBUS, 4)
-            told = [told.fault.gva for told in guest.told if told.fault.vcpu == vcpu]
-            assert told == [view(3, DEAD + (vcpu + 2 * i) * PAGE) for i in range(4)]
+            gvas = [report.fault.gva for report in guest.reported if report.fault.vcpu == vcpu]
+            assert gvas == [view(3, DEAD + (vcpu + 2 * i) * PAGE) for i in range(4)]
 
 
 @trio_test
@@ -159,7 +160,7 @@ async def test_loop_without_a_rescue_goes_on_and_kvm_counts_what_the_guest_count
             while cycles() < 200:  # noqa: ASYNC110 - the guest tells nobody: that is the loop
                 await trio.sleep(0.001)
         assert guest.vcpus[0].running
-        assert guest.told == []
+        assert guest.reported == []
         guest.kvm.stop(0)
         with trio.fail_after(30):
             await guest.vcpus[0].wake.wait()
@@ -184,4 +185,4 @@ async def test_loop_that_a_person_stops_watching_ends_by_the_rescue() -> None:
         (result,) = await guest.finish(1)
         assert (result.got, result.address) == (Got.SIGBUS, view(3, DEAD))
         assert guest.rescued[0].how is Rescue.POISON
-        assert guest.told[0].fault.by == "siginfo"
+        assert guest.reported[0].fault.by == "siginfo"

@@ -12,13 +12,13 @@ from trio.testing import trio_test
 
 from daxfault import native
 from daxfault.native import Engine
-from daxfault.native.kvm import Mapping
+from daxfault.native.kvm import WINDOW_LENGTH, Mapping
 from daxfault.native.kvm_script import Got, Op, Step, async_pf
 from daxfault.vmm.host.uffd_features import bits
 from daxfault.vmm.kvm.inject import Injection
 from daxfault.vmm.kvm.machine import machine
 from daxfault.vmm.kvm.uffd_memory import AnonymousMemory, CachedMemory, Reply
-from daxfault.vmm.kvm.window import LENGTH, Rescue
+from daxfault.vmm.kvm.window import Rescue
 
 POISON = bits("POISON")
 
@@ -56,7 +56,7 @@ async def test_page_that_is_copied_arrives_after_one_not_present_each(apf: bool,
         assert after.ready - before.ready == waits
         assert after.wake_all == before.wake_all
         assert made[0].faults == 4
-        assert guest.told == []
+        assert guest.reported == []
 
 
 @pytest.mark.parametrize("ring", [3, 0])
@@ -74,7 +74,7 @@ async def test_page_that_is_poisoned_is_an_error_and_never_a_loop(
             (result,) = await guest.run(Step(op, offset=offset, ring=ring, table=True))
             assert result.got == (Got.SIGBUS if ring == 3 else Got.FIXUP)
             assert result.address == view(ring, offset)
-            told = guest.told[-1]
+            told = guest.reported[-1]
             assert (told.how, told.fault.gva) == (injection, result.address)
             # an instruction that KVM emulates, as PVM does all of ring 0, ends in MMIO
             assert told.fault.by == "siginfo" or (ring == 0 and told.fault.by == "exit")
@@ -84,7 +84,7 @@ async def test_page_that_is_poisoned_is_an_error_and_never_a_loop(
 @pytest.mark.parametrize("rescue", [rescue for rescue in Rescue if rescue is not Rescue.SHRINK])
 def test_rescue_leaves_no_hole_for_the_hosts_own_memory(rescue: Rescue) -> None:
     """Which the guest could reach: the memslot is still there."""
-    mapping = Mapping.anonymous(LENGTH)
+    mapping = Mapping.anonymous(WINDOW_LENGTH)
     change = {
         Rescue.UNMAP: mapping.unmap_tail,
         Rescue.FORBID: mapping.forbid_tail,
@@ -97,7 +97,7 @@ def test_rescue_leaves_no_hole_for_the_hosts_own_memory(rescue: Rescue) -> None:
             start, end = (int(part, 16) for part in line.split()[0].split("-"))
             if start <= at < end:
                 at = end
-        assert at >= mapping.hva + LENGTH
+        assert at >= mapping.hva + WINDOW_LENGTH
     finally:
         mapping.close()
 
@@ -138,7 +138,7 @@ async def test_engine_serves_a_kvm_guest_and_a_truncation_is_an_error(tmp_path: 
             (result,) = await guest.run(read)
             assert (result.got, result.done) == (Got.SIGBUS if ring == 3 else Got.FIXUP, 16)
             assert result.address == view(ring, CUT * PAGE)
-            assert guest.told[0].fault.by in ("siginfo", "exit")
+            assert guest.reported[0].fault.by in ("siginfo", "exit")
             assert guest.rescued == []
             file.truncate(PAGES * PAGE)
             (result,) = await guest.run(read)

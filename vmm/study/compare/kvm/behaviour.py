@@ -16,7 +16,7 @@ from daxfault.vmm.kvm.uffd_memory import Reply
 from daxfault.vmm.study.compare.behaviour import BEHAVIOUR
 from daxfault.vmm.study.compare.cell import Cell, Column, Outcome
 from daxfault.vmm.study.compare.judge import Wanted, judge
-from daxfault.vmm.study.compare.kvm.trial import KvmGround, KvmTrial, Untried, anonymous, gva, without_space
+from daxfault.vmm.study.compare.kvm.trial import KvmGround, KvmTrial, Untried, anonymous, without_space
 from daxfault.vmm.study.compare.kvm.ways import Under, Way
 from daxfault.vmm.study.compare.trial import DEAD, End
 
@@ -26,7 +26,7 @@ _FAR = 96 * PAGE_SIZE  # a page that no other access comes near
 _SLOW = 0.02  # seconds
 _LOAD = Step(Op.LOAD, offset=DEAD + 5)
 _COPY = Step(Op.READ, offset=DEAD - 16, length=64, ring=0, table=True)
-_COPIED = Wanted(Outcome.EFAULT, gva(Step(Op.READ, offset=DEAD, ring=0)), done=16)
+_COPIED = Wanted(Outcome.EFAULT, Step(Op.READ, offset=DEAD, ring=0).gva, done=16)
 
 KVM_BEHAVIOUR: dict[str, tuple[Column, Run]] = {}
 
@@ -67,14 +67,14 @@ def _judge(trial: KvmTrial, end: End, *wanted: Wanted) -> Cell:
         cell.detail = f"{cell.detail}, by {done.raw['via']}".strip(", ")
     elif done is not None and "why" in done.raw:
         cell.text, cell.detail = "the guest was ended", done.raw["why"].splitlines()[0]
-    if (first := next(iter(trial.guest.told), None)) is not None and first.why:
+    if (first := next(iter(trial.guest.reported), None)) is not None and first.why:
         cell.detail += f"; told by {first.how}, since {first.why}"
     cell.events = trial.events()
     return cell
 
 
 def _sigbus(step: Step) -> Wanted:
-    return Wanted(Outcome.SIGBUS, gva(step))
+    return Wanted(Outcome.SIGBUS, step.gva)
 
 
 async def _one(trial: KvmTrial, step: Step, wanted: Wanted) -> Cell:
@@ -222,4 +222,4 @@ async def _kernel_after_user(place: KvmGround, way: Way) -> Cell:
         first = await t.access(_LOAD)
         if None in first.done:
             return _judge(t, first, _sigbus(_LOAD))
-        return _judge(t, await t.access(step), Wanted(Outcome.EFAULT, gva(step), done=0))
+        return _judge(t, await t.access(step), Wanted(Outcome.EFAULT, step.gva, done=0))

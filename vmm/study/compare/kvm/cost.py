@@ -13,7 +13,7 @@ from daxfault.native.kvm_script import Op, Step
 from daxfault.vmm.study.compare.cell import Cell, Outcome
 from daxfault.vmm.study.compare.cost import CPU, LATENCY, percentile, without_end
 from daxfault.vmm.study.compare.judge import Wanted, judge
-from daxfault.vmm.study.compare.kvm.trial import KvmGround, Untried, gva
+from daxfault.vmm.study.compare.kvm.trial import KvmGround, Untried
 from daxfault.vmm.study.compare.kvm.ways import Way
 from daxfault.vmm.study.compare.trial import DEAD
 
@@ -42,7 +42,7 @@ async def _measure(place: KvmGround, way: Way) -> tuple[tuple[Cell, Cell], list[
         for page in range(_SAMPLES + 1):
             step = Step(Op.LOAD, offset=DEAD + page * PAGE_SIZE)
             end = await t.access(step)
-            cell = judge(end, Wanted(Outcome.SIGBUS, gva(step)))
+            cell = judge(end, Wanted(Outcome.SIGBUS, step.gva))
             if cell.outcome is not Outcome.SIGBUS:
                 seconds = time.perf_counter() - began
                 never, burns, _ = without_end(cell, time.process_time() - burnt, seconds)

@@ -83,7 +83,7 @@ class Log:
                     where = exit.gpa or exit.hva
                     note = f"{'gpa' if exit.gpa else 'hva'} {where:#x}" if where else "nowhere"
                     found.append(_event(exit.time_ns, KVM, HOST, f"exit {exit.kind.name}", note))
-        for told in guest.told:
+        for told in guest.reported:
             note = f"gva {told.fault.gva:#x}, by {told.fault.by}"
             found.append(_event(told.at, HOST, KERNEL, _TOLD[told.how], note))
         return sorted((e for e in found if e["ns"] >= self._since), key=lambda e: int(e["ns"]))

@@ -20,8 +20,8 @@ from typing import Any
 import trio
 
 from daxfault import native
-from daxfault.native import PAGE_SIZE, Engine, File, lib
-from daxfault.native.kvm import Abilities, Exit
+from daxfault.native import PAGE_SIZE, Engine, File
+from daxfault.native.kvm import WINDOW_LENGTH, Abilities, Exit
 from daxfault.native.kvm_script import Got, Op, Result, Step, async_pf
 from daxfault.vmm.host.uffd_features import has
 from daxfault.vmm.kvm.inject import Injection
@@ -36,7 +36,7 @@ from daxfault.vmm.kvm.machine import (
     machine,
 )
 from daxfault.vmm.kvm.uffd_memory import AnonymousMemory, CachedMemory, Reply
-from daxfault.vmm.kvm.window import LENGTH, FileMemory, Memory, Rescue
+from daxfault.vmm.kvm.window import FileMemory, Memory, Rescue
 from daxfault.vmm.study.compare.cell import Looped
 from daxfault.vmm.study.compare.kvm import events
 from daxfault.vmm.study.compare.kvm.ways import Under, Way
@@ -152,7 +152,7 @@ def without_space() -> Callable[[], Memory]:
     except OSError as e:
         raise Untried(f"a file of hugetlbfs: {e.strerror}") from e
     try:
-        mmap.mmap(fd, LENGTH).close()  # which reserves the pages
+        mmap.mmap(fd, WINDOW_LENGTH).close()  # which reserves the pages
     except OSError as e:
         if e.errno != errno.ENOMEM:
             raise Untried(f"a mapping of hugetlbfs: {e.strerror}") from e
@@ -165,7 +165,7 @@ def without_space() -> Callable[[], Memory]:
 
 def _huge_file() -> int:
     fd = os.memfd_create("window", os.MFD_CLOEXEC | os.MFD_HUGETLB)
-    os.ftruncate(fd, LENGTH)
+    os.ftruncate(fd, WINDOW_LENGTH)
     return fd
 
 
@@ -178,11 +178,6 @@ async def _guest(
             for vcpu in range(guest.kvm.vcpus):
                 await guest.run(async_pf(), vcpu=vcpu)
         yield guest
-
-
-def gva(step: Step) -> int:
-    """Where a step's first byte is for the guest."""
-    return int(lib.DF_KVM_WINDOW_USER if step.ring == 3 else lib.DF_KVM_WINDOW) + step.offset
 
 
 class KvmTrial:
@@ -226,7 +221,7 @@ class KvmTrial:
         await self.guest.revive()
 
     def begin(self, step: Step, vcpu: int = 0) -> None:
-        self._log.begin(step, gva(step), vcpu)
+        self._log.begin(step, step.gva, vcpu)
         self.guest.start(step, vcpu=vcpu)
 
     async def access(self, step: Step) -> End:
@@ -283,7 +278,7 @@ class KvmTrial:
                 continue
             taken, fixed, told = (a - b for a, b in zip(self._counts(vcpu), then, strict=True))
             if taken >= _LOOP_FAULTS and fixed <= taken // 10:
-                page = gva(step) // PAGE_SIZE * PAGE_SIZE
+                page = step.gva // PAGE_SIZE * PAGE_SIZE
                 return Looped(page, told >= taken // 2, taken, seconds)
         return None
 

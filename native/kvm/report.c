@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * tell.c - tells the guest that an access failed, by one of four ways.
+ * report.c - reports a failed access to the guest, in one of four ways.
  *
  * Owns what is written into the vCPU and its async_pf area for it.  Must be called
  * with the vCPU stopped at the access: an exception hits whatever stands at rip.
@@ -51,7 +51,7 @@ static int machine_check(struct df_kvm *machine, uint32_t vcpu, uint64_t gpa)
 	return df_kvm_machine_check(machine, vcpu, &mce);
 }
 
-int df_kvm_tell(struct df_kvm *machine, uint32_t vcpu, uint32_t via, const struct df_kvm_failure *failure)
+int df_kvm_report(struct df_kvm *machine, uint32_t vcpu, uint32_t via, const struct df_kvm_failure *failure)
 {
 	int64_t code = PF_PRESENT | (failure->write ? PF_WRITE : 0) | (failure->user ? PF_USER : 0);
 	struct df_kvm_registers now;
