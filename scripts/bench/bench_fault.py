@@ -32,12 +32,10 @@ from typing import Annotated, Any
 
 import trio
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
+from rich.table import Column, Table
 
 from daxfault import native
+from daxfault.vmm.cli import output
 from daxfault.vmm.designs import DESIGNS
 from daxfault.vmm.host.direct import DirectFiles
 from daxfault.vmm.host.host import hosting
@@ -152,9 +150,12 @@ def summary(laps: list[Laps]) -> dict[str, float]:
 
 
 def table(order: str, rows: dict[str, dict[str, float]]) -> Table:
-    shown = Table(title=f"{order} order", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("handler", "p50 us", "p99 us", "us/touch", "faults", "faults/s", "speed"):
-        shown.add_column(column, justify="left" if column == "handler" else "right", no_wrap=True)
+    numbers = ("p50 us", "p99 us", "us/touch", "faults", "faults/s", "speed")
+    shown = output.table(
+        Column("handler", no_wrap=True),
+        *(Column(name, justify="right", no_wrap=True) for name in numbers),
+        title=f"{order} order",
+    )
     for name, row in rows.items():
         shown.add_row(
             name,
@@ -181,15 +182,13 @@ def main(
     pages = (pages + 511) // 512 * 512
     allowed = os.sched_getaffinity(0)
     cpus = allowed if spread else {min(allowed)}
-    told: dict[str, list[int]] = {}
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("measuring", total=rounds * len(ORDERS))
-        results = measure(pages, rounds, cpus, lambda: progress.advance(task))
+    with output.measuring(rounds * len(ORDERS)) as advance:
+        results = measure(pages, rounds, cpus, advance)
         with tempfile.TemporaryDirectory(prefix="daxfault-") as top:
-            told = trio.run(errors, 500, Path(top, "file"), cpus)
+            latencies = trio.run(errors, 500, Path(top, "file"), cpus)
     ended = {
         kind: {"p50_ns": statistics.median(ns), "p99_ns": sorted(ns)[len(ns) * 99 // 100]}
-        for kind, ns in told.items()
+        for kind, ns in latencies.items()
     }
     shown: dict[str, dict[str, dict[str, float]]] = {}
     for order, found in results.items():
@@ -201,13 +200,11 @@ def main(
     if as_json:
         where = "any CPU" if spread else "one CPU"
         run = {"kernel": platform.release(), "pages": pages, "rounds": rounds, "cpus": where}
-        print(json.dumps({**run, "orders": shown, "errors": ended}))
+        output.show_json({**run, "orders": shown, "errors": ended})
         return
-    console = Console()
-    for order, rows in shown.items():
-        console.print(table(order, rows))
+    output.show(*(table(order, rows) for order, rows in shown.items()))
     for kind, row in ended.items():
-        console.print(f"{kind}: p50 {row['p50_ns'] / 1e3:.0f} us, p99 {row['p99_ns'] / 1e3:.0f} us")
+        print(f"{kind}: p50 {row['p50_ns'] / 1e3:.0f} us, p99 {row['p99_ns'] / 1e3:.0f} us")
 
 
 if __name__ == "__main__":

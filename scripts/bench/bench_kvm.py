@@ -20,7 +20,6 @@ Run it with the interpreter of the tree: .venv/bin/python scripts/bench/bench_kv
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import statistics
@@ -30,13 +29,11 @@ from typing import Annotated
 
 import trio
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
+from rich.table import Column, Table
 
 from daxfault.native import PAGE_SIZE
 from daxfault.native.kvm_script import Got, Op, Step, async_pf
+from daxfault.vmm.cli import output
 from daxfault.vmm.errors import DaxfaultError
 from daxfault.vmm.kvm.inject import Injection
 from daxfault.vmm.kvm.machine import Machine, machine
@@ -159,9 +156,11 @@ def summary(samples: Samples) -> dict[str, dict[str, float | bool | None]]:
 
 
 def table(found: dict[str, dict[str, float | bool | None]]) -> Table:
-    shown = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("", "p50 ms", "p99 ms", "samples", "target", "of a COPY"):
-        shown.add_column(column, justify="right" if column else "left", no_wrap=True, min_width=len(column))
+    numbers = ("p50 ms", "p99 ms", "samples", "target", "of a COPY")
+    shown = output.table(
+        Column("", no_wrap=True),
+        *(Column(name, justify="right", no_wrap=True, min_width=len(name)) for name in numbers),
+    )
     for what, row in found.items():
         target = ""
         if row["target_ms"] is not None:
@@ -185,16 +184,14 @@ def main(
         for _ in range(rounds):
             await one_round(samples, tick)
 
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("measuring", total=rounds * STEPS)
-        trio.run(all_rounds, lambda: progress.advance(task))
+    with output.measuring(rounds * STEPS) as advance:
+        trio.run(all_rounds, advance)
     found = summary(samples)
     if as_json:
         run = {"kernel": platform.release(), "rounds": rounds, "cpus": len(os.sched_getaffinity(0))}
-        print(json.dumps({**run, "results": found}))
+        output.show_json({**run, "results": found})
     else:
-        Console().print(table(found))
+        output.show(table(found))
 
 
 if __name__ == "__main__":

@@ -31,12 +31,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
+from rich.table import Column, Table
 
 from daxfault import native
+from daxfault.vmm.cli import output
 from daxfault.vmm.programs import control
 
 BASE = "backing"
@@ -120,10 +118,9 @@ def measure(pages: int, rounds: int, top: Path, tick: Any) -> dict[str, list[dic
 
 
 def table(medians: dict[str, dict[str, float]]) -> Table:
-    shown = Table(box=SIMPLE_HEAD, pad_edge=False)
-    shown.add_column("us", no_wrap=True)
-    for name in CONTENDERS:
-        shown.add_column(name, justify="right", no_wrap=True)
+    shown = output.table(
+        Column("us", no_wrap=True), *(Column(name, justify="right", no_wrap=True) for name in CONTENDERS)
+    )
     for row, title in ROWS.items():
         base = medians[BASE][row]
         cells = [f"{medians[BASE][row] / 1e3:.2f}"]
@@ -149,19 +146,18 @@ def main(
     """
     with (
         tempfile.TemporaryDirectory(prefix="daxfault-", dir=directory) as top,
-        Progress(console=Console(stderr=True), transient=True) as progress,
+        output.measuring(rounds * len(CONTENDERS)) as advance,
     ):
-        task = progress.add_task("measuring", total=rounds * len(CONTENDERS))
-        found = measure(pages, rounds, Path(top), lambda: progress.advance(task))
+        found = measure(pages, rounds, Path(top), advance)
     medians = {
         name: {row: statistics.median(run[row] for run in runs) for row in ROWS}
         for name, runs in found.items()
         if runs
     }
     if as_json:
-        print(json.dumps({"kernel": platform.release(), "pages": pages, "rounds": rounds, "ns": medians}))
-        return
-    Console().print(table(medians))
+        output.show_json({"kernel": platform.release(), "pages": pages, "rounds": rounds, "ns": medians})
+    else:
+        output.show(table(medians))
 
 
 if __name__ == "__main__":

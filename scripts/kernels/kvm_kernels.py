@@ -78,20 +78,20 @@ def _apt(*command: str, folder: Path | None = None) -> subprocess.CompletedProce
         raise Unsupported(f"{command[0]}: not here; name a bzImage instead") from None
 
 
-def _lists_read(tell: Callable[[str], None]) -> bool:
+def _lists_read(progress: Callable[[str], None]) -> bool:
     """Read APT's lists anew, which only root may: a fresh machine has none, an old one has those of packages
     that are gone."""
     if os.geteuid() != 0:
         return False
-    tell("reading the package lists")
+    progress("reading the package lists")
     return _apt("apt-get", "-q", "-o", "DPkg::Lock::Timeout=600", "update").returncode == 0
 
 
-def offered(tell: Callable[[str], None]) -> list[str]:
+def offered(progress: Callable[[str], None]) -> list[str]:
     """newest() of what APT knows."""
     search = ("apt-cache", "--names-only", "search", "^linux-image-.*-cloud-amd64$")
     names = newest(line.split()[0] for line in _apt(*search).stdout.splitlines())
-    if not names and _lists_read(tell):
+    if not names and _lists_read(progress):
         names = newest(line.split()[0] for line in _apt(*search).stdout.splitlines())
     if not names:
         raise Unsupported(
@@ -107,19 +107,19 @@ def _pattern(package: str) -> str | None:
     return f"{package}_{version[1].replace(':', '%3a')}_*.deb" if version else None
 
 
-def fetched(package: str, tell: Callable[[str], None]) -> Path:
+def fetched(package: str, progress: Callable[[str], None]) -> Path:
     """The package's file, downloaded unless it was before."""
     folder = cache()
     pattern = _pattern(package)
-    if pattern is None and _lists_read(tell):
+    if pattern is None and _lists_read(progress):
         pattern = _pattern(package)
     if pattern is None:
         raise Unsupported("APT knows no such package; run `apt-get update`")
     found = sorted(folder.glob(pattern))
     if not found:
-        tell(f"{package}: downloading")
+        progress(f"{package}: downloading")
         done = _apt("apt-get", "download", package, folder=folder)
-        if done.returncode and _lists_read(tell):
+        if done.returncode and _lists_read(progress):
             pattern = _pattern(package) or pattern
             done = _apt("apt-get", "download", package, folder=folder)
         if done.returncode:
@@ -146,12 +146,12 @@ def members(package: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
     return found
 
 
-def busybox(tell: Callable[[str], None]) -> bytes:
+def busybox(progress: Callable[[str], None]) -> bytes:
     """A static busybox."""
     here = Path("/bin/busybox")
     if here.exists() and is_static(content := here.read_bytes()):
         return content
-    found = members(fetched("busybox-static", tell), lambda path: path.endswith("bin/busybox"))
+    found = members(fetched("busybox-static", progress), lambda path: path.endswith("bin/busybox"))
     if not found:
         raise Unsupported("busybox-static: no busybox in it")
     return next(iter(found.values()))

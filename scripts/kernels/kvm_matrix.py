@@ -17,7 +17,6 @@ JSON, or null, as the answers.
 from __future__ import annotations
 
 import dataclasses
-import json
 import subprocess
 import sys
 import tempfile
@@ -28,12 +27,10 @@ from typing import Annotated
 import typer
 from kvm_kernels import Kernel, busybox, initramfs, is_static, offered
 from kvm_qemu import is_kernel, load, machine, need_qemu
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from daxfault.native.kvm import probe_program
-from daxfault.vmm.cli.teller import Teller
+from daxfault.vmm.cli import output
 from daxfault.vmm.errors import DaxfaultError, Unsupported
 from daxfault.vmm.kvm.probe import Answers, of_case, of_injection, of_rescue, understand
 
@@ -89,13 +86,13 @@ def _last(console: str) -> str:
     return f"last on its console: {' | '.join(lines[-3:])}" if lines else "its console is empty"
 
 
-def ask(name: str, modules: Path | None, probe: bytes, seconds: float, tell: Teller) -> Asked:
+def ask(name: str, modules: Path | None, probe: bytes, seconds: float, progress: output.Progress) -> Asked:
     asked = Asked(name)
     try:
-        tell(f"{name}: unpacking")
-        kernel = load(name, modules, tell)
-        shell = busybox(tell)
-        tell(f"{name}: booting")
+        progress(f"{name}: unpacking")
+        kernel = load(name, modules, progress)
+        shell = busybox(progress)
+        progress(f"{name}: booting")
         began = time.monotonic()
         asked.answers = boot(kernel, probe, shell, seconds)
         asked.seconds = round(time.monotonic() - began, 1)
@@ -103,7 +100,7 @@ def ask(name: str, modules: Path | None, probe: bytes, seconds: float, tell: Tel
             asked.error = asked.answers["reason"]
     except (Unsupported, DaxfaultError, OSError) as e:
         asked.error = str(e)
-    tell(f"{name}: {asked.error or f'answered in {asked.seconds:g} s'}")
+    progress(f"{name}: {asked.error or f'answered in {asked.seconds:g} s'}")
     return asked
 
 
@@ -112,10 +109,8 @@ def table(all_asked: list[Asked]) -> Table:
     good = [
         (asked, asked.answers) for asked in all_asked if asked.answers is not None and asked.error is None
     ]
-    rows = Table(box=SIMPLE_HEAD, pad_edge=False)
-    rows.add_column("", no_wrap=True)
-    for _, answers in good:
-        rows.add_column(answers["kernel"]["release"], overflow="fold")
+    names = [Column(answers["kernel"]["release"], overflow="fold") for _, answers in good]
+    rows = output.table(Column("", no_wrap=True), *names)
     for group, show in (("cases", of_case), ("rescues", of_rescue), ("injections", of_injection)):
         for name in good[0][1][group] if good else ():
             words = [show(answers[group][name]) for _, answers in good]
@@ -158,30 +153,28 @@ def main(
     Ends with 0 when all have answered, 1 when one has not, 2 for bad arguments, 3 when something is missing
     here. Packages are kept in $XDG_CACHE_HOME/daxfault.
     """
-    try:
-        need_qemu()
-        probe = probe_program().read_bytes()
-        if not is_static(probe):
-            raise Unsupported("daxfault-kvm-probe is not static: install a static libc, and build again")
-        tell = Teller()
-        names = kernels or offered(tell)[-1 if newest else 0 :]
-    except Unsupported as e:
-        print(f"kvm_matrix: {e}", file=sys.stderr)
-        raise typer.Exit(3) from None
-    for name in names:
-        if not is_kernel(name):
-            print(f"kvm_matrix: {name}: neither a file nor a package (linux-image-...)", file=sys.stderr)
-            raise typer.Exit(2)
-    with tell.shown():
-        all_asked = [ask(name, modules, probe, seconds, tell) for name in names]
+    with output.progress(lines=True) as progress:
+        try:
+            need_qemu()
+            probe = probe_program().read_bytes()
+            if not is_static(probe):
+                raise Unsupported("daxfault-kvm-probe is not static: install a static libc, and build again")
+            names = kernels or offered(progress)[-1 if newest else 0 :]
+        except Unsupported as e:
+            print(f"kvm_matrix: {e}", file=sys.stderr)
+            raise typer.Exit(3) from None
+        for name in names:
+            if not is_kernel(name):
+                print(f"kvm_matrix: {name}: neither a file nor a package (linux-image-...)", file=sys.stderr)
+                raise typer.Exit(2)
+        all_asked = [ask(name, modules, probe, seconds, progress) for name in names]
     if as_json:
-        print(json.dumps({"schema": 1, "kernels": [dataclasses.asdict(a) for a in all_asked]}, indent=2))
+        output.show_json({"schema": 1, "kernels": [dataclasses.asdict(a) for a in all_asked]})
     else:
-        console = Console(highlight=False)
         if any(asked.error is None for asked in all_asked):
-            console.print(table(all_asked))
+            output.show(table(all_asked))
         for line in remarks(all_asked):
-            console.print(line, markup=False, soft_wrap=True)
+            print(line)
     raise typer.Exit(1 if any(asked.error is not None for asked in all_asked) else 0)
 
 

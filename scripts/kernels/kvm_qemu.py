@@ -42,9 +42,9 @@ def is_kernel(name: str) -> bool:
     return os.path.isfile(name) or name.startswith("linux-image-")
 
 
-def load(name: str, modules: Path | None, tell: Callable[[str], None]) -> Kernel:
+def load(name: str, modules: Path | None, progress: Callable[[str], None]) -> Kernel:
     """The kernel that an argument means."""
     path = Path(name)
     if path.is_file():
         return of_package(path, path.name) if path.suffix == ".deb" else of_image(path, modules)
-    return of_package(fetched(name, tell), name)
+    return of_package(fetched(name, progress), name)

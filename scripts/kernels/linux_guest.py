@@ -27,10 +27,10 @@ import typer
 from kvm_kernels import busybox, is_static, offered
 from kvm_qemu import is_kernel, load, need_qemu
 from linux_level1 import Ended, level1, level1_ramfs
-from linux_story import RESCUES, Chapter, tell
+from linux_story import RESCUES, Chapter, run_chapter
 
 from daxfault.native.kvm import level2_program, rescue_program
-from daxfault.vmm.cli.teller import Teller
+from daxfault.vmm.cli import output
 from daxfault.vmm.errors import Unsupported
 
 # unmap ends as forbid does
@@ -95,29 +95,28 @@ def main(
     if kernel is not None and not is_kernel(kernel):
         print(f"linux_guest: {kernel}: neither a file nor a package (linux-image-...)", file=sys.stderr)
         raise typer.Exit(2)
-    say = Teller()
     chapters: list[Chapter] = []
     error = None
-    with say.shown():
+    with output.progress(lines=True) as progress:
         try:
             need_qemu()
             programs = [program().read_bytes() for program in (rescue_program, level2_program)]
             if not all(map(is_static, programs)):
                 raise Unsupported("the programs are not static: install a static libc, and build again")
-            kernel = kernel or offered(say)[-1]
-            say(f"{kernel}: unpacking")
-            image = load(kernel, modules, say)
-            ramfs = level1_ramfs(image, busybox(say), *programs)
+            kernel = kernel or offered(progress)[-1]
+            progress(f"{kernel}: unpacking")
+            image = load(kernel, modules, progress)
+            ramfs = level1_ramfs(image, busybox(progress), *programs)
         except (Unsupported, OSError) as e:
             print(f"linux_guest: {e}", file=sys.stderr)
             raise typer.Exit(3) from None
         try:
-            say(f"level 1: {kernel} under QEMU's emulated CPU")
+            progress(f"level 1: {kernel} under QEMU's emulated CPU")
             with level1(image, ramfs, deadline) as below:
                 for mode, name in chapters_of(rescue or list(DEFAULT), async_pf):
                     healed = chapters[-1] if chapters and chapters[-1].end == "healed" else None
-                    say(f"level 2: async page faults {'on' if mode else 'off'}, rescue {name}")
-                    chapters.append(tell(below, mode, name, healed))
+                    progress(f"level 2: async page faults {'on' if mode else 'off'}, rescue {name}")
+                    chapters.append(run_chapter(below, mode, name, healed))
                     if not as_json:
                         print("\n".join(lines(chapters[-1])), flush=True)
         except Ended as e:

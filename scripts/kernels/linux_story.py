@@ -187,7 +187,7 @@ def rescue(level1: Level1, how: str) -> tuple[str, str]:
     return found or ("loop", f"it goes on, {SETTLE:g} s after")
 
 
-def tell(level1: Level1, async_pf: bool, how: str, healed: Chapter | None) -> Chapter:
+def run_chapter(level1: Level1, async_pf: bool, how: str, healed: Chapter | None) -> Chapter:
     """A loop and a rescue.  A guest that was `healed`, in the chapter before, serves again."""
     if healed is None or healed.async_pf != async_pf:
         boot(level1, async_pf)

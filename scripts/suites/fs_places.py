@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from fs_sources import Tell, passthrough_hp
+from fs_sources import Progress, passthrough_hp
 
 from daxfault.vmm.errors import Unsupported
 
@@ -34,7 +34,7 @@ class Place:
 
 
 @contextlib.contextmanager
-def place(name: str, base: Path, tell: Tell) -> Iterator[Place]:
+def place(name: str, base: Path, progress: Progress) -> Iterator[Place]:
     """The file system `name`, with its directories below `base`."""
     source = base / f"{name}-source"
     source.mkdir()
@@ -46,7 +46,7 @@ def place(name: str, base: Path, tell: Tell) -> Iterator[Place]:
     if name == OURS:
         command = [sys.executable, "-m", "daxfault", "mount", "--allow-other", str(source), str(path)]
     else:
-        command = [str(passthrough_hp(tell)), "--foreground", str(source), str(path)]
+        command = [str(passthrough_hp(progress)), "--foreground", str(source), str(path)]
     log = base / f"{name}.log"
     with log.open("wb") as said, subprocess.Popen(command, stdout=said, stderr=said, cwd="/") as server:
         try:

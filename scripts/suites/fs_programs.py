@@ -28,7 +28,7 @@ from daxfault.vmm.errors import Unsupported
 SUPPORT = Path(__file__).parents[2] / "tests" / "support"
 LONG = 1800.0  # seconds; what takes longer hangs
 
-Suite = Callable[[Place, Path, bool, fs_sources.Tell], Results]
+Suite = Callable[[Place, Path, bool, fs_sources.Progress], Results]
 
 CPYTHON_QUICK = ["mmap", "tempfile", "shutil"]
 CPYTHON = [
@@ -50,13 +50,13 @@ def cpython_tests() -> Path:
     return python
 
 
-def cpython(place: Place, at: Path, quick: bool, tell: fs_sources.Tell) -> Results:
+def cpython(place: Place, at: Path, quick: bool, progress: fs_sources.Progress) -> Results:
     python = cpython_tests()
     results: Results = {}
     with tempfile.TemporaryDirectory(prefix="daxfault-") as elsewhere:
         report = Path(elsewhere) / "report.xml"
         for module in CPYTHON_QUICK if quick else CPYTHON:
-            tell(f"{place.name}: CPython's test_{module}")
+            progress(f"{place.name}: CPython's test_{module}")
             report.unlink(missing_ok=True)
             command: list[str | Path] = [python, "-m", "test", "-u", "largefile", "--tempdir", at]
             # some tests are of the bytecode that they have written
@@ -84,8 +84,8 @@ def _junit(report: Path) -> Results:
     return results
 
 
-def posix(place: Place, at: Path, quick: bool, tell: fs_sources.Tell) -> Results:
-    tell(f"{place.name}: what POSIX says of each call")
+def posix(place: Place, at: Path, quick: bool, progress: fs_sources.Progress) -> Results:
+    progress(f"{place.name}: what POSIX says of each call")
     status, said = run([sys.executable, SUPPORT / "posix_cases.py", at], at, LONG)
     if status:
         return {"all": Result(FAILED, last(said))}
@@ -96,8 +96,8 @@ def posix(place: Place, at: Path, quick: bool, tell: fs_sources.Tell) -> Results
     }
 
 
-def fstest(place: Place, at: Path, quick: bool, tell: fs_sources.Tell) -> Results:
-    program = fs_sources.fstest(tell)
+def fstest(place: Place, at: Path, quick: bool, progress: fs_sources.Progress) -> Results:
+    program = fs_sources.fstest(progress)
     scripts = sorted((program.parent / "tests").rglob("*.t"))
     if quick:
         scripts = [script for script in scripts if script.parent.name in ("open", "truncate")]
@@ -117,7 +117,7 @@ def fstest(place: Place, at: Path, quick: bool, tell: fs_sources.Tell) -> Result
             word = words.get(str(number), f"not reached, exit status {status}")
             results[f"{name} {number}"] = result(word == "ok", word)
 
-    tell(f"{place.name}: pjd's fstest")
+    progress(f"{place.name}: pjd's fstest")
     with concurrent.futures.ThreadPoolExecutor(4) as pool:  # they mostly sleep
         list(pool.map(case, scripts))
     return results
@@ -130,25 +130,25 @@ FSX = {
 }  # fmt: skip
 
 
-def fsx(place: Place, at: Path, quick: bool, tell: fs_sources.Tell) -> Results:
-    program = fs_sources.fsx(tell)
+def fsx(place: Place, at: Path, quick: bool, progress: fs_sources.Progress) -> Results:
+    program = fs_sources.fsx(progress)
     results: Results = {}
     with tempfile.TemporaryDirectory(prefix="daxfault-") as elsewhere:
         for seed, (options, count) in enumerate(FSX.items(), 1):
             count //= 100 if quick else 1
             name = f"fsx {options} -S {seed}".replace("  ", " ")
-            tell(f"{place.name}: {name}, {count:,} operations")
+            progress(f"{place.name}: {name}, {count:,} operations")
             command: list[str | Path] = [program, "-q", *options.split(), "-S", str(seed), "-N", str(count)]
             status, said = run([*command, "-P", f"{elsewhere}/", f"f{seed}"], at, LONG)
             results[name] = result(status == 0, last(said, 3))
     return results
 
 
-def exerciser(place: Place, at: Path, quick: bool, tell: fs_sources.Tell) -> Results:
+def exerciser(place: Place, at: Path, quick: bool, progress: fs_sources.Progress) -> Results:
     results: Results = {}
     for seed in range(11, 12 if quick else 15):
         count = 2000 if quick else 50_000
-        tell(f"{place.name}: our exerciser, seed {seed}, {count:,} operations")
+        progress(f"{place.name}: our exerciser, seed {seed}, {count:,} operations")
         command: list[str | Path] = [sys.executable, SUPPORT / "exerciser.py", at / f"f{seed}"]
         status, said = run([*command, "--seed", str(seed), "--count", str(count)], at, LONG)
         results[f"exerciser --seed {seed}"] = result(status == 0, said.partition("\n")[0])
@@ -162,12 +162,12 @@ def _compared(place: Place, at: Path) -> str:
     return "" if status == 0 else f"not what is behind the mount: {last(said)}"
 
 
-def fsstress(place: Place, at: Path, quick: bool, tell: fs_sources.Tell) -> Results:
-    program = fs_sources.fsstress(tell)
+def fsstress(place: Place, at: Path, quick: bool, progress: fs_sources.Progress) -> Results:
+    program = fs_sources.fsstress(progress)
     results: Results = {}
     for seed in range(1, 2 if quick else 6):
         count = 100 if quick else 2000
-        tell(f"{place.name}: fsstress, seed {seed}, 4 x {count:,} operations")
+        progress(f"{place.name}: fsstress, seed {seed}, 4 x {count:,} operations")
         own = at / str(seed)
         own.mkdir()
         command: list[str | Path] = [program, "-c", "-d", own, "-p", "4", "-n", str(count), "-s", str(seed)]
@@ -177,11 +177,11 @@ def fsstress(place: Place, at: Path, quick: bool, tell: fs_sources.Tell) -> Resu
     return results
 
 
-def random_calls(place: Place, at: Path, quick: bool, tell: fs_sources.Tell) -> Results:
+def random_calls(place: Place, at: Path, quick: bool, progress: fs_sources.Progress) -> Results:
     results: Results = {}
     for seed in range(21, 22 if quick else 26):
         count = 2000 if quick else 20_000
-        tell(f"{place.name}: our random calls, seed {seed}, {count:,} calls of 4 processes")
+        progress(f"{place.name}: our random calls, seed {seed}, {count:,} calls of 4 processes")
         (at / str(seed)).mkdir()
         with tempfile.TemporaryDirectory(prefix="daxfault-") as twin:
             command: list[str | Path] = [sys.executable, SUPPORT / "random_calls.py", at / str(seed), twin]
@@ -204,12 +204,12 @@ STRESSORS = [
 ]  # fmt: skip
 
 
-def stress_ng(place: Place, at: Path, quick: bool, tell: fs_sources.Tell) -> Results:
+def stress_ng(place: Place, at: Path, quick: bool, progress: fs_sources.Progress) -> Results:
     program = _needed("stress-ng")
     results: Results = {}
     for stressor in STRESSORS[::8] if quick else STRESSORS:
         name, *small = stressor.split()
-        tell(f"{place.name}: stress-ng --{name}")
+        progress(f"{place.name}: stress-ng --{name}")
         options = [f"--{name}", "2", *small, "--timeout", "2s", "--verify", "--temp-path", str(at)]
         status, said = run([program, *options], at, 120)
         if status in (3, 4) or (status == 0 and "skip" in said):  # 3: no resource, 4: not implemented
@@ -237,11 +237,11 @@ FIO = {
 }
 
 
-def fio(place: Place, at: Path, quick: bool, tell: fs_sources.Tell) -> Results:
+def fio(place: Place, at: Path, quick: bool, progress: fs_sources.Progress) -> Results:
     program = _needed("fio")
     results: Results = {}
     for name, options in FIO.items():
-        tell(f"{place.name}: fio, {name}")
+        progress(f"{place.name}: fio, {name}")
         size = "1m" if quick else "16m"
         common = f"--name=x --size={size} --verify=crc32c --do_verify=1 --verify_fatal=1 --randseed=7"
         status, said = run([program, *common.split(), *options.split(), f"--directory={at}"], at, 300)

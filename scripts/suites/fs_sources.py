@@ -19,7 +19,7 @@ from pathlib import Path
 from daxfault.vmm.cli.cached import cache
 from daxfault.vmm.errors import Unsupported
 
-Tell = Callable[[str], None]
+Progress = Callable[[str], None]
 
 _KEYRINGS = {
     "Debian": Path("/usr/share/keyrings/debian-archive-keyring.gpg"),
@@ -53,13 +53,13 @@ def _repositories() -> str:
     return "".join(sorted(lines))
 
 
-def source(package: str, tell: Tell) -> Path:
+def source(package: str, progress: Progress) -> Path:
     """The unpacked sources of a source package, fetched unless they were before."""
     base = cache() / "sources"
     unpacked = base / package
     if unpacked.exists():
         return unpacked
-    tell(f"{package}: fetching its source")
+    progress(f"{package}: fetching its source")
     (base / "lists" / "partial").mkdir(parents=True, exist_ok=True)
     (base / "sources.list").write_text(_repositories())
     # lists of its own: the machine's are left as they are, and often know no sources
@@ -78,18 +78,18 @@ def source(package: str, tell: Tell) -> Path:
     return unpacked
 
 
-def _built(program: Path, command: list[str | Path], cwd: Path, tell: Tell) -> Path:
+def _built(program: Path, command: list[str | Path], cwd: Path, progress: Progress) -> Path:
     if not program.exists():
-        tell(f"{program.name}: compiling")
+        progress(f"{program.name}: compiling")
         part = program.with_suffix(".part")
         _run([*command, "-o", part], cwd)
         part.rename(program)
     return program
 
 
-def passthrough_hp(tell: Tell) -> Path:
+def passthrough_hp(progress: Progress) -> Path:
     """libfuse's example, as its build makes it, but that other users are let in, as the cases need."""
-    root = source("fuse3", tell)
+    root = source("fuse3", progress)
     text = (root / "example" / "passthrough_hp.cc").read_text()
     before, after = '"default_permissions,fsname', '"default_permissions,allow_other,fsname'
     if before not in text:
@@ -98,26 +98,26 @@ def passthrough_hp(tell: Tell) -> Path:
     flags = shlex.split(_run(["pkg-config", "--cflags", "--libs", "fuse3"], root))
     has = ["-DHAVE_UTIMENSAT", "-DHAVE_POSIX_FALLOCATE", "-DHAVE_SETXATTR"]  # what its meson.build finds
     compile_: list[str | Path] = ["g++", "-O2", "-w", "-std=c++17", *has, "-I.", "hp_allow_other.cc"]
-    return _built(root / "passthrough_hp", [*compile_, *flags, "-pthread"], root / "example", tell)
+    return _built(root / "passthrough_hp", [*compile_, *flags, "-pthread"], root / "example", progress)
 
 
-def _of_diod(name: str, defines: list[str], tell: Tell) -> Path:
-    folder = source("diod", tell) / "tests" / "kern" / name
+def _of_diod(name: str, defines: list[str], progress: Progress) -> Path:
+    folder = source("diod", progress) / "tests" / "kern" / name
     (folder / "config.h").touch()  # all that it would hold is given here
     command: list[str | Path] = ["gcc", "-O2", "-w", "-I.", "-D_GNU_SOURCE", *defines, f"{name}.c"]
-    return _built(folder / name, command, folder, tell)
+    return _built(folder / name, command, folder, progress)
 
 
-def fsx(tell: Tell) -> Path:
+def fsx(progress: Progress) -> Path:
     """The file system exerciser of NeXT, Apple and the Linux Test Project."""
-    return _of_diod("fsx", [], tell)  # fallocate(2) is not in it: neither FUSE server has its flags
+    return _of_diod("fsx", [], progress)  # fallocate(2) is not in it: neither FUSE server has its flags
 
 
-def fsstress(tell: Tell) -> Path:
+def fsstress(progress: Progress) -> Path:
     """SGI's stress test, as the Linux Test Project has it."""
-    return _of_diod("fsstress", ["-DNO_XFS", "-D_LARGEFILE64_SOURCE"], tell)
+    return _of_diod("fsstress", ["-DNO_XFS", "-D_LARGEFILE64_SOURCE"], progress)
 
 
-def fstest(tell: Tell) -> Path:
+def fstest(progress: Progress) -> Path:
     """The program behind the cases, which are in tests/**/*.t beside it."""
-    return _of_diod("fstest", [], tell)
+    return _of_diod("fstest", [], progress)

@@ -18,7 +18,6 @@ failed somewhere; "judged" is "worse" where ours failed and the other passed, el
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import signal
 import sys
@@ -31,11 +30,9 @@ import typer
 from fs_case import FAILED, PASSED, SKIPPED, Results
 from fs_places import BACKING, EXAMPLE, NAMES, OURS, place
 from fs_programs import SUITES
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
-from daxfault.vmm.cli.teller import Teller
+from daxfault.vmm.cli import output
 from daxfault.vmm.errors import Unsupported
 
 sys.path.append(str(Path(__file__).parents[2] / "tests" / "support"))
@@ -71,18 +68,18 @@ class Failure:
 All = dict[str, dict[str, Ran]]  # by suite and place
 
 
-def run_all(suites: list[str], places: list[str], quick: bool, base: Path, tell: Teller) -> All:
+def run_all(suites: list[str], places: list[str], quick: bool, base: Path, progress: output.Progress) -> All:
     found: All = {suite: {} for suite in suites}
     for name in places:
         try:
-            with place(name, base, tell) as where:
+            with place(name, base, progress) as where:
                 for suite in suites:
                     ran = found[suite][name] = Ran()
                     at = where.path / suite
                     at.mkdir()
                     began = time.monotonic()
                     try:
-                        ran.results = SUITES[suite](where, at, quick, tell)
+                        ran.results = SUITES[suite](where, at, quick, progress)
                     except Unsupported as e:
                         ran.missing = str(e)
                     ran.seconds = round(time.monotonic() - began, 1)
@@ -117,10 +114,10 @@ def judge(found: All, places: list[str]) -> list[Failure]:
 
 
 def table(found: All, places: list[str]) -> Table:
-    rows = Table(box=SIMPLE_HEAD, pad_edge=False)
-    rows.add_column("passed / failed / skipped", no_wrap=True)
-    for name in places:
-        rows.add_column(name, justify="right", no_wrap=True)
+    rows = output.table(
+        Column("passed / failed / skipped", no_wrap=True),
+        *(Column(name, justify="right", no_wrap=True) for name in places),
+    )
     for suite, by_place in found.items():
         cells = []
         for name in places:
@@ -134,25 +131,18 @@ def table(found: All, places: list[str]) -> Table:
 
 
 def show(found: All, places: list[str], failures: list[Failure]) -> None:
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = max(console.width, 100)  # the table's, where nobody said how wide it may be
-    console.print(table(found, places))
+    output.show(table(found, places), at_least=100)
     for missing in dict.fromkeys(ran.missing for by in found.values() for ran in by.values() if ran.missing):
-        console.print(f"missing: {missing}", markup=False, soft_wrap=True)
+        print(f"missing: {missing}")
     for failure in failures:
         if failure.judged == "better":
             continue
         where = ", ".join(name for name, why in failure.places.items() if why is not None)
         why = failure.reason or failure.places[OURS]
-        console.print(
-            f"{failure.judged}: {failure.suite}: {failure.case}: fails on {where}: {why}",
-            markup=False,
-            soft_wrap=True,
-        )
+        print(f"{failure.judged}: {failure.suite}: {failure.case}: fails on {where}: {why}")
     better = sum(failure.judged == "better" for failure in failures)
     if better:
-        console.print(f"{better} cases fail elsewhere and pass on {OURS}; --json names them")
+        print(f"{better} cases fail elsewhere and pass on {OURS}; --json names them")
 
 
 def main(
@@ -178,13 +168,12 @@ def main(
         print("fs_suites: cases are those of several users, which takes root", file=sys.stderr)
         raise typer.Exit(3)
     os.umask(0o022)
-    tell = Teller()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unmounting on the way
     with tempfile.TemporaryDirectory(prefix="daxfault-", dir=backing, ignore_cleanup_errors=True) as folder:
         base = Path(folder)
         base.chmod(0o755)  # some cases are other users'
-        with tell.shown():
-            found = run_all(suites, places, quick, base, tell)
+        with output.progress(lines=True) as progress:
+            found = run_all(suites, places, quick, base, progress)
     failures = judge(found, places)
     if as_json:
         counted = {
@@ -196,7 +185,7 @@ def main(
             for name, by_place in found.items()
         }
         listed = [dataclasses.asdict(failure) for failure in failures]
-        print(json.dumps({"schema": 1, "suites": counted, "failures": listed}, indent=2))
+        output.show_json({"schema": 1, "suites": counted, "failures": listed})
     else:
         show(found, places, failures)
     if not any(ran.results for by_place in found.values() for ran in by_place.values()):

@@ -8,12 +8,12 @@ which is compare_tables'.
 from __future__ import annotations
 
 import enum
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from daxfault.vmm.cli import output
 from daxfault.vmm.names import Defect, DesignName
 
 if TYPE_CHECKING:
@@ -139,11 +139,8 @@ def compare(
     """
     if as_json and as_markdown:
         raise typer.BadParameter("--json and --markdown are one or the other")
-    import trio
-
-    from daxfault import fsd
     from daxfault.vmm.designs import DESIGNS
-    from daxfault.vmm.errors import Unsupported, UsageError
+    from daxfault.vmm.errors import UsageError
     from daxfault.vmm.study import compare as comparison
     from daxfault.vmm.study import repro
     from daxfault.vmm.study.repro_kvm import check_machine as check_kvm
@@ -163,7 +160,7 @@ def compare(
     if html is not None and not html.absolute().parent.is_dir():
         raise UsageError(f"{html}: no such directory")
 
-    async def run(progress: comparison.table.Progress) -> Comparison:
+    async def run(progress: output.Progress) -> Comparison:
         return await comparison.run(
             designs=designs,
             ways=ways,
@@ -173,30 +170,24 @@ def compare(
             progress=progress,
         )
 
-    try:
+    with output.doctor_hint():
         if in_model:
             repro.check_machine()
         if on_kvm:
             check_kvm()
-        found = _with_progress(lambda progress: trio.run(run, progress))
-    except (fsd.MountError, PermissionError) as e:
-        hint = "Run `daxfault doctor`: it says what is missing here, and what mends it."
-        why = e.strerror if isinstance(e, OSError) else e
-        raise Unsupported(f"{why}\n{hint}") from e
+    found = output.run_with_progress(run)
     if html is not None:
         _write_page(html, found)
     from daxfault.vmm.cli.compare_tables import markdown, render
 
     if as_json:
-        print(json.dumps(found.as_json(), indent=2))
+        output.show_json(found.as_json())
     elif as_markdown:
         print(markdown(found))
     else:
         from rich.console import Console
 
-        console = Console(highlight=False)
-        for part in render(found, console.width):
-            console.print(part)
+        output.show(*render(found, Console().width))
     raise typer.Exit(0 if found.kept else 1)
 
 
@@ -231,15 +222,6 @@ def _check_columns(columns: list[str], guest: GuestName) -> None:
         known.add(ColumnName.NESTED)
     if not known.intersection(columns):
         raise UsageError(f"--column {columns[0]} is not one of --guest {guest.value}'s")
-
-
-def _with_progress(body: object) -> Comparison:
-    """Run `body(progress)`, showing on a terminal what is under way."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    with console.status("starting") as status:
-        return body(status.update if console.is_terminal else lambda _: None)  # type: ignore[no-any-return, operator]
 
 
 def _write_page(path: Path, found: Comparison) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from daxfault.vmm.cli import output
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -62,12 +64,7 @@ def _promising(found: Comparison) -> list[str]:
 
 
 def _differences(found: Comparison) -> RenderableType:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(title="Model and reality", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("access", "design, in the model", "on KVM", "why"):
-        table.add_column(name)
+    table = output.table("access", "design, in the model", "on KVM", "why", title="Model and reality")
     titles = {column.name: column.title for column in found.columns}
     for one in found.differences:
         model, real = f"{one.design}: {one.model}", f"{one.way}: {one.kvm}"
@@ -76,14 +73,9 @@ def _differences(found: Comparison) -> RenderableType:
 
 
 def _table(found: Comparison, rows: list[Row]) -> RenderableType:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("access")
-    for row in rows:
-        table.add_column(row.name)
+    table = output.table("access", *(row.name for row in rows))
     for column in found.columns:
         cells = [row.cells.get(column.name) for row in rows]
         shown = [Text(_words(cell), style=_style(cell)) for cell in cells]

@@ -6,10 +6,11 @@ Owns the tables.  Must not look at the machine itself: that is daxfault.vmm.doct
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from daxfault.vmm.cli import output
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -42,13 +43,9 @@ def doctor(
 
     report = machine.probe()
     if as_json:
-        print(json.dumps(machine.as_json(report), indent=2))
+        output.show_json(machine.as_json(report))
     else:
-        from rich.console import Console
-
-        console = Console(highlight=False)
-        for part in render(report):
-            console.print(part)
+        output.show(*render(report))
     raise typer.Exit(0 if report.repro else 3)
 
 
@@ -68,14 +65,10 @@ def render(report: Report) -> list[RenderableType]:
 
 
 def _table(title: str, *columns: str) -> Table:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+    from rich.table import Column
 
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column(columns[0], no_wrap=True)
-    for column in columns[1:]:
-        table.add_column(column, overflow="fold")
-    return table
+    rest = [Column(column, overflow="fold") for column in columns[1:]]
+    return output.table(Column(columns[0], no_wrap=True), *rest, title=title)
 
 
 def _mark(good: bool | None) -> str:

@@ -6,10 +6,11 @@ Owns the tables.  Must not know how it is found out: that is daxfault.vmm.kvm.pr
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
+
+from daxfault.vmm.cli import output
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -40,19 +41,15 @@ _INJECTIONS = {
 
 def doctor_kvm(*, as_json: bool) -> NoReturn:
     """Ask, print, and end with the exit code."""
-    from rich.console import Console
-
     from daxfault.vmm.kvm.probe import probe
 
-    status = Console(stderr=True)
-    with status.status("asking KVM"):
+    with output.progress() as shown:
+        shown("asking KVM")
         answers = probe()
     if as_json:
-        print(json.dumps(answers, indent=2))
+        output.show_json(answers)
     else:
-        console = Console(highlight=False)
-        for part in render(answers):
-            console.print(part)
+        output.show(*render(answers))
     raise typer.Exit(0 if answers["usable"] else 3)
 
 
@@ -78,13 +75,9 @@ def render(answers: Answers) -> list[RenderableType]:
 
 
 def _table(title: str, *columns: str) -> Table:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+    from rich.table import Column
 
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
+    return output.table(*(Column(column, overflow="fold") for column in columns), title=title)
 
 
 def _coloured(word: str) -> str:

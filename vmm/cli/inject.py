@@ -6,11 +6,12 @@ Owns the options and the table.  Must not know what a rule does (daxfault.vmm.pr
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from daxfault.vmm.cli import output
 
 
 def inject(
@@ -51,22 +52,18 @@ def inject(
         control.ask(mount, "inject", rule=rule)
     found = control.ask(mount, "rules")
     if as_json:
-        print(json.dumps(found, indent=1))
-        return
-    _show(found)
+        output.show_json(found)
+    else:
+        _show(found)
 
 
 def _show(rules: list[dict[str, object]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column
 
-    table = Table(box=None)
-    table.add_column("id", justify="right")
-    table.add_column("rule")
-    table.add_column("met")
+    table = output.table(Column("id", justify="right"), "rule", "active")
     for rule in rules:
         table.add_row(str(rule["id"]), str(rule["rule"]), "yes" if rule["on"] else "its file does not exist")
     if rules:
-        Console().print(table)
+        output.show(table)
     else:
         print("no rules")

@@ -8,12 +8,12 @@ is daxfault.vmm.study.repro's.
 from __future__ import annotations
 
 import enum
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from daxfault.vmm.cli import output
 from daxfault.vmm.names import DesignName
 
 if TYPE_CHECKING:
@@ -78,10 +78,7 @@ def repro(
     Ends with 0 when everything was as expected, with 1 when something was not, with 3 when
     this machine lacks what is needed (`daxfault doctor` says what).
     """
-    import trio
-
-    from daxfault import fsd
-    from daxfault.vmm.errors import Unsupported, UsageError
+    from daxfault.vmm.errors import UsageError
     from daxfault.vmm.study import repro as story
 
     story.check_file(file)
@@ -94,34 +91,16 @@ def repro(
     designs = [name.value for name in design or ReproDesign]
     vias = [name.value for name in via or Via]
 
-    async def tell(progress: story.Progress) -> Outcome:
-        return await story.run(file=file, designs=designs, vias=vias, seconds=seconds, progress=progress)
-
-    try:
+    with output.doctor_hint():
         story.check_machine()
-        outcome = _with_progress(lambda progress: trio.run(tell, progress))
-    except (fsd.MountError, PermissionError) as e:
-        hint = "Run `daxfault doctor`: it says what is missing here, and what mends it."
-        why = e.strerror if isinstance(e, OSError) else e
-        raise Unsupported(f"{why}\n{hint}") from e
+    outcome = output.run_with_progress(
+        lambda progress: story.run(file=file, designs=designs, vias=vias, seconds=seconds, progress=progress)
+    )
     if as_json:
-        print(json.dumps(outcome.as_json(), indent=2))
+        output.show_json(outcome.as_json())
     else:
-        from rich.console import Console
-
-        console = Console(highlight=False)
-        for part in render(outcome):
-            console.print(part)
+        output.show(*render(outcome))
     raise typer.Exit(0 if outcome.ok else 1)
-
-
-def _with_progress(body: object) -> Outcome:
-    """Run `body(progress)`, showing on a terminal what is under way."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    with console.status("starting") as status:
-        return body(status.update if console.is_terminal else lambda _: None)  # type: ignore[no-any-return, operator]
 
 
 def render(outcome: Outcome) -> list[RenderableType]:
@@ -142,15 +121,15 @@ def render(outcome: Outcome) -> list[RenderableType]:
 
 
 def _table(story: Story) -> RenderableType:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+    from rich.table import Column
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("access")
-    table.add_column("got", no_wrap=True)
-    table.add_column("evidence")
-    table.add_column("time", justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
+    table = output.table(
+        "access",
+        Column("got", no_wrap=True),
+        "evidence",
+        Column("time", justify="right", no_wrap=True),
+        Column("", no_wrap=True),
+    )
     for access in story.accesses:
         got = access.outcome.upper() if access.outcome != "ok" else "bytes"
         if access.outcome in ("loop", "stopped"):

@@ -6,43 +6,31 @@ Must not know how the story is made: that is daxfault.vmm.study.repro_kvm's.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
+from daxfault.vmm.cli import output
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from daxfault.vmm.study.repro_kvm import Access, Outcome, Progress, Story
+    from daxfault.vmm.study.repro_kvm import Access, Outcome, Story
 
 
 def repro_kvm(file: Path | None, vias: list[str], seconds: float, *, as_json: bool) -> NoReturn:
     """Tell the story, print it, and end with its exit code."""
-    import trio
-    from rich.console import Console
-
-    from daxfault import fsd
-    from daxfault.vmm.errors import Unsupported
     from daxfault.vmm.study import repro_kvm as story
 
-    async def tell(progress: Progress) -> Outcome:
-        return await story.run(file=file, vias=vias, seconds=seconds, progress=progress)
-
     story.check_machine()
-    status = Console(stderr=True)
-    try:
-        with status.status("starting") as shown:
-            outcome = trio.run(tell, shown.update if status.is_terminal else lambda _: None)
-    except fsd.MountError as e:
-        raise Unsupported(f"{e}\nRun `daxfault doctor`: it says what is missing here.") from e
+    outcome = output.run_with_progress(
+        lambda progress: story.run(file=file, vias=vias, seconds=seconds, progress=progress)
+    )
     if as_json:
-        print(json.dumps(outcome.as_json(), indent=2))
+        output.show_json(outcome.as_json())
     else:
-        console = Console(highlight=False)
-        for part in render(outcome):
-            console.print(part)
+        output.show(*render(outcome))
     raise typer.Exit(0 if outcome.ok else 1)
 
 
@@ -70,12 +58,9 @@ def render(outcome: Outcome) -> list[RenderableType]:
 
 
 def _table(story: Story) -> RenderableType:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+    from rich.table import Column
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("access", "got", "evidence", ""):
-        table.add_column(column, no_wrap=column in ("got", ""))
+    table = output.table("access", Column("got", no_wrap=True), "evidence", Column("", no_wrap=True))
     for access in story.accesses:
         got = "bytes" if access.got == "ok" else access.got.upper()
         mark = "[green]✓[/]" if access.ok else f"[red]✗ expected {access.expected}[/]"

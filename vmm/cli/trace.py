@@ -50,27 +50,11 @@ def trace(
 
 
 def _recorded(name: str) -> Recording:
-    import trio
-    from rich.console import Console
-
-    from daxfault import fsd
+    from daxfault.vmm.cli.output import run_with_progress
     from daxfault.vmm.designs import DESIGNS
-    from daxfault.vmm.errors import Unsupported
     from daxfault.vmm.study import trace as recorder
 
-    console = Console(stderr=True)
-    with console.status("starting") as status:
-
-        async def run() -> Recording:
-            progress = status.update if console.is_terminal else lambda _: None
-            return await recorder.record(DESIGNS[name], progress=progress)
-
-        try:
-            return trio.run(run)
-        except (fsd.MountError, PermissionError) as e:
-            hint = "Run `daxfault doctor`: it says what is missing here, and what mends it."
-            why = e.strerror if isinstance(e, OSError) else e
-            raise Unsupported(f"{why}\n{hint}") from e
+    return run_with_progress(lambda progress: recorder.record(DESIGNS[name], progress=progress))
 
 
 def _write(output: Path, made: dict[str, Any]) -> None:
