@@ -37,7 +37,7 @@ struct tss {
 } __attribute__((packed));
 
 struct cpu {
-	uint64_t kernel_rsp;		/* entry.S: enter_user(), leave_user() */
+	uint64_t kernel_rsp;		/* access.S: enter_user(), leave_user() */
 	uint64_t number;
 	bool apic;
 	bool spin;
@@ -57,10 +57,12 @@ struct frame {
 	uint64_t vector, code, rip, cs, rflags, rsp, ss;
 };
 
-/* entry.S */
-extern char stacks[], trap_stacks[], user_stacks[], user_buffers[];
+/* memory.S */
+extern char stacks[], trap_stacks[];
+
+/* access.S */
+extern char user_stacks[], user_buffers[];
 extern char user_load[], user_store[], user_copy[], user_spin[], user_signal[];
-extern const uint64_t trap_table[256];
 extern const struct ex_entry { uint64_t insn, fixup; } ex_table_start[], ex_table_end[];
 void enter_user(uint64_t rip, uint64_t rsp, uint64_t a, uint64_t b, uint64_t c, uint64_t rflags);
 _Noreturn void leave_user(struct cpu *cpu);
@@ -71,11 +73,11 @@ uint64_t store_bare(uint64_t to, uint8_t byte);
 uint64_t copy_tabled(uint64_t to, uint64_t from, uint64_t count);
 uint64_t copy_bare(uint64_t to, uint64_t from, uint64_t count);
 
-/* main.c */
-void guest_main(uint64_t number, uint64_t flags);
+/* main.c: `traps` are the addresses of their entries. */
+void guest_main(uint64_t number, uint64_t flags, const uint64_t traps[256]);
 
 /* trap.c */
-void trap_init(struct cpu *cpu);
+void trap_init(struct cpu *cpu, const uint64_t traps[256]);
 void trap(struct frame *frame);
 _Noreturn void panic(struct cpu *cpu, const struct frame *frame, uint64_t address);
 struct cpu *this_cpu(void);

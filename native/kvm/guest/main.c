@@ -2,7 +2,7 @@
  *
  * main.c - the guest's life: start a vCPU, ring for a script, run its steps.
  *
- * Owns the steps.  Must not touch the window but through entry.S, whose
+ * Owns the steps.  Must not touch the window but through access.S, whose
  * instructions the trap code and the host can tell apart.
  */
 #include "guest.h"
@@ -198,7 +198,7 @@ static void run_script(struct cpu *cpu)
 	}
 }
 
-void guest_main(uint64_t number, uint64_t flags)
+void guest_main(uint64_t number, uint64_t flags, const uint64_t traps[256])
 {
 	struct cpu *cpu = &cpus[number];
 
@@ -209,7 +209,7 @@ void guest_main(uint64_t number, uint64_t flags)
 	cpu->spin = flags & DF_KVM_BOOT_SPIN;
 	cpu->mailbox = (void *)(DF_KVM_MAILBOX + 4096 * number);
 	cpu->area = (void *)(DF_KVM_AREA + 4096 * number);
-	trap_init(cpu);
+	trap_init(cpu, traps);
 	cpu->mailbox->magic = DF_KVM_MAGIC;
 	cpu->mailbox->vcpu = (uint32_t)number;
 	for (;;) {

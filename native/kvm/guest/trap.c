@@ -29,18 +29,18 @@ struct cpu *this_cpu(void)
 
 _Noreturn void panic(struct cpu *cpu, const struct frame *frame, uint64_t address)
 {
-	volatile struct df_kvm_panic *told = &cpu->mailbox->panic;
+	volatile struct df_kvm_panic *what = &cpu->mailbox->panic;
 
 	if (frame) {
-		told->vector = frame->vector;
-		told->code = frame->code;
-		told->rip = frame->rip;
-		told->cs = frame->cs;
-		told->rflags = frame->rflags;
-		told->rsp = frame->rsp;
+		what->vector = frame->vector;
+		what->code = frame->code;
+		what->rip = frame->rip;
+		what->cs = frame->cs;
+		what->rflags = frame->rflags;
+		what->rsp = frame->rsp;
 	}
-	told->cr2 = read_cr2();
-	told->address = address;
+	what->cr2 = read_cr2();
+	what->address = address;
 	doorbell(DF_KVM_RING_PANIC);
 	for (;;)
 		__asm__ volatile("cli; hlt");
@@ -74,14 +74,14 @@ static void load_gdt(struct cpu *cpu)
 			 : : "m"(gdtr), "i"(DF_KVM_CS), "i"(DF_KVM_DS), "r"(DF_KVM_TSS) : "rax", "memory");
 }
 
-static void load_idt(void)
+static void load_idt(const uint64_t traps[256])
 {
 	/* every vCPU writes the same */
 	static struct gate idt[256] __attribute__((aligned(16)));
 	struct pointer idtr = { sizeof(idt) - 1, (uint64_t)idt };
 
 	for (int i = 0; i < 256; i++) {
-		uint64_t at = trap_table[i];
+		uint64_t at = traps[i];
 
 		idt[i] = (struct gate){
 			.low = (uint16_t)at,
@@ -94,10 +94,10 @@ static void load_idt(void)
 	__asm__ volatile("lidt %0" : : "m"(idtr));
 }
 
-void trap_init(struct cpu *cpu)
+void trap_init(struct cpu *cpu, const uint64_t traps[256])
 {
 	load_gdt(cpu);
-	load_idt();
+	load_idt(traps);
 	if (cpu->apic) {
 		/* x2APIC: no page of MMIO to map; KVM's irqchip always has it */
 		wrmsr(MSR_APIC_BASE, rdmsr(MSR_APIC_BASE) | 0xc00);
