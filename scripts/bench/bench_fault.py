@@ -37,8 +37,8 @@ from rich.table import Column, Table
 from daxfault import native
 from daxfault.vmm.cli import output
 from daxfault.vmm.designs import DESIGNS
-from daxfault.vmm.host.direct import DirectFiles
 from daxfault.vmm.host.host import hosting
+from daxfault.vmm.host.plain_files import DirectFiles
 from daxfault.vmm.study.standin import standin
 
 CONTENDERS = ("man page", "man page, file", "engine", "engine, cached")

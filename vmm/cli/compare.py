@@ -19,7 +19,7 @@ from daxfault.vmm.names import Defect, DesignName
 if TYPE_CHECKING:
     from daxfault.vmm.designs import Design
     from daxfault.vmm.study.compare import Comparison
-    from daxfault.vmm.study.compare.kvm.ways import Way
+    from daxfault.vmm.study.compare.kvm.mechanisms import Way
 
 # Written out here, for the imports that know these names are slow; a test compares them.
 
@@ -201,7 +201,7 @@ def _posted(names: list[Defect]) -> list[Design]:
 
 def _ways(designs: list[str], rescues: list[str], injections: list[str], *, every: bool) -> list[Way]:
     """Those of KVM: by what they do, when that was asked for; the designs' realities; or `every` one."""
-    from daxfault.vmm.study.compare.kvm.ways import WAYS, of_designs
+    from daxfault.vmm.study.compare.kvm.mechanisms import WAYS, of_designs
 
     if not rescues and not injections:
         return list(WAYS.values()) if every else of_designs(designs)

@@ -53,7 +53,7 @@ def mount(
     pid_file = Path(os.path.abspath(pid_file)) if pid_file else None
 
     def serve(ready: Callable[[], None]) -> None:
-        from daxfault.vmm.programs import mounting as serving
+        from daxfault.vmm.cli import serve_mount as serving
 
         serving.run(
             source,

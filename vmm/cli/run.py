@@ -192,7 +192,7 @@ def _run(
 def _show(ended: Ended) -> None:
     from rich.console import Console
 
-    from daxfault.vmm.programs import report
+    from daxfault.vmm.cli import run_report as report
 
     shown = report.tables(ended)
     if shown is not None:
@@ -200,8 +200,8 @@ def _show(ended: Ended) -> None:
 
 
 def _write(path: Path, ended: Ended) -> None:
+    from daxfault.vmm.cli import run_report as report
     from daxfault.vmm.errors import UsageError
-    from daxfault.vmm.programs import report
 
     text = json.dumps(report.as_json(ended), indent=1) + "\n"
     if path == Path("-"):

@@ -8,7 +8,7 @@ its status is "ready" or "gone".  Guest kernels are told too (SEND_ALWAYS).
 from __future__ import annotations
 
 from daxfault.native import Abi, Cpuid
-from daxfault.vmm.designs.told import ToldOnly
+from daxfault.vmm.designs.ready_event import ToldOnly
 from daxfault.vmm.names import DesignName
 
 

@@ -8,7 +8,7 @@ guest kernels are not told "not present" and so not told of errors.
 from __future__ import annotations
 
 from daxfault.native import Abi, Cpuid
-from daxfault.vmm.designs.told import ToldOnly
+from daxfault.vmm.designs.ready_event import ToldOnly
 from daxfault.vmm.names import DesignName
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from daxfault.native import Abi, Cpuid, Posted
-from daxfault.vmm.designs.told import ToldOnly
+from daxfault.vmm.designs.ready_event import ToldOnly
 from daxfault.vmm.names import Defect, DesignName
 
 POSTED: dict[str, Posted] = {name: Posted[name.name] for name in Defect if name is not Defect.ALL}

@@ -27,7 +27,7 @@ from daxfault.native import Answer, Engine, Failure, Guest
 from daxfault.native.wire import ProtocolError
 from daxfault.vmm.designs import Design, Verdict
 from daxfault.vmm.errors import alone, logged
-from daxfault.vmm.host.mender import Mender
+from daxfault.vmm.host.healer import Mender
 from daxfault.vmm.host.records import Newest, Record
 from daxfault.vmm.host.session import HELLO_SECONDS, FileServer, Session
 from daxfault.vmm.host.watchdog import Loop, Watchdog

@@ -24,7 +24,7 @@ from daxfault.native import guest_wire as wire
 from daxfault.native.uffd import is_userfaultfd
 from daxfault.native.wire import Message, ProtocolError, reply
 from daxfault.vmm.designs import Design
-from daxfault.vmm.host.mender import Mender
+from daxfault.vmm.host.healer import Mender
 from daxfault.vmm.host.peer import Peer, close_all
 from daxfault.vmm.host.uffd_features import bits
 

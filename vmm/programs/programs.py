@@ -28,7 +28,7 @@ from daxfault.vmm.host.host import Host
 from daxfault.vmm.host.peer import close_all
 from daxfault.vmm.host.records import Newest
 from daxfault.vmm.host.session import FileServer
-from daxfault.vmm.programs import where
+from daxfault.vmm.programs import address_space as where
 from daxfault.vmm.programs.faults import Rules
 from daxfault.vmm.programs.files import Files, Held
 from daxfault.vmm.programs.session import ProgramSession

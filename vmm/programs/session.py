@@ -25,7 +25,7 @@ from daxfault.native.uffd import enable as enable_features
 from daxfault.native.uffd import is_userfaultfd
 from daxfault.native.wire import Message, ProtocolError, reply
 from daxfault.vmm.designs import DESIGNS, Design
-from daxfault.vmm.host.mender import Mender
+from daxfault.vmm.host.healer import Mender
 from daxfault.vmm.host.peer import Peer, close_all
 from daxfault.vmm.host.session import HELLO_SECONDS
 from daxfault.vmm.host.uffd_features import bits

@@ -18,7 +18,7 @@ import pytest
 from needs import require
 from run_host import PATIENCE, RunningHost
 
-from daxfault.vmm.programs import where
+from daxfault.vmm.programs import address_space as where
 
 
 def tool(name: str) -> str:

@@ -13,7 +13,7 @@ import pytest
 from mapscript import Mapper, compiled
 from run_host import PATIENCE, RunningHost, looks
 
-from daxfault.vmm.programs import where
+from daxfault.vmm.programs import address_space as where
 
 PAGES = 8
 MakeMapper = Callable[..., Mapper]

@@ -18,8 +18,8 @@ from daxfault.vmm.study import compare
 from daxfault.vmm.study.compare import Cell, Comparison, Outcome, Row
 from daxfault.vmm.study.compare.kvm.behaviour import KVM_BEHAVIOUR, run_cell
 from daxfault.vmm.study.compare.kvm.differ import WHY, differences
+from daxfault.vmm.study.compare.kvm.mechanisms import WAYS, Under, Way, of_designs
 from daxfault.vmm.study.compare.kvm.trial import KvmGround
-from daxfault.vmm.study.compare.kvm.ways import WAYS, Under, Way, of_designs
 from daxfault.vmm.study.compare.table import beside
 
 SECONDS = 0.1

@@ -21,8 +21,8 @@ from daxfault.vmm.study.compare.cell import Cell, Column, Outcome
 from daxfault.vmm.study.compare.kvm import cost as kvm_cost
 from daxfault.vmm.study.compare.kvm.behaviour import KVM_BEHAVIOUR, run_cell
 from daxfault.vmm.study.compare.kvm.differ import Difference, differences
+from daxfault.vmm.study.compare.kvm.mechanisms import Way
 from daxfault.vmm.study.compare.kvm.trial import KvmGround
-from daxfault.vmm.study.compare.kvm.ways import Way
 from daxfault.vmm.study.compare.trial import Ground, ground
 
 STANDIN, KVM = "standin", "kvm"

@@ -16,8 +16,8 @@ from daxfault.vmm.kvm.uffd_memory import Reply
 from daxfault.vmm.study.compare.behaviour import BEHAVIOUR
 from daxfault.vmm.study.compare.cell import Cell, Column, Outcome
 from daxfault.vmm.study.compare.judge import Wanted, judge
+from daxfault.vmm.study.compare.kvm.mechanisms import Under, Way
 from daxfault.vmm.study.compare.kvm.trial import KvmGround, KvmTrial, Untried, anonymous, without_space
-from daxfault.vmm.study.compare.kvm.ways import Under, Way
 from daxfault.vmm.study.compare.trial import DEAD, End
 
 Run = Callable[[KvmGround, Way], Awaitable[Cell]]

@@ -13,8 +13,8 @@ from daxfault.native.kvm_script import Op, Step
 from daxfault.vmm.study.compare.cell import Cell, Outcome
 from daxfault.vmm.study.compare.cost import CPU, LATENCY, percentile, without_end
 from daxfault.vmm.study.compare.judge import Wanted, judge
+from daxfault.vmm.study.compare.kvm.mechanisms import Way
 from daxfault.vmm.study.compare.kvm.trial import KvmGround, Untried
-from daxfault.vmm.study.compare.kvm.ways import Way
 from daxfault.vmm.study.compare.trial import DEAD
 
 COSTS = (LATENCY, CPU)

@@ -39,7 +39,7 @@ from daxfault.vmm.kvm.uffd_memory import AnonymousMemory, CachedMemory, Reply
 from daxfault.vmm.kvm.window import FileMemory, Memory, Rescue
 from daxfault.vmm.study.compare.cell import Looped
 from daxfault.vmm.study.compare.kvm import events
-from daxfault.vmm.study.compare.kvm.ways import Under, Way
+from daxfault.vmm.study.compare.kvm.mechanisms import Under, Way
 from daxfault.vmm.study.compare.trial import CUT, DEAD, DEADLINE, PAGES, End, Ground, make_file
 from daxfault.vmm.study.standin import Done
 
