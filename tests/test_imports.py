@@ -38,8 +38,6 @@ PACKAGES = {
     "vmm": "daxfault.vmm",
     "vmm/daxfault": "daxfault",
 }
-# Modules that still use the C extension without being of native.  To be emptied.
-RAW = ("daxfault.guards",)
 # Tests of native, and the peers that write messages byte by byte.  Other tests use what native offers.
 TESTS_OF_THE_CONTRACT = (
     "tests/native/",
@@ -139,10 +137,7 @@ def raw(path: Path) -> list[int]:
 @pytest.mark.parametrize("module", [m for m in sorted(modules()) if room_of(m) != "native"])
 def test_c_extension_is_used_in_native_alone(module: str) -> None:
     lines = raw(modules()[module])
-    if module in RAW:
-        assert lines, f"{module} is clean: take it out of RAW"
-    else:
-        assert not lines, f"{modules()[module]}: lines {lines} use ffi or lib"
+    assert not lines, f"{modules()[module]}: lines {lines} use ffi or lib"
 
 
 def test_c_extension_is_used_by_tests_of_the_contract_alone() -> None:

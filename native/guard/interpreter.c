@@ -27,7 +27,7 @@ static int tell(void *unused)
 	Py_XDECREF(name);
 	if (!module)
 		return PyErr_Occurred() ? -1 : 0;
-	result = PyObject_CallMethod(module, "_met", NULL);
+	result = PyObject_CallMethod(module, "_fault_noted", NULL);
 	Py_DECREF(module);
 	if (!result)
 		return -1;

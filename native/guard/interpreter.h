@@ -7,7 +7,7 @@
 
 /* DF_CDEF_BEGIN */
 
-/* From now on faults that the main thread's guards have noted are told to `daxfault.guards._met()`. */
+/* From now on faults that the main thread's guards have noted are told to `daxfault.guards._fault_noted()`. */
 void df_guard_tell_python(void);
 
 /* DF_CDEF_END */

@@ -7,13 +7,12 @@ guest side.  It must not know of FUSE or of policy, and prints nothing.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from daxfault.native._daxfault import ffi, lib
 from daxfault.native.engine import Counters, Engine, Failure, Guest, process_files
 from daxfault.native.enums import Abi, Answer, Cpuid, CpuState, Delivery, GuestFlag, Posted, Reason, Wait
 from daxfault.native.errors import check
 from daxfault.native.file import CHANGED_CONTENT, CHANGED_SIZE, File, FileState
+from daxfault.native.programs import keeper, preload, program, standin, tracer
 from daxfault.native.trace import Trace, TraceKind
 from daxfault.native.uffd import Event, EventKind, Mode, Uffd
 
@@ -53,7 +52,9 @@ __all__ = [
     "poison_code",
     "preload",
     "process_files",
+    "program",
     "standin",
+    "tracer",
     "uffd_probe",
 ]
 
@@ -77,21 +78,6 @@ def poison_code() -> int:
     OSError EINVAL before Linux 6.6, EPERM where userfaultfd is not allowed.
     """
     return check(lib.df_probe_poison(), "UFFDIO_POISON")
-
-
-def standin() -> Path:
-    """The guest stand-in's executable."""
-    return _program("daxfault-standin")
-
-
-def keeper() -> Path:
-    """The executable that holds a host's page caches when the host is gone."""
-    return _program("daxfault-keeper")
-
-
-def preload() -> Path:
-    """The library that LD_PRELOAD puts into a program, for its mappings to be served."""
-    return _program("libdaxfault.so")
 
 
 def keep(socket: int) -> None:
@@ -119,14 +105,3 @@ def cache_used() -> int:
     state = ffi.new("struct df_cache_state *")
     lib.df_cache_state(state)
     return int(state.resident)
-
-
-def tracer() -> Path:
-    """The executable that makes any program a guest (ptrace(2))."""
-    return _program("daxfault-tracer")
-
-
-def _program(name: str) -> Path:
-    from importlib.resources import files
-
-    return Path(str(files("daxfault.native") / "bin" / name))

@@ -11,12 +11,12 @@ from __future__ import annotations
 import dataclasses
 import enum
 import os
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from daxfault.native._daxfault import ffi, lib
 from daxfault.native.errors import check
+from daxfault.native.programs import program
 
 _MOST_STATS = 128
 
@@ -347,23 +347,19 @@ class Mapping:
             _check(lib.df_window_unmap(self.hva, length), f"hva {self.hva:#x}")
 
 
-def _program(name: str) -> Path:
-    return Path(str(files("daxfault.native") / "bin" / name))
-
-
 def probe_program() -> Path:
     """daxfault-kvm-probe, which asks this kernel what its KVM makes of a page that is gone."""
-    return _program("daxfault-kvm-probe")
+    return program("daxfault-kvm-probe")
 
 
 def level2_program() -> Path:
     """daxfault-level2, the init of a Linux guest that touches a window."""
-    return _program("daxfault-level2")
+    return program("daxfault-level2")
 
 
 def rescue_program() -> Path:
     """daxfault-rescue, which ends another process's loop."""
-    return _program("daxfault-rescue")
+    return program("daxfault-rescue")
 
 
 def unsupported() -> str | None:

@@ -66,7 +66,7 @@ class Laps:
 
 def man_page(pages: int, stride: int, seed: int, file: Path | None) -> Laps:
     """One run of the example's handler: every touch is a fault."""
-    program = native.standin().with_name("daxfault-bench-manpage")
+    program = native.program("daxfault-bench-manpage")
     command = [str(program), str(pages), str(stride), str(seed), *([str(file)] if file else [])]
     laps = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     return Laps(laps["total"], laps["p50"], laps["p99"], laps["count"], laps["count"])

@@ -82,7 +82,7 @@ def measured(directory: Path, pages: int, command: list[str], environment: dict[
     """One run of the bench program on a fresh file; ns."""
     file = directory / "file"
     file.write_bytes(os.urandom(pages * native.PAGE_SIZE))
-    program = native.standin().with_name("daxfault-bench-mappings")
+    program = native.program("daxfault-bench-mappings")
     done = subprocess.run(
         [*command, str(program), str(file), str(pages)],
         env=environment,

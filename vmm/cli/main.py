@@ -69,7 +69,9 @@ app = typer.Typer(
 def daxfault(
     _version: Annotated[
         bool,
-        typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
+        typer.Option(
+            "--version", "-V", help="Print the version and exit.", callback=_print_version, is_eager=True
+        ),
     ] = False,
 ) -> None:
     """Page faults on files that fail: every fault ends in the right bytes or the right error."""

@@ -11,7 +11,10 @@ import dataclasses
 import errno
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from daxfault.native.guard import GuardFault
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -90,8 +93,8 @@ def paths() -> dict[tuple[int, int], str]:
     return found
 
 
-def faults(notes: Iterable[Any], known: dict[tuple[int, int], str]) -> list[Fault]:
-    """struct df_guard_fault -> Fault, with what paths() has said."""
+def faults(notes: Iterable[GuardFault], known: dict[tuple[int, int], str]) -> list[Fault]:
+    """With the paths that `known` has, as paths() returns it."""
     return [
         Fault(
             address=note.address,

@@ -11,19 +11,15 @@ import sys
 import threading
 import types
 import weakref
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
-from daxfault.native import ffi, lib
-from daxfault.native.errors import check
+from daxfault.native import guard as native
 
 from . import faults, hosted
 from .faults import Fault, MappingError
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
-
-_MOST: int = lib.DF_GUARD_FAULTS
 
 _entered: list[weakref.ref[Guard]] = []  # of the main thread, the innermost last
 
@@ -45,8 +41,8 @@ class Guard:
     """See guard().  Belongs to the thread that has entered it; may be entered again when it was left."""
 
     def __init__(self, *buffers: ReadableBuffer, threads: bool = False) -> None:
-        self._native: Any = None
-        self._spans = [_span(buffer) for buffer in buffers]
+        self._native: native.Guard | None = None
+        self._spans = [native.span(buffer) for buffer in buffers]
         self._threads = threads
         self._records: list[Fault] = []
         self._omitted = 0
@@ -56,10 +52,7 @@ class Guard:
     def __enter__(self) -> Self:
         if self._native is not None:
             raise RuntimeError("this guard has been entered already")
-        out = ffi.new("struct df_guard **")
-        spans = ffi.new("struct df_guard_span[]", self._spans)
-        check(lib.df_guard_enter(spans, len(spans), self._threads, out), "guard")
-        self._native = out[0]
+        self._native = native.Guard(self._spans, threads=self._threads)
         if threading.get_ident() == threading.main_thread().ident:
             _entered.append(weakref.ref(self))
         return self
@@ -70,13 +63,13 @@ class Guard:
         exception: BaseException | None,
         traceback: types.TracebackType | None,
     ) -> None:
-        native = self._held()
+        held = self._held()
         try:
-            self._gather(native, leave=True)
+            self._gather(held, leave=True)
         finally:
             self._native = None
             _entered[:] = [entered for entered in _entered if entered() not in (None, self)]
-            lib.df_guard_free(native)
+            held.free()
         error, raised = self._take()
         if error is None:
             return
@@ -104,10 +97,11 @@ class Guard:
         """The faults that the end of the block would raise, were it now."""
         if self._native is None:
             return ()
-        found, _ = _notes(lib.df_guard_faults, self._native, {})
-        return (*self._records, *found)[:_MOST]
+        notes, _ = self._native.faults()
+        found = faults.faults(notes, faults.paths()) if notes else []
+        return (*self._records, *found)[: native.MOST_FAULTS]
 
-    def _held(self) -> Any:
+    def _held(self) -> native.Guard:
         if self._native is None:
             raise RuntimeError("this guard has not been entered")
         return self._native
@@ -127,32 +121,22 @@ class Guard:
         self._omitted = 0
         return error, raised
 
-    def _gather(self, native: Any, *, leave: bool = False) -> bool:
+    def _gather(self, held: native.Guard, *, leave: bool = False) -> bool:
         """Take the notes there are, and have the pages put back.  -> whether there were any."""
         self._busy = True
         try:
             # before: a mapping that is no longer there may be known by its pages that were moved aside
-            known = faults.paths() if lib.df_guard_faults(native, ffi.NULL) else {}
+            known = faults.paths() if held else {}
             if leave:
-                lib.df_guard_leave(native)
-            found, met = _notes(lib.df_guard_take, native, known)
-            room = _MOST - len(self._records)
+                held.leave()
+            notes, count = held.take()
+            found = faults.faults(notes, known | faults.paths()) if notes else []
+            room = native.MOST_FAULTS - len(self._records)
             self._records += hosted.explained(found[:room])
-            self._omitted += met - len(found[:room])
-            return met > 0
+            self._omitted += count - len(found[:room])
+            return count > 0
         finally:
             self._busy = False
-
-
-def _notes(
-    ask: Callable[[Any, Any], int], native: Any, known: dict[tuple[int, int], str]
-) -> tuple[list[Fault], int]:
-    """What a guard has noted, and how much it would have, were there room."""
-    notes = ffi.new("struct df_guard_fault[]", _MOST)
-    met = ask(native, notes)
-    if not met:
-        return [], 0
-    return faults.faults(notes[0 : min(met, _MOST)], known | faults.paths()), met
 
 
 def _leads_to(exception: BaseException | None, cause: MappingError | None) -> bool:
@@ -169,16 +153,10 @@ def _leads_to(exception: BaseException | None, cause: MappingError | None) -> bo
     return False
 
 
-def _span(buffer: ReadableBuffer) -> tuple[int, int]:
-    """Where it is; TypeError or ValueError when it is no buffer, or not in one piece."""
-    with memoryview(buffer) as view, ffi.from_buffer(view) as start:
-        return int(ffi.cast("uintptr_t", start)), view.nbytes
-
-
-def _met() -> None:
+def _fault_noted() -> None:
     """The interpreter calls this in the main thread, soon after a guard of it has noted a fault."""
     interrupted = sys._getframe().f_back
-    if interrupted is not None and interrupted.f_code.co_filename == __file__:
+    if interrupted is not None and interrupted.f_code.co_filename in (__file__, native.__file__):
         return  # in check() or __exit__(), which raise it themselves
     for entered in reversed(_entered):
         guard = entered()
@@ -186,4 +164,4 @@ def _met() -> None:
             guard._notice()
 
 
-lib.df_guard_tell_python()
+native.notify_python()

@@ -10,6 +10,7 @@ import trio
 import typer
 from typer.testing import CliRunner
 
+import daxfault
 from daxfault.vmm.cli.main import Commands, app
 from daxfault.vmm.errors import DaxfaultError, Unsupported, UsageError
 
@@ -73,9 +74,26 @@ def test_help_names_every_command() -> None:
         assert command in done.stdout
 
 
-def test_version_is_the_packages() -> None:
-    done = CliRunner().invoke(app, ["--version"])
+@pytest.mark.parametrize("option", ["--version", "-V"])
+def test_version_is_the_packages(option: str) -> None:
+    done = CliRunner().invoke(app, [option])
     assert (done.exit_code, done.stdout) == (0, f"daxfault {version('daxfault')}\n")
+    assert daxfault.__version__ == version("daxfault")
+
+
+def test_import_of_daxfault_loads_no_engine() -> None:
+    """So that it stays quick: what a name needs is imported with its first use."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys, daxfault; print(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd="/",
+    )
+    loaded = {
+        name for name in done.stdout.split() if name.startswith(("daxfault.", "trio", "importlib.metadata"))
+    }
+    assert not loaded
 
 
 def test_command_unknown_is_a_usage_error() -> None:

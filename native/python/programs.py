@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the programs and libraries of native are.
+
+Owns nothing else: who starts them knows their options.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+
+def program(name: str) -> Path:
+    return Path(str(files("daxfault.native") / "bin" / name))
+
+
+def standin() -> Path:
+    """The guest stand-in's executable."""
+    return program("daxfault-standin")
+
+
+def keeper() -> Path:
+    """The executable that holds a host's page caches when the host is gone."""
+    return program("daxfault-keeper")
+
+
+def preload() -> Path:
+    """The library that LD_PRELOAD puts into a program, for its mappings to be served."""
+    return program("libdaxfault.so")
+
+
+def tracer() -> Path:
+    """The executable that makes any program a guest (ptrace(2))."""
+    return program("daxfault-tracer")
