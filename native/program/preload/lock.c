@@ -13,7 +13,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "program/place.h"
+#include "program/mapping.h"
 #include "preload.h"
 
 #ifndef MADV_POPULATE_READ

@@ -2,7 +2,7 @@
  *
  * map.c - mmap(), msync() and madvise() of files on the mount.
  *
- * Owns which calls are ours, and their place in the conversation with the host; place.h has
+ * Owns which calls are ours, and their place in the conversation with the host; mapping.h has
  * what is then done in the address space.
  *
  * What the kernel refuses whatever the file system is left to it, for the right errno; so
@@ -15,7 +15,7 @@
 #include <unistd.h>
 
 #include "program/cache_maps.h"
-#include "program/place.h"
+#include "program/mapping.h"
 #include "preload.h"
 
 static void *map_raw(void *addr, size_t len, int prot, int flags, int fd, off_t offset)

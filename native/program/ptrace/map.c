@@ -2,7 +2,7 @@
  *
  * map.c - mmap() of a tracee.
  *
- * Owns which of them are ours, and their place in the conversation with the host; place.h has
+ * Owns which of them are ours, and their place in the conversation with the host; mapping.h has
  * what is then done in the tracee's address space.  Whatever is refused is an error of
  * mmap(): the kernel's own mapping never takes the place of ours in silence.
  */

@@ -45,7 +45,7 @@
 
 #include "program/cache_maps.h"
 #include "program/client.h"
-#include "program/place.h"
+#include "program/mapping.h"
 
 #ifndef __x86_64__
 #error daxfault-tracer knows the system calls of x86-64 only

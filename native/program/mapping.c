@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * place.c - how a page cache gets to where a program wants its file: see place.h.
+ * mapping.c - how a page cache gets to where a program wants its file: see mapping.h.
  */
-#include "place.h"
+#include "mapping.h"
 
 #include <errno.h>
 #include <fcntl.h>

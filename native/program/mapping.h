@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * place.h - how a page cache gets to where a program wants its file.
+ * mapping.h - how a page cache gets to where a program wants its file.
  *
  * Owns the order of the system calls; whoever makes them in the program's address space
  * is struct caller's: the preloaded library itself, or a tracer that has its tracee make

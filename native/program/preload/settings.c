@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * preload.c - the beginning of the preloaded library in a process.
+ * settings.c - the beginning of the preloaded library in a process.
  *
  * Owns what the environment said, copied because a program may clear it, and the
  * functions behind those that we interpose.  Other libraries' constructors may run, and

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * protect.c - mappings that are private only because we made them so.
+ * demoted.c - mappings that are private only because we made them so.
  *
  * A program maps a file that it opened read-only MAP_SHARED; the page cache is mapped
  * MAP_PRIVATE in its place (abi.h, struct df_mmap).  The kernel would let mprotect() make

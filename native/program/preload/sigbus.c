@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * signal.c - a SIGBUS that the program does not catch.
+ * sigbus.c - a SIGBUS that the program does not catch.
  *
  * Owns a handler where there was SIG_DFL.  It tells the host, and then the process dies of
  * the very signal that it got: the disposition is the default again, and the signal, with
