@@ -3,7 +3,7 @@
  * compat.h - kernel interfaces newer than the oldest headers we build with
  * (linux-libc-dev 6.1).  Owns every such constant; holds no code.
  *
- * Values are those of include/uapi/linux/userfaultfd.h and fs.h, which never
+ * Values are those of include/uapi/linux/userfaultfd.h, fs.h and unistd.h, which never
  * change; the version behind each is the kernel that first understands it.
  */
 #ifndef DAXFAULT_COMPAT_H
@@ -12,6 +12,17 @@
 #include <linux/fs.h>
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
+#include <sys/syscall.h>
+
+#ifndef SYS_set_mempolicy_home_node
+#define SYS_set_mempolicy_home_node 450			/* 5.17 */
+#endif
+#ifndef SYS_map_shadow_stack
+#define SYS_map_shadow_stack 453			/* 6.6 */
+#endif
+#ifndef SYS_mseal
+#define SYS_mseal 462					/* 6.10 */
+#endif
 
 #ifndef UFFD_USER_MODE_ONLY
 #define UFFD_USER_MODE_ONLY 1				/* 5.11 */

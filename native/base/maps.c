@@ -110,7 +110,7 @@ static unsigned int flags_of(const char *line)
 		enum maps_flag flag;
 	} known[] = {
 		{ " um", MAPS_UFFD }, { " uw", MAPS_UFFD }, { " ui", MAPS_UFFD }, { " ht", MAPS_HUGETLB },
-		{ " dd", MAPS_DONTDUMP },
+		{ " dd", MAPS_DONTDUMP }, { " lo", MAPS_LOCKED },
 	};
 	unsigned int flags = 0;
 	size_t i;

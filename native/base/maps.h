@@ -22,6 +22,7 @@ enum maps_flag {			/* VmFlags, of smaps only */
 	MAPS_UFFD = 1,			/* registered with a userfaultfd: um, uw, ui */
 	MAPS_HUGETLB = 2,		/* ht */
 	MAPS_DONTDUMP = 4,		/* dd */
+	MAPS_LOCKED = 8,		/* lo */
 };
 
 struct maps_area {

@@ -56,6 +56,22 @@ int cache_maps_any(int task, uint64_t start, uint64_t end)
 	return cache_maps_each(task, start, end, any, NULL);
 }
 
+static bool first(const struct maps_area *area, void *out)
+{
+	*(struct maps_area *)out = *area;
+	return true;
+}
+
+int cache_maps_first(int task, uint64_t start, uint64_t end, struct maps_area *out)
+{
+	int result = cache_maps_each(task, start, end, first, out);
+
+	/* the kernel walks every page table for the flags: only when there is need to */
+	if (result == 1)
+		each(maps_open_flags(task), &(struct range){ start, end, first, out });
+	return result;
+}
+
 struct private {
 	unsigned int flags;
 	uint64_t at;

@@ -24,6 +24,9 @@ int cache_maps_each(int task, uint64_t start, uint64_t end, bool (*visit)(const 
 /* Is there any?  -> as cache_maps_each(). */
 int cache_maps_any(int task, uint64_t start, uint64_t end);
 
+/* The first of them, with its flags where /proc/PID/smaps can be read.  -> as cache_maps_each(). */
+int cache_maps_first(int task, uint64_t start, uint64_t end, struct maps_area *out);
+
 /* Where in [start, end) the first private one begins, at the earliest `start`.  `flags`: only one
  * that has all these (enum maps_flag). -> as cache_maps_each(), and *at when it is 1. */
 int cache_maps_private(int task, uint64_t start, uint64_t end, unsigned int flags, uint64_t *at);

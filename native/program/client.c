@@ -131,6 +131,18 @@ static int connect_to(const char *path)
 	return (int)fd;
 }
 
+int client_errno(int result)
+{
+	switch (result) {
+	case -EMFILE:
+	case -ENFILE:
+	case -ENOMEM:
+		return -result;
+	default:	/* what mmap(2) has for a file system that cannot do it */
+		return result > 0 ? result : ENODEV;
+	}
+}
+
 int client_attach(struct client *c, const char *path, pid_t pid, int *device)
 {
 	static const struct expected e = { .len = sizeof(struct df_attach), .most = 1 };

@@ -46,6 +46,9 @@ struct client {
  * -ECONNREFUSED, -EACCES as connect(2) has them: there is no host for us. */
 int client_attach(struct client *c, const char *path, pid_t pid, int *device);
 
+/* What mmap() of the program fails with, of a result other than 0. */
+int client_errno(int result);
+
 /* A userfaultfd of the calling process, not yet told UFFDIO_API, which is the host's
  * to do: of `device`, or with -1 by the system call.  -> its descriptor, or -errno.
  * A tracer has its tracee do the same: ioctl(device, USERFAULTFD_IOC_NEW,

@@ -107,7 +107,7 @@ static long map_elsewhere(uint64_t target, uint64_t len, int flags, int cache, i
 	return n < ELSEWHERE_TRIES ? at[n] : -ENOMEM;
 }
 
-int place_map(struct placed *p, const struct map_request *q, int cache, bool private, struct caller *c)
+int mapping_make(struct mapping *m, const struct map_request *q, int cache, bool private, struct caller *c)
 {
 	bool replace = (q->flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)) == MAP_FIXED;
 	int flags = q->flags & ~(MAP_POPULATE | MAP_LOCKED);
@@ -115,59 +115,59 @@ int place_map(struct placed *p, const struct map_request *q, int cache, bool pri
 
 	if (private && request_is_shared(q))
 		flags = (flags & ~MAP_TYPE) | MAP_PRIVATE;
-	p->len = (q->len + IN_PAGE) & ~IN_PAGE;
-	p->target = q->addr;
+	m->len = (q->len + IN_PAGE) & ~IN_PAGE;
+	m->target = q->addr;
 	if (replace)
-		at = map_elsewhere(p->target, p->len, flags & ~MAP_FIXED, cache, q->offset, c);
+		at = map_elsewhere(m->target, m->len, flags & ~MAP_FIXED, cache, q->offset, c);
 	else
 		at = call6(c, SYS_mmap, q->addr, q->len, PROT_NONE, (uint64_t)flags, (uint64_t)cache,
 			   (uint64_t)q->offset);
 	if (failed(at))
 		return (int)-at;
-	p->at = (uint64_t)at;
+	m->at = (uint64_t)at;
 	if (!replace)
-		p->target = p->at;
+		m->target = m->at;
 	return 0;
 }
 
-static int open_up(struct placed *p, const struct map_request *q, struct caller *c)
+static int open_up(struct mapping *m, const struct map_request *q, struct caller *c)
 {
 	int error = 0;
 	long at;
 
 	if (q->prot & PROT_ALL)
-		error = call3(c, SYS_mprotect, p->at, p->len, (uint64_t)(q->prot & PROT_ALL));
+		error = call3(c, SYS_mprotect, m->at, m->len, (uint64_t)(q->prot & PROT_ALL));
 	if (!error && q->flags & MAP_LOCKED) {
 		/* the limits only: whether it can be read is nothing that mmap() reports */
-		error = call3(c, SYS_mlock2, p->at, p->len, MLOCK_ONFAULT);
+		error = call3(c, SYS_mlock2, m->at, m->len, MLOCK_ONFAULT);
 		if (error == ENOMEM)
 			error = EAGAIN;
 	}
-	if (error || p->at == p->target)
+	if (error || m->at == m->target)
 		return error;
-	at = call6(c, SYS_mremap, p->at, p->len, p->len, MREMAP_MAYMOVE | MREMAP_FIXED, p->target, 0);
+	at = call6(c, SYS_mremap, m->at, m->len, m->len, MREMAP_MAYMOVE | MREMAP_FIXED, m->target, 0);
 	if (failed(at))	/* EINVAL: beyond the end of the address space, as mmap() has it ENOMEM */
 		return at == -EINVAL ? ENOMEM : (int)-at;
-	p->at = p->target;
+	m->at = m->target;
 	return 0;
 }
 
-int place_finish(struct placed *p, const struct map_request *q, struct caller *c)
+int mapping_finish(struct mapping *m, const struct map_request *q, struct caller *c)
 {
-	int error = open_up(p, q, c);
+	int error = open_up(m, q, c);
 
 	if (error)
-		call3(c, SYS_munmap, p->at, p->len, 0);
+		call3(c, SYS_munmap, m->at, m->len, 0);
 	return error;
 }
 
-long place_populates(const struct placed *p, const struct map_request *q, uint64_t args[6])
+long mapping_populates(const struct mapping *m, const struct map_request *q, uint64_t args[6])
 {
 	bool copies = !request_is_shared(q) && q->prot & PROT_WRITE;
 
 	memset(args, 0, 6 * sizeof(*args));
-	args[0] = p->at;
-	args[1] = p->len;
+	args[0] = m->at;
+	args[1] = m->len;
 	/* Not mlock(), which takes MLOCK_ONFAULT away: an mremap() that makes a mapping longer would
 	 * then wait for its new pages before it tells the host of itself, and while it is not told the
 	 * kernel takes no page from the host (mm/mremap.c, do_mremap()). */

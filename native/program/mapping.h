@@ -38,7 +38,7 @@ struct caller {
 	long (*call)(struct caller *, long number, const uint64_t args[6]);
 };
 
-struct placed {
+struct mapping {
 	uint64_t at, len;		/* what is mapped now */
 	uint64_t target;		/* where it is to be; other than `at`: it is moved there */
 };
@@ -54,13 +54,13 @@ bool request_is_refused(const struct map_request *q, int access);
 bool request_is_on(int fd, dev_t device);
 
 /* Map `cache`, inaccessible.  private: MAP_PRIVATE in place of MAP_SHARED. -> 0 or errno. */
-int place_map(struct placed *p, const struct map_request *q, int cache, bool private, struct caller *c);
+int mapping_make(struct mapping *m, const struct map_request *q, int cache, bool private, struct caller *c);
 
 /* It is registered: open it to the program, where the program wants it.  -> 0, or the errno
- * that mmap() fails with when it has been unmapped at p->at. */
-int place_finish(struct placed *p, const struct map_request *q, struct caller *c);
+ * that mmap() fails with when it has been unmapped at m->at. */
+int mapping_finish(struct mapping *m, const struct map_request *q, struct caller *c);
 
 /* The call that mmap() makes at last, and does not report.  -> its number, or -1: none. */
-long place_populates(const struct placed *p, const struct map_request *q, uint64_t args[6]);
+long mapping_populates(const struct mapping *m, const struct map_request *q, uint64_t args[6]);
 
 #endif

@@ -4,16 +4,14 @@
  *
  * A program maps a file that it opened read-only MAP_SHARED; the page cache is mapped
  * MAP_PRIVATE in its place (abi.h, struct df_mmap).  The kernel would let mprotect() make
- * that writable, and every store would be lost.  Owns a table of those mappings, and the
- * calls that it takes: mprotect() and pkey_mprotect(), which fail with EACCES, and mremap(),
- * which takes them elsewhere.
+ * that writable, and every store would be lost.  Owns a table of those mappings, which
+ * mremap() moves with them.
  *
  * munmap() is not ours, and much is unmapped behind any library's back.  So the table says
  * only where to look: what counts is whether a private mapping of a page cache is there now.
  */
 #include <errno.h>
 #include <sched.h>
-#include <stdarg.h>
 #include <stdatomic.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -21,8 +19,6 @@
 
 #include "program/cache_maps.h"
 #include "preload.h"
-
-#define PAGE_MASK ((uint64_t)DF_PAGE_SIZE - 1)
 
 struct range {
 	uint64_t start, end;		/* end 0: free */
@@ -153,8 +149,12 @@ static bool find(uint64_t start, uint64_t end, struct range *out)
 	return found;
 }
 
-/* Where in [start, end) making it writable must fail, or `end`. */
-static uint64_t first_denied(uint64_t start, uint64_t end)
+bool demoted_any(void)
+{
+	return used;
+}
+
+uint64_t demoted_first(uint64_t start, uint64_t end)
 {
 	struct range r;
 	uint64_t at;
@@ -168,70 +168,26 @@ static uint64_t first_denied(uint64_t start, uint64_t end)
 	return end;
 }
 
-static int protect_raw(void *addr, size_t len, int prot, int pkey)
+long demoted_remap(uint64_t from, uint64_t old_len, uint64_t new_len, int flags, uint64_t to)
 {
-	if (pkey == -1)
-		return (int)syscall(SYS_mprotect, addr, len, prot);
-	return (int)syscall(SYS_pkey_mprotect, addr, len, prot, pkey);
-}
-
-static int protect(void *addr, size_t len, int prot, int pkey)
-{
-	uint64_t start = (uint64_t)addr, end = start + len, denied = end;
-	int error = errno;
-
-	if (prot & PROT_WRITE && used && end > start && !(start & PAGE_MASK))
-		denied = first_denied(start, end);
-	if (denied == end) {
-		errno = error;
-		return protect_raw(addr, len, prot, pkey);
-	}
-	/* the kernel goes from mapping to mapping, and leaves changed what it has changed */
-	if (denied > start && protect_raw(addr, denied - start, prot, pkey))
-		return -1;
-	errno = EACCES;
-	return -1;
-}
-
-EXPORT int mprotect(void *addr, size_t len, int prot)
-{
-	return protect(addr, len, prot, -1);
-}
-
-EXPORT int pkey_mprotect(void *addr, size_t len, int prot, int pkey)
-{
-	return protect(addr, len, prot, pkey);
-}
-
-EXPORT void *mremap(void *addr, size_t old_len, size_t new_len, int flags, ...)
-{
-	uint64_t start = (uint64_t)addr, mask;
-	void *to = NULL;
-	struct range r;
-	bool demoted;
-	va_list args;
-	long at;
-
-	if (flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)) {
-		va_start(args, flags);
-		to = va_arg(args, void *);
-		va_end(args);
-	}
-	if (!used)
-		return (void *)syscall(SYS_mremap, addr, old_len, new_len, flags, to);
 	/* a mapping is one or the other from end to end */
-	demoted = find(start, start + (old_len ? old_len : 1), &r);
-	at = syscall(SYS_mremap, addr, old_len, new_len, flags, to);
+	struct range r;
+	bool demoted = used && find(from, from + (old_len ? old_len : 1), &r);
+	long at = syscall(SYS_mremap, from, old_len, new_len, flags, to);
+	uint64_t start = (uint64_t)at, end = (start + new_len + IN_PAGE) & ~IN_PAGE, mask;
+
 	if (at == -1)
-		return MAP_FAILED;
+		return -errno;
+	if (!used)
+		return at;
 	mask = signals_block();
 	demoted_hold();
-	if (demoted && at != (long)addr && old_len && !(flags & MREMAP_DONTUNMAP))
-		remove_range(start, (start + old_len + PAGE_MASK) & ~PAGE_MASK);
-	remove_range((uint64_t)at, ((uint64_t)at + new_len + PAGE_MASK) & ~PAGE_MASK);
+	if (demoted && start != from && old_len && !(flags & MREMAP_DONTUNMAP))
+		remove_range(from, (from + old_len + IN_PAGE) & ~IN_PAGE);
+	remove_range(start, end);
 	if (demoted)
-		add((uint64_t)at, ((uint64_t)at + new_len + PAGE_MASK) & ~PAGE_MASK);
+		add(start, end);
 	demoted_release();
 	signals_restore(mask);
-	return (void *)at;
+	return at;
 }

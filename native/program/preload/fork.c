@@ -143,8 +143,7 @@ void fork_install(void)
 	pthread_atfork(before, after_in_parent, after_in_child);
 }
 
-/* fork() for signal handlers: no pthread_atfork(). */
-EXPORT pid_t _Fork(void)
+pid_t fork_without_handlers(void)
 {
 	uint64_t mask;
 	pid_t pid;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * preload.h - what the parts of the preloaded library know of each other.
+ * preload.h - what the parts of the preloaded library know of each other, lowest part first: each
+ * may call those before it.
  *
  * libdaxfault.so is mapped into programs that know nothing of it.  So all of it keeps
  * errno, prints nothing (but for one message before a process is killed), takes no memory
@@ -18,10 +19,11 @@
 #include <sys/types.h>
 
 #include "program/client.h"
+#include "program/mapping.h"
 
 #define EXPORT __attribute__((visibility("default")))
 
-/* ---- preload.c: what the environment said, and what is behind what we interpose */
+/* ---- settings.c: what the environment said, and the functions behind those that we interpose */
 
 struct settings {
 	bool on;			/* otherwise nothing else is set */
@@ -46,10 +48,15 @@ struct next {				/* the libc's, or of another library that interposes */
 	FILE *(*popen)(const char *, const char *);
 };
 
+/* Once, before all else. */
+const struct settings *settings_read(void);
+/* From now on settings() has them; before, nothing is on. */
+void settings_publish(void);
+
 const struct settings *settings(void);
 const struct next *next(void);
 
-/* ---- preload_wire.c: the connection of this process, and whose turn it is */
+/* ---- wire.c: the connection of this process, and whose turn it is */
 
 struct conversation {
 	struct client *client;		/* to speak with */
@@ -65,8 +72,6 @@ int wire_begin(struct conversation *c);
 /* The connection turned out to be dead: another one, unless it is as fresh as can be. */
 int wire_again(struct conversation *c);
 void wire_end(struct conversation *c);
-/* What a program's call fails with, of a client's result other than 0. */
-int wire_errno(int result);
 
 /* From a handler of a synchronous signal, whichever thread holds the lock. */
 void wire_sigbus(uint64_t address, pid_t tid, int code, const uint64_t *frames, size_t n);
@@ -82,7 +87,7 @@ bool wire_drop(void);
 /* The calling process is the one that may keep a connection. */
 void wire_own(void);
 
-/* Around a fork(): hold, if it is this process's to hold, then let go in the parent; the child begins anew. */
+/* Around a fork(): hold, if it is this process's to hold, then release in the parent; the child begins again. */
 bool wire_hold(void);
 void wire_release(void);
 void wire_forked(void);
@@ -90,19 +95,36 @@ void wire_forked(void);
 uint64_t signals_block(void);
 void signals_restore(uint64_t mask);
 
-/* ---- preload_protect.c: mappings that are private only because we made them so */
+/* ---- demoted.c: mappings that are private only because we made them so */
 
+bool demoted_any(void);
 /* [start, end) was mapped: `demoted` if MAP_SHARED, of a file that was opened read-only. */
 void demoted_set(uint64_t start, uint64_t end, bool demoted);
+/* Where in [start, end) the first one begins that is still there, or `end`. */
+uint64_t demoted_first(uint64_t start, uint64_t end);
+/* mremap(2), and the record of it.  -> its result or -errno */
+long demoted_remap(uint64_t from, uint64_t old_len, uint64_t new_len, int flags, uint64_t to);
 void demoted_hold(void);
 void demoted_release(void);
 
-/* ---- preload_fork.c, preload_signal.c: set up once */
+/* ---- map.c: mmap() and msync() of page caches */
+
+/* -> the address, or -errno */
+long map_file(const struct map_request *q);
+/* After the kernel's own msync().  -> errno */
+int map_sync(uint64_t start, uint64_t len);
+
+/* ---- fork.c, sigbus.c */
 
 void fork_install(void);
+pid_t fork_without_handlers(void);	/* _Fork() */
 void sigbus_install(void);
 
-/* ---- preload_target.c: what an exec or a spawn starts in place of what it was asked to */
+/* ---- begin.c: the first call of any of ours, or the constructor */
+
+void begin(void);
+
+/* ---- target.c: what an exec or a spawn starts in place of what it was asked to */
 
 struct target {
 	const char *path;		/* the tracer's, or NULL: the one that the program gave */
@@ -113,13 +135,13 @@ struct target {
 typedef int (*target_start)(const struct target *target, void *arg);
 
 /* Call `start` with the program's `argv` and `envp`, made such that the new program is
- * followed as this one is; `path` is its file, or NULL: nobody knows. */
+ * followed as this one is; `path` is its file, or NULL: not known. */
 int target_call(const char *path, char *const *argv, char *const *envp, target_start start, void *arg);
 
 /* Does LD_PRELOAD's list, parted by colons or spaces (ld.so(8)), have `path`? */
 bool preload_lists(const char *paths, const char *path);
 
-/* ---- preload_exec.c */
+/* ---- exec.c */
 
 /* What execvp(3) finds for `file`, in `room` of PATH_MAX bytes, or NULL. */
 const char *find_in_path(const char *file, char *room);

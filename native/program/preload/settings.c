@@ -1,17 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * settings.c - the beginning of the preloaded library in a process.
+ * settings.c - what the environment said, and the functions behind those that we interpose.
  *
- * Owns what the environment said, copied because a program may clear it, and the
- * functions behind those that we interpose.  Other libraries' constructors may run, and
- * map files, before ours: whoever asks first sets everything up.
+ * Owns copies: a program may clear its environment.
  */
 #include "preload.h"
 
 #include <dlfcn.h>
-#include <errno.h>
 #include <limits.h>
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -96,52 +92,30 @@ static void warm_stacks(void)
 		set.backtrace(&frame, 1);
 }
 
-static void begin(void)
-{
-	int error = errno;
+static atomic_bool published;
 
+const struct settings *settings_read(void)
+{
 	find_next();
 	read_environment();
-	if (set.on) {
-		fork_install();
-		sigbus_install();
-		if (set.stacks)
-			warm_stacks();
-	}
-	errno = error;
+	if (set.stacks)
+		warm_stacks();
+	return &set;
 }
 
-/* 0 not begun, 1 beginning, 2 begun.  Until it has begun there is one thread, or the
- * program's constructors start threads that cannot have found a mount to map yet. */
-static atomic_int stage;
-
-static void begin_once(void)
+void settings_publish(void)
 {
-	int none = 0;
-
-	if (atomic_load_explicit(&stage, memory_order_acquire) == 2)
-		return;
-	if (!atomic_compare_exchange_strong(&stage, &none, 1))
-		return;
-	begin();
-	atomic_store_explicit(&stage, 2, memory_order_release);
+	atomic_store_explicit(&published, true, memory_order_release);
 }
 
 const struct settings *settings(void)
 {
 	static const struct settings off;
 
-	begin_once();
-	return atomic_load_explicit(&stage, memory_order_acquire) == 2 ? &set : &off;
+	return atomic_load_explicit(&published, memory_order_acquire) ? &set : &off;
 }
 
 const struct next *next(void)
 {
-	begin_once();
 	return &behind;
-}
-
-__attribute__((constructor)) static void construct(void)
-{
-	begin_once();
 }

@@ -66,7 +66,7 @@ EXPORT int posix_spawnp(pid_t *pid, const char *file, const posix_spawn_file_act
 
 /* system() and popen() start a shell with `environ`, by calls of the libc's to itself.  Put
  * back what the program has taken out of it; it is no less safe than their use of it is. */
-static void mend_environ(void)
+static void restore_environ(void)
 {
 	const char *library = settings()->library;
 	const char *const *ours;
@@ -98,12 +98,13 @@ EXPORT int system(const char *command)
 {
 	int error = errno;
 
+	begin();
 	if (!next()->system) {
 		errno = ENOSYS;
 		return -1;
 	}
 	if (command)
-		mend_environ();
+		restore_environ();
 	errno = error;
 	return next()->system(command);
 }
@@ -112,11 +113,12 @@ EXPORT FILE *popen(const char *command, const char *mode)
 {
 	int error = errno;
 
+	begin();
 	if (!next()->popen) {
 		errno = ENOSYS;
 		return NULL;
 	}
-	mend_environ();
+	restore_environ();
 	errno = error;
 	return next()->popen(command, mode);
 }

@@ -210,6 +210,7 @@ int target_call(const char *path, char *const *argv, char *const *envp, target_s
 	int error = errno;
 	struct plan plan;
 
+	begin();
 	if (!settings()->on)
 		return start(&as_asked, arg);
 	make_plan(&plan, path, argv, envp);

@@ -112,13 +112,13 @@ static int serve_new(struct client *c)
 
 	r = client_attach(c, settings()->socket, own_pid(), &device);
 	if (r)
-		return wire_errno(r);
+		return client_errno(r);
 	uffd = client_userfaultfd(device);
 	if (device >= 0)
 		syscall(SYS_close, device);
 	if (uffd < 0) {
 		client_close(c);
-		return uffd == -EPERM ? EPERM : wire_errno(uffd);
+		return uffd == -EPERM ? EPERM : client_errno(uffd);
 	}
 	r = client_serve(c, uffd, &flags);
 	syscall(SYS_close, uffd);
@@ -131,10 +131,10 @@ static int serve_new(struct client *c)
 		return 0;
 	}
 	client_close(c);
-	return wire_errno(r);
+	return client_errno(r);
 }
 
-static int connect_anew(struct conversation *c)
+static int reconnect(struct conversation *c)
 {
 	struct stat st;
 	int r;
@@ -162,13 +162,13 @@ int wire_begin(struct conversation *c)
 			return 0;
 		client.fd = -1;	/* somebody else's now, if anybody's */
 	}
-	return connect_anew(c);
+	return reconnect(c);
 }
 
 int wire_again(struct conversation *c)
 {
 	client_close(c->client);
-	return c->fresh ? ENODEV : connect_anew(c);
+	return c->fresh ? ENODEV : reconnect(c);
 }
 
 void wire_end(struct conversation *c)
@@ -178,18 +178,6 @@ void wire_end(struct conversation *c)
 	else
 		client_close(&c->own);
 	signals_restore(c->mask);
-}
-
-int wire_errno(int result)
-{
-	switch (result) {
-	case -EMFILE:
-	case -ENFILE:
-	case -ENOMEM:
-		return -result;
-	default:	/* what mmap(2) has for a file system that cannot do it */
-		return result > 0 ? result : ENODEV;
-	}
 }
 
 void wire_sigbus(uint64_t address, pid_t tid, int code, const uint64_t *frames, size_t n)

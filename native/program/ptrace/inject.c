@@ -37,7 +37,6 @@ enum {
 	ERESTART_RESTARTBLOCK = 516,
 	FD_TRIES = 16,
 	LOOK_MS = 10,			/* nobody tells us of a tracee's end while we wait for the listener */
-	SYSCALL_STOP = SIGTRAP | 0x80,	/* PTRACE_O_TRACESYSGOOD */
 };
 
 bool is_stop_signal(int signal)
@@ -62,13 +61,11 @@ int inject_step(struct thread *t, int status)
 	int event = status >> 16, signal = WSTOPSIG(status), deliver = 0;
 
 	if (!WIFSTOPPED(status)) {
-		t->gone = true;
-		handle_end(t);
+		thread_remove(t);
 		return INJECT_GONE;
 	}
 	if (event == PTRACE_EVENT_EXEC) {	/* another thread's: this one's id is its now */
-		t->gone = true;
-		handle_stop(t, status);
+		t->gone = t->executed = true;
 		return INJECT_GONE;
 	}
 	if (event == PTRACE_EVENT_STOP) {
@@ -104,30 +101,16 @@ static bool wait_exit(struct thread *t)
 	return step == INJECT_DONE;
 }
 
-bool inject_finish_call(struct thread *t, long *result)
-{
-	struct user_regs_struct now;
-
-	t->inside = true;
-	if (ptrace(PTRACE_SYSCALL, t->tid, 0, 0) || !wait_exit(t) || ptrace(PTRACE_GETREGS, t->tid, 0, &now)) {
-		t->gone = true;
-		return false;
-	}
-	*result = (long)now.rax;
-	return true;
-}
-
 bool inject_skip(struct thread *t)
 {
 	struct user_regs_struct none = t->regs;
-	long result;
 
 	none.orig_rax = (unsigned long long)-1;
-	if (t->gone || ptrace(PTRACE_SETREGS, t->tid, 0, &none)) {
+	t->inside = true;
+	if (t->gone || ptrace(PTRACE_SETREGS, t->tid, 0, &none) || ptrace(PTRACE_SYSCALL, t->tid, 0, 0) ||
+	    !wait_exit(t))
 		t->gone = true;
-		return false;
-	}
-	return inject_finish_call(t, &result);
+	return !t->gone;
 }
 
 bool inject_start(struct thread *t, long number, const uint64_t args[6])
@@ -235,22 +218,22 @@ static bool continue_pending(pid_t tid)
 	return pending & 1ull << (SIGCONT - 1);
 }
 
-void inject_end(struct thread *t, long result)
+enum next inject_end(struct thread *t, long result)
 {
 	struct user_regs_struct r = t->regs;
 
 	if (t->gone)
-		return;
+		return NEXT_WAIT;
 	r.rax = (unsigned long long)result;
 	r.orig_rax = (unsigned long long)-1;
 	if (ptrace(PTRACE_SETREGS, t->tid, 0, &r) ||
 	    ptrace(PTRACE_SETSIGMASK, t->tid, sizeof(t->mask), &t->mask))
-		return;
+		return NEXT_WAIT;
 	if (t->stop_held && !continue_pending(t->tid))
 		syscall(SYS_tgkill, process_of(t)->tgid, t->tid, SIGSTOP);
 	if (t->group_stopped)
 		ptrace(PTRACE_INTERRUPT, t->tid, 0, 0);
-	resume(t, 0);
+	return NEXT_RUN;
 }
 
 int take_fd(struct thread *t, int fd)

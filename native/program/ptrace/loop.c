@@ -2,110 +2,125 @@
  *
  * loop.c - the wait loop: what each stop of a tracee is, and how it goes on.
  *
- * Owns every wait but those amid an injection, which hand over here what is not theirs.
- * A signal is delivered as it came, with its siginfo; a stopped process stays stopped
- * (PTRACE_LISTEN), and its parent is told of it by the kernel.
+ * Owns every wait but those amid an injection, and lets tracees run again.  A signal is delivered
+ * as it came, with its siginfo; a stopped process stays stopped (PTRACE_LISTEN), and the kernel
+ * notifies its parent.
  */
 #include <errno.h>
 #include <signal.h>
-#include <stdlib.h>
 #include <sys/ptrace.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 
 #include "tracer.h"
 
-#define SYSCALL_STOP (SIGTRAP | 0x80)
-
 /* When it is gone already, its end comes to waitpid(). */
-void resume(struct thread *t, int signal)
+static void run(struct thread *t, int signal)
 {
 	ptrace(PTRACE_CONT, t->tid, 0, signal);
 }
 
-void handle_end(struct thread *t)
+static void executed(struct thread *t)
 {
-	thread_remove(t);
+	unsigned long former = 0;
+
+	t->executed = false;
+	ptrace(PTRACE_GETEVENTMSG, t->tid, 0, &former);
+	process_executed(t, (pid_t)former);
+	run(t, 0);
 }
 
-void handle_syscall(struct thread *t)
+static void go_on(struct thread *t, enum next next)
 {
-	struct user_regs_struct r;
-
-	if (ptrace(PTRACE_GETREGS, t->tid, 0, &r))
-		return;
-	switch (r.orig_rax) {
-	case SYS_mmap:
-		handle_mmap(t);
-		break;
-	case SYS_msync:
-		handle_msync(t);
-		break;
-	case SYS_mlock:
-	case SYS_mlockall:
-		handle_mlock(t);
-		break;
-	case SYS_mprotect:
-	case SYS_pkey_mprotect:
-		handle_mprotect(t);
-		break;
-	default:	/* a filter of the program's own, which has no tracer to ask */
-		resume(t, 0);
-	}
+	if (t->executed)
+		executed(t);
+	else if (next == NEXT_RUN)
+		run(t, 0);
 }
 
-static void handle_event_stop(struct thread *t, int signal)
+static void event_stop(struct thread *t, int signal)
 {
 	if (is_stop_signal(signal))
 		ptrace(PTRACE_LISTEN, t->tid, 0, 0);
 	else
-		resume(t, 0);
+		run(t, 0);
 }
 
-static void handle_exec(struct thread *t)
+static void deliver(struct thread *t, int signal)
 {
-	unsigned long former = 0;
-
-	ptrace(PTRACE_GETEVENTMSG, t->tid, 0, &former);
-	process_executed(t, (pid_t)former);
-	resume(t, 0);
+	if (signal == SIGBUS)
+		report_sigbus(t);
+	run(t, signal);
 }
 
-static void go_on_populating(struct thread *t, int status)
-{
-	if (inject_step(t, status) == INJECT_DONE)
-		populated(t);
-}
-
-void handle_stop(struct thread *t, int status)
+static void stopped(struct thread *t, int status)
 {
 	int event = status >> 16, signal = WSTOPSIG(status);
 
 	if (event == PTRACE_EVENT_EXEC)
-		handle_exec(t);
-	else if (t->state == THREAD_POPULATES)
-		go_on_populating(t, status);
+		executed(t);
+	else if (t->state == THREAD_INJECTED)
+		go_on(t, inject_step(t, status) == INJECT_DONE ? call_injected(t) : NEXT_WAIT);
 	else if (event == PTRACE_EVENT_SECCOMP)
-		handle_syscall(t);
+		go_on(t, call_stopped(t));
 	else if (event == PTRACE_EVENT_STOP)
-		handle_event_stop(t, signal);
-	else if (!event && signal == SYSCALL_STOP && t->state == THREAD_IN_MSYNC)
-		msync_returned(t);
+		event_stop(t, signal);
+	else if (!event && signal == SYSCALL_STOP && t->state == THREAD_IN_CALL)
+		go_on(t, call_returned(t));
 	else if (event || signal == SYSCALL_STOP)
-		resume(t, 0);
-	else {
-		if (signal == SIGBUS)
-			tell_sigbus(t);
-		resume(t, signal);
-	}
+		run(t, 0);
+	else
+		deliver(t, signal);
 }
 
-static void first_stop(struct thread *t, int status)
+static void first_stop(pid_t tid, int status)
 {
-	if (status >> 16 == PTRACE_EVENT_STOP && process_inherits(t))
-		serve_adopt(t, is_stop_signal(WSTOPSIG(status)));
+	struct thread *t = thread_add(tid);
+
+	if (!t)		/* out of memory: it goes on as if it were not traced */
+		ptrace(PTRACE_CONT, tid, 0, 0);
+	else if (status >> 16 == PTRACE_EVENT_STOP && process_inherits(t))
+		go_on(t, serve_adopt(t, is_stop_signal(WSTOPSIG(status))));
 	else
-		handle_stop(t, status);
+		stopped(t, status);
+}
+
+static struct thread *first_queued(struct process *p)
+{
+	struct thread *t = p->threads;
+
+	while (t && t->state != THREAD_QUEUED && t->state != THREAD_RETURNED)
+		t = t->next;
+	return t;
+}
+
+/* Each in its turn; one may be the next to keep the others waiting. */
+static void wake_queued(struct process *p)
+{
+	struct thread *t;
+
+	while (!p->worker && (t = first_queued(p)))
+		go_on(t, t->state == THREAD_RETURNED ? call_returned(t) : call_stopped(t));
+}
+
+static void worker_ended(struct thread *worker, int status)
+{
+	struct thread *t = thread_find(worker->requester);
+	struct process *p = t ? t->process : NULL;
+	pid_t pid = worker->tid;
+
+	thread_remove(worker);
+	if (!p || p->worker != pid)	/* it is another program now */
+		return;
+	go_on(t, sync_end(t, p, status));
+	wake_queued(p);
+}
+
+static void ended(struct thread *t, int status)
+{
+	if (t->state == THREAD_WORKER)
+		worker_ended(t, status);
+	else
+		thread_remove(t);
 }
 
 void trace_loop(void)
@@ -122,19 +137,11 @@ void trace_loop(void)
 		if (tid < 0)
 			return;
 		t = thread_find(tid);
-		if (!WIFSTOPPED(status)) {
-			if (t && t->state == THREAD_WORKER)
-				worker_ended(t, status);
-			else if (t)
-				handle_end(t);
-		} else if (t) {
-			handle_stop(t, status);
-		} else {
-			t = thread_add(tid);
-			if (t)
-				first_stop(t, status);
-			else	/* out of memory: it goes on as if nobody traced it */
-				ptrace(PTRACE_CONT, tid, 0, 0);
-		}
+		if (t && WIFSTOPPED(status))
+			stopped(t, status);
+		else if (t)
+			ended(t, status);
+		else if (WIFSTOPPED(status))
+			first_stop(tid, status);
 	}
 }

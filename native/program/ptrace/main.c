@@ -30,8 +30,6 @@ enum {
 	NOT_FOUND = 127,
 };
 
-struct tracer tracer;
-
 static void usage(void)
 {
 	fprintf(stderr, "usage: daxfault-tracer [--argv0 NAME] PATH [ARGUMENT...]\n");

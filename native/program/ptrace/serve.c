@@ -14,7 +14,6 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "program/cache_maps.h"
 #include "abi/compat.h"
 #include "tracer.h"
 
@@ -46,18 +45,6 @@ static int take_userfaultfd(struct thread *t, int device)
 	return copy;
 }
 
-int serve_errno(int result)
-{
-	switch (result) {
-	case -EMFILE:
-	case -ENFILE:
-	case -ENOMEM:
-		return -result;
-	default:	/* what mmap(2) has for a file system that cannot do it */
-		return result > 0 ? result : ENODEV;
-	}
-}
-
 int serve_begin(struct thread *t)
 {
 	struct process *p = process_of(t);
@@ -70,7 +57,7 @@ int serve_begin(struct thread *t)
 		return 0;
 	r = client_attach(&p->client, tracer.socket, p->tgid, &device);
 	if (r)
-		return serve_errno(r);
+		return client_errno(r);
 	uffd = take_userfaultfd(t, device);
 	if (device >= 0)
 		close(device);
@@ -82,7 +69,7 @@ int serve_begin(struct thread *t)
 	close(uffd);
 	if (r) {
 		client_close(&p->client);
-		return serve_errno(r);
+		return client_errno(r);
 	}
 	tracer.unfollowed |= !(flags & DF_SERVE_CHILDREN);
 	return 0;
@@ -132,14 +119,14 @@ static void lift_limit(pid_t pid, struct rlimit *old)
 	prlimit(pid, RLIMIT_NOFILE, &more, NULL);
 }
 
-void serve_adopt(struct thread *t, bool stopped)
+enum next serve_adopt(struct thread *t, bool stopped)
 {
 	struct process *p = process_of(t);
 	struct rlimit limit = { 0 };
 	int r;
 
 	if (!inject_begin(t))
-		return;
+		return NEXT_WAIT;
 	t->group_stopped = stopped;
 	lift_limit(t->tid, &limit);
 	r = serve_begin(t);
@@ -151,5 +138,5 @@ void serve_adopt(struct thread *t, bool stopped)
 	}
 	if (limit.rlim_max)
 		prlimit(t->tid, RLIMIT_NOFILE, &limit, NULL);
-	inject_end(t, (long)t->regs.rax);
+	return inject_end(t, (long)t->regs.rax);
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * start.c - how a program comes to be traced, and the filter that stops it.
+ * start.c - how a program comes to be traced.
  *
  * Owns the moments between main() and the program's execve(2): a grandchild seizes the
  * process, which then installs the filter and hands over its listener.  The tracer has none
@@ -12,15 +12,10 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/audit.h>
-#include <linux/filter.h>
-#include <linux/seccomp.h>
 #include <signal.h>
-#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/random.h>
@@ -138,64 +133,6 @@ static void become_tracer(int sock, pid_t program)
 
 /* ------------------------------------------------------------------ the program's side */
 
-#define LOAD(field) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, field))
-#define UNLESS(value, skip) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (value), 0, (skip))
-#define IF(value, skip) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (value), (skip), 0)
-#define IF_ANY(bits, skip) BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, (bits), (skip), 0)
-#define UNLESS_ANY(bits, skip) BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, (bits), 0, (skip))
-#define RETURN(what) BPF_STMT(BPF_RET | BPF_K, (what))
-
-/* What is no file of anybody's never stops. -> the listener, or -1. */
-static int install_filter(void)
-{
-	struct sock_filter f[] = {
-		LOAD(arch),			/* i386, x32: as if nobody traced it */
-		UNLESS(AUDIT_ARCH_X86_64, 27),
-		LOAD(nr),
-		IF(SYS_mmap, 7),
-		IF(SYS_mprotect, 13),
-		IF(SYS_pkey_mprotect, 12),
-		IF(SYS_msync, 14),
-		IF(SYS_mlock, 15),
-		IF(SYS_mlockall, 14),
-		IF(SYS_close, 14),
-		RETURN(SECCOMP_RET_ALLOW),
-		/* mmap */
-		LOAD(args[4]),
-		IF(UINT32_MAX, 16),
-		LOAD(args[3]),
-		IF_ANY(MAP_ANONYMOUS, 14),
-		LOAD(args[2]),
-		IF_ANY(PROT_EXEC, 12),
-		RETURN(SECCOMP_RET_TRACE),
-		/* mprotect */
-		LOAD(args[2]),
-		UNLESS_ANY(PROT_WRITE, 9),
-		RETURN(SECCOMP_RET_TRACE),
-		/* msync; mlock and mlockall join at its end */
-		LOAD(args[2]),
-		UNLESS_ANY(MS_SYNC, 6),
-		RETURN(SECCOMP_RET_TRACE),
-		/* close: a request of ours for a descriptor */
-		LOAD(args[4]),
-		UNLESS((uint32_t)tracer.cookie, 3),
-		LOAD(args[5]),
-		UNLESS((uint32_t)(tracer.cookie >> 32), 1),
-		RETURN(SECCOMP_RET_USER_NOTIF),
-		RETURN(SECCOMP_RET_ALLOW),
-	};
-	struct sock_fprog program = { .len = sizeof(f) / sizeof(*f), .filter = f };
-	unsigned int flags = SECCOMP_FILTER_FLAG_NEW_LISTENER;
-	int fd;
-
-	/* Without CAP_SYS_ADMIN it takes no_new_privs: set-user-ID programs run without what that
-	 * would give them. */
-	fd = (int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &program);
-	if (fd < 0 && errno == EACCES && !prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
-		fd = (int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &program);
-	return fd;
-}
-
 static void expect(int sock, struct word *w)
 {
 	if (!hear(sock, w))
@@ -229,7 +166,7 @@ void start_tracing(void)
 	prctl(PR_SET_PTRACER, w.value, 0, 0, 0);	/* EINVAL where there is no Yama */
 	tell(sock[0], 0, NULL, 0);
 	expect(sock[0], &w);
-	listener = install_filter();
+	listener = filter_install(tracer.cookie);
 	if (listener < 0)
 		fail(errno == EBUSY ? "a seccomp filter with a listener is there already" : "seccomp filter", errno);
 	tell(sock[0], listener, NULL, 0);

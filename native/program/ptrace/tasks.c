@@ -27,6 +27,8 @@ enum {
 	TIDS = 4 * 1024 * 1024 + 1,	/* include/linux/threads.h, PID_MAX_LIMIT */
 };
 
+struct tracer tracer;
+
 static struct thread **threads;
 static struct thread *dead_threads;
 static struct process *dead_processes;

@@ -334,8 +334,7 @@ def static_mapper(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compiled(tmp_path_factory.mktemp("static"), static=True)
 
 
-# the tracer, for which others would wait, locks pages without bringing them: no error of theirs is told
-@pytest.mark.parametrize("name", [name for name in SCENARIOS if name != "locked_past_the_end"])
+@pytest.mark.parametrize("name", SCENARIOS)
 def test_mapping_of_a_static_program_is_as_on_an_ordinary_file_system(
     name: str, run_host: RunningHost, static_mapper: Path, tmp_path: Path
 ) -> None:

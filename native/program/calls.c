@@ -1,0 +1,277 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * calls.c - the table of system calls, and the decision about each: see calls.h.
+ */
+#include "calls.h"
+
+#include <errno.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+
+#include "abi/compat.h"
+#include "cache_maps.h"
+
+static uint64_t page_up(uint64_t address)
+{
+	return (address + IN_PAGE) & ~IN_PAGE;
+}
+
+static void refuse(struct call_decision *d, int error)
+{
+	d->action = CALL_REFUSE;
+	d->error = error;
+}
+
+/* The kernel goes from mapping to mapping, and leaves changed what it has changed: the call is made
+ * for what comes before `end`, and then fails. */
+static void make_until(const struct call *c, uint64_t end, int error, struct call_decision *d)
+{
+	if (end == c->args[0]) {
+		refuse(d, error);
+		return;
+	}
+	d->action = CALL_MAKE;
+	d->make = *c;
+	d->make.args[1] = end - c->args[0];
+	d->after = AFTER_FAIL;
+	d->error = error;
+}
+
+struct map_request calls_map_request(const struct call *c)
+{
+	return (struct map_request){
+		.addr = c->args[0], .len = c->args[1], .prot = (int)c->args[2], .flags = (int)c->args[3],
+		.fd = (int)c->args[4], .offset = (int64_t)c->args[5],
+	};
+}
+
+/* What the kernel refuses whatever the file system is left to it, for the right errno. */
+static void decide_mmap(const struct call *c, struct call_view *v, struct call_decision *d)
+{
+	struct map_request q = calls_map_request(c);
+	int access = v->file(v, q.fd);
+
+	if (access < 0 || request_is_refused(&q, access))
+		return;
+	if (q.flags & MAP_SYNC)		/* as any file system without DAX (fs/ext4/file.c) */
+		refuse(d, EOPNOTSUPP);
+	else
+		d->action = CALL_MAP;
+}
+
+/* A file that was opened read-only and mapped MAP_SHARED has its page cache mapped MAP_PRIVATE
+ * (abi.h, struct df_mmap).  The kernel would let it become writable, and every store would be lost. */
+static void decide_protect(const struct call *c, struct call_view *v, struct call_decision *d)
+{
+	uint64_t start = c->args[0], end = page_up(start + c->args[1]), first;
+
+	if (!v->demoted || end <= start || start & IN_PAGE)
+		return;
+	first = v->first_demoted(v, start, end);
+	if (first < end)
+		make_until(c, first, EACCES, d);
+}
+
+/* Demoted mappings are marked MADV_DONTDUMP (ptrace/map.c), and that must stay.  MADV_NORMAL has the same
+ * errors, and nothing of a private mapping that was never stored to is in a core dump anyhow. */
+static void decide_dodump(const struct call *c, struct call_view *v, struct call_decision *d)
+{
+	uint64_t start = c->args[0], end = page_up(start + c->args[1]);
+
+	if (!v->demoted || end <= start || start & IN_PAGE || v->first_demoted(v, start, end) == end)
+		return;
+	d->action = CALL_MAKE;
+	d->make = *c;
+	d->make.args[2] = MADV_NORMAL;
+}
+
+/* It would take pages out of the page cache, and the stores to them, but nothing out of the file. The
+ * mount has no fallocate(): this is what madvise(2) has for such a file system.  EINVAL comes first
+ * where the mapping is locked, and the kernel's EACCES where it is private (mm/madvise.c). */
+static void decide_remove(const struct call *c, struct call_view *v, struct call_decision *d)
+{
+	uint64_t start = c->args[0], end = page_up(start + c->args[1]);
+	struct maps_area first;
+	int r;
+
+	if (!v->mapped || end <= start || start & IN_PAGE)
+		return;
+	r = cache_maps_first(v->task, start, end, &first);
+	if (r < 0)
+		refuse(d, EOPNOTSUPP);
+	else if (r && first.shared)
+		make_until(c, first.start > start ? first.start : start,
+			   first.flags & MAPS_LOCKED ? EINVAL : EOPNOTSUPP, d);
+}
+
+/* The same of mappings that its vector names, which may change after we have looked.  EINVAL is what it
+ * is for this advice before 6.13, and of another process. */
+static void decide_process_remove(const struct call *c, struct call_view *v, struct call_decision *d)
+{
+	(void)c;
+	if (v->mapped)
+		refuse(d, EINVAL);
+}
+
+/* It makes a mapping of the same page cache that has no userfaultfd, and tells nobody (mm/mmap.c): pages
+ * that are not there yet would read as zeros. */
+static void decide_remap_file_pages(const struct call *c, struct call_view *v, struct call_decision *d)
+{
+	uint64_t start = c->args[0] & ~IN_PAGE, end = start + (c->args[1] & ~IN_PAGE);
+
+	if (v->mapped && end > start && cache_maps_any(v->task, start, end))
+		refuse(d, EINVAL);
+}
+
+static void decide_msync(const struct call *c, struct call_view *v, struct call_decision *d)
+{
+	if (!v->mapped || !c->args[1])
+		return;
+	d->action = CALL_MAKE;
+	d->make = *c;
+	d->after = AFTER_SYNC;
+	d->start = c->args[0];
+	d->len = page_up(c->args[1]);
+}
+
+/* An mremap() that makes a locked mapping longer waits for its new pages before it raises its event, and
+ * while that is pending the kernel takes no page from the host (mm/mremap.c, do_mremap(): mm_populate()
+ * comes before mremap_userfaultfd_complete()): both would wait for ever.  MLOCK_ONFAULT locks the same
+ * pages and does not wait there; the pages that are there already are asked for. */
+static void decide_mlock(const struct call *c, struct call_view *v, struct call_decision *d)
+{
+	uint64_t start = c->args[0] & ~IN_PAGE, end = page_up(c->args[0] + c->args[1]);
+
+	if (!v->mapped)
+		return;
+	d->action = CALL_MAKE;
+	d->make = (struct call){ SYS_mlock2, { c->args[0], c->args[1], MLOCK_ONFAULT } };
+	if (end <= start)
+		return;
+	d->after = AFTER_CALL;
+	d->then = (struct call){ SYS_madvise, { start, end - start, MADV_POPULATE_READ } };
+}
+
+/* Also where nothing of ours is mapped yet: MCL_FUTURE is for what will be. */
+static void decide_mlockall(const struct call *c, struct call_view *v, struct call_decision *d)
+{
+	uint64_t flags = (uint32_t)c->args[0];
+
+	(void)v;
+	if (!flags || flags & ~(uint64_t)(MCL_CURRENT | MCL_FUTURE))
+		return;
+	d->action = CALL_MAKE;
+	d->make = *c;
+	d->after = AFTER_CALL;
+	d->then = (struct call){ SYS_mlockall, { flags | MCL_ONFAULT } };
+}
+
+/* mm/mlock.c, __mlock_posix_error_return().  EINVAL: no MADV_POPULATE_READ before 5.14. */
+int calls_error_after(const struct call_decision *d, int error)
+{
+	if (d->make.number != SYS_mlock2)
+		return 0;
+	switch (error) {
+	case EINVAL:
+		return 0;
+	case EFAULT:
+		return ENOMEM;
+	case ENOMEM:
+		return EAGAIN;
+	default:
+		return error;
+	}
+}
+
+#define ROW(call) #call, SYS_##call
+#define LEFT(call, why) { ROW(call), why, NULL, { { 0 } } }
+
+const struct call_row calls_table[] = {
+	{ ROW(mmap), "PROT_EXEC is left to the kernel", decide_mmap,
+	  { { TEST_IS_NOT, 4, UINT32_MAX }, { TEST_NONE, 3, MAP_ANONYMOUS }, { TEST_NONE, 2, PROT_EXEC } } },
+	{ ROW(mprotect), "demoted mappings", decide_protect, { { TEST_ANY, 2, PROT_WRITE } } },
+	{ ROW(pkey_mprotect), "demoted mappings", decide_protect, { { TEST_ANY, 2, PROT_WRITE } } },
+	{ ROW(msync), "MS_ASYNC does nothing (mm/msync.c)", decide_msync, { { TEST_ANY, 2, MS_SYNC } } },
+	{ ROW(mlock), "a growing mremap() would hang", decide_mlock, { { 0 } } },
+	{ ROW(mlock2), "with MLOCK_ONFAULT it is left", decide_mlock, { { TEST_IS, 2, 0 } } },
+	{ ROW(mlockall), "a growing mremap() would hang", decide_mlockall, { { 0 } } },
+	{ ROW(madvise), "loses stores", decide_remove, { { TEST_IS, 2, MADV_REMOVE } } },
+	{ ROW(madvise), "marks of demoted mappings", decide_dodump, { { TEST_IS, 2, MADV_DODUMP } } },
+	{ ROW(process_madvise), "loses stores", decide_process_remove, { { TEST_IS, 3, MADV_REMOVE } } },
+	{ ROW(remap_file_pages), "zeros", decide_remap_file_pages, { { 0 } } },
+
+	LEFT(munmap, "UFFD_EVENT_UNMAP"),
+	LEFT(mremap, "UFFD_EVENT_REMAP; the library's own record of demoted mappings follows it"),
+	LEFT(brk, "the heap is never over a mapping"),
+	LEFT(shmat, "with SHM_REMAP as mmap() with MAP_FIXED over a mapping: UFFD_EVENT_UNMAP"),
+	LEFT(shmdt, "takes away what shmat() made only"),
+	LEFT(munlock, "changes flags only"),
+	LEFT(munlockall, "changes flags only"),
+	LEFT(mincore, "reports the page cache's pages"),
+	LEFT(mbind, "pages stay the same where they move"),
+	LEFT(set_mempolicy_home_node, "pages stay the same where they move"),
+	LEFT(move_pages, "pages stay the same where they move"),
+	LEFT(migrate_pages, "pages stay the same where they move"),
+	LEFT(mseal, "seals against calls of the program's own, none of the host's"),
+	LEFT(map_shadow_stack, "anonymous memory"),
+	LEFT(memfd_secret, "a file of its own"),
+	LEFT(userfaultfd, "registering our mapping is EBUSY (fs/userfaultfd.c)"),
+	LEFT(io_uring_register, "pins pages by faults that are served"),
+	LEFT(process_vm_readv, "faults that are served"),
+	LEFT(process_vm_writev, "faults that are served"),
+	LEFT(process_mrelease, "of a process that is killed"),
+	LEFT(ptrace, "of another process, by faults that are served"),
+	LEFT(close_range, "the connection is looked at before each use, and made again"),
+	LEFT(clone, "a child is served again: UFFD_EVENT_FORK, or fork.c and the tracer's first stop"),
+	LEFT(clone3, "as clone"),
+	LEFT(execve, "the address space ends; the new program is followed by target.c or the tracer"),
+	LEFT(execveat, "as execve"),
+	LEFT(exit_group, "the address space ends, which the host sees at its descriptors"),
+#ifdef SYS_fork
+	LEFT(fork, "as clone"),
+	LEFT(vfork, "as clone"),
+#endif
+};
+const size_t calls_rows = sizeof(calls_table) / sizeof(*calls_table);
+
+static bool passes(const struct call_test *t, const struct call *c)
+{
+	uint32_t value = (uint32_t)c->args[t->arg];
+
+	switch (t->kind) {
+	case TEST_IS:
+		return value == t->value;
+	case TEST_IS_NOT:
+		return value != t->value;
+	case TEST_ANY:
+		return value & t->value;
+	case TEST_NONE:
+		return !(value & t->value);
+	default:
+		return true;
+	}
+}
+
+static bool is_about(const struct call_row *row, const struct call *c)
+{
+	int i;
+
+	for (i = 0; i < CALL_TESTS; i++)
+		if (!passes(&row->tests[i], c))
+			return false;
+	return row->decide && row->number == c->number;
+}
+
+struct call_decision calls_decide(const struct call *c, struct call_view *v)
+{
+	struct call_decision d = { .action = CALL_LEAVE };
+	size_t i;
+
+	for (i = 0; i < calls_rows; i++) {
+		if (is_about(&calls_table[i], c)) {
+			calls_table[i].decide(c, v, &d);
+			break;
+		}
+	}
+	return d;
+}
