@@ -13,9 +13,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
+#include "base/clock.h"
 #include "standin.h"
 
 enum {
@@ -108,18 +109,10 @@ static void user_laps(struct task *t, struct access *a)
 	t->result.done = a->len;
 }
 
-static uint64_t now_ms(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
-}
-
 /* As fast as the vCPU lets this task: its value measures the pace. */
 static void user_work(struct task *t, struct access *a)
 {
-	uint64_t end = now_ms() + a->milliseconds;
+	uint64_t end = now_ns() + a->milliseconds * 1000000;
 	uint64_t hash = FNV1A_START;
 	uint64_t units = 0;
 	unsigned int i;
@@ -130,7 +123,7 @@ static void user_work(struct task *t, struct access *a)
 		/* the compiler must not see that nobody wants it */
 		__asm__ volatile("" : "+r"(hash));
 		units++;
-	} while (now_ms() < end);
+	} while (now_ns() < end);
 	set_value(&t->result, units);
 }
 
@@ -179,13 +172,14 @@ static void kernel_store(struct task *t, struct access *a)
 
 /* ------------------------------------------------------------------ system calls */
 
-static void system_call_returned(struct task *t, struct access *a, ssize_t n, int error)
+/* errno is the call's. */
+static void system_call_returned(struct task *t, const struct access *a, ssize_t n)
 {
 	struct result *r = &t->result;
 
 	if (n < 0) {
-		r->outcome = error == EFAULT ? OUTCOME_EFAULT : OUTCOME_ERROR;
-		r->error = error;
+		r->outcome = errno == EFAULT ? OUTCOME_EFAULT : OUTCOME_ERROR;
+		r->error = errno;
 		return;
 	}
 	r->done = (uint64_t)n;
@@ -218,35 +212,25 @@ static uint64_t fnv1a_of_file(int fd, uint64_t len)
  * arrived there. */
 static void system_write(struct task *t, struct access *a)
 {
-	int fd = memfd_create("daxfault-sys-write", MFD_CLOEXEC);
-	ssize_t n;
-	int error;
+	int fd CLEANUP_CLOSE = memfd_create("daxfault-sys-write", MFD_CLOEXEC);
 
 	if (fd < 0) {
 		failed(t, errno);
 		return;
 	}
-	n = write(fd, (const void *)at(a->offset), a->len);
-	error = errno;
-	system_call_returned(t, a, n, error);
+	system_call_returned(t, a, write(fd, (const void *)at(a->offset), a->len));
 	set_value(&t->result, fnv1a_of_file(fd, t->result.done));
-	close(fd);
 }
 
 static void system_read(struct task *t, struct access *a)
 {
-	int fd = open("/dev/zero", O_RDONLY | O_CLOEXEC);
-	ssize_t n;
-	int error;
+	int fd CLEANUP_CLOSE = open("/dev/zero", O_RDONLY | O_CLOEXEC);
 
 	if (fd < 0) {
 		failed(t, errno);
 		return;
 	}
-	n = read(fd, (void *)at(a->offset), a->len);
-	error = errno;
-	system_call_returned(t, a, n, error);
-	close(fd);
+	system_call_returned(t, a, read(fd, (void *)at(a->offset), a->len));
 }
 
 static void system_dontneed(struct task *t, struct access *a)
@@ -259,8 +243,10 @@ static void system_dontneed(struct task *t, struct access *a)
 
 static void system_remap(struct task *t, struct access *a)
 {
-	if (window_remap(a->offset, a->len, a->new_offset) < 0)
-		failed(t, errno);
+	int error = window_remap(a->offset, a->len, a->new_offset);
+
+	if (error)
+		failed(t, -error);
 	else
 		t->result.done = a->len;
 }

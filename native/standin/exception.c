@@ -377,16 +377,9 @@ void exception_leave(struct task *t)
 int exception_sigbus(struct vcpu *v, enum sigbus_disposition disposition)
 {
 	v->sigbus_blocked = disposition == SIGBUS_BLOCK;
-	switch (disposition) {
-	case SIGBUS_HANDLE:
+	if (disposition == SIGBUS_HANDLE)
 		return signals_install(SIGBUS, fault_signal);
-	case SIGBUS_DEFAULT:
-		return signal(SIGBUS, SIG_DFL) == SIG_ERR ? -1 : 0;
-	case SIGBUS_IGNORE:
-		return signal(SIGBUS, SIG_IGN) == SIG_ERR ? -1 : 0;
-	case SIGBUS_BLOCK:
+	if (disposition == SIGBUS_BLOCK)
 		return 0;
-	}
-	errno = EINVAL;
-	return -1;
+	return signal(SIGBUS, disposition == SIGBUS_IGNORE ? SIG_IGN : SIG_DFL) == SIG_ERR ? -1 : 0;
 }

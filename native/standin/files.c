@@ -185,8 +185,9 @@ const char *file_map(char **words, int n)
 	error = wire_call(&msg.h, sizeof(msg), NULL, 0, &fd);
 	if (error)
 		return refused(error);
-	if (window_map(moffset, len, fd, foffset, writable) < 0) {
-		wrong = because("mapping the page cache", errno);
+	error = window_map(moffset, len, fd, foffset, writable);
+	if (error) {
+		wrong = because("mapping the page cache", -error);
 		remove_mapping(moffset, len);
 	}
 	close(fd);
@@ -216,8 +217,9 @@ const char *file_unmap(char **words, int n)
 	error = remove_mapping(moffset, len);
 	if (error)
 		return refused(error);
-	if (window_unmap(moffset, len) < 0)
-		return because("unmap", errno);
+	error = window_unmap(moffset, len);
+	if (error)
+		return because("unmap", -error);
 	mapping_done("unmap", NULL, moffset, len);
 	return NULL;
 }

@@ -20,6 +20,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
 #include "standin.h"
 
 enum {
@@ -91,21 +92,19 @@ static void failed(struct task *t, int error)
  * may be another's. */
 static void set_child(int id, pid_t pid)
 {
-	pthread_mutex_lock(&lock);
+	GUARD(&lock);
 	children[id] = pid;
-	pthread_mutex_unlock(&lock);
 }
 
 void fork_abandon(void)
 {
 	int i;
 
-	pthread_mutex_lock(&lock);
+	GUARD(&lock);
 	for (i = 0; i < VCPU_COUNT; i++) {
 		if (children[i])
 			kill(children[i], SIGKILL);
 	}
-	pthread_mutex_unlock(&lock);
 }
 
 static void parent(struct task *t, pid_t pid, int pipe_in)

@@ -306,17 +306,18 @@ static void host_lost(const char *why)
 int main(int argc, char **argv)
 {
 	struct options o;
-	int event_area;
+	int event_area, error;
 	bool good;
 
 	parse_options(argc, argv, &o);
 	if (o.path) {
 		o.fd = wire_connect(o.path);
 		if (o.fd < 0)
-			fail(EXIT_HOST, "%s: %s", o.path, strerror(errno));
+			fail(EXIT_HOST, "%s: %s", o.path, strerror(-o.fd));
 	}
-	if (window_open(o.window) < 0)
-		fail(EXIT_USAGE, "no window served by userfaultfd: %s", strerror(errno));
+	error = window_open(o.window);
+	if (error)
+		fail(EXIT_USAGE, "no window served by userfaultfd: %s", strerror(-error));
 	event_area = async_pf_area();
 	if (event_area < 0)
 		fail(EXIT_USAGE, "no event area: %s", strerror(errno));

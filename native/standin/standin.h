@@ -64,7 +64,7 @@ void answer_end(struct answer *a);
 /* ------------------------------------------------------------------ wire.c */
 
 /* One outstanding call at a time; all calls come from the main thread. */
-int wire_connect(const char *path);
+int wire_connect(const char *path);	/* -> a socket, or a negative errno */
 /* `host_lost` runs once, in the wire's own thread, and may stay there. */
 void wire_start(int fd, void (*host_lost)(const char *why));
 int wire_call(struct df_header *msg, size_t len, const int *fds, int nfds, int *reply_fd);
@@ -76,13 +76,14 @@ extern uint64_t window_base;
 extern uint64_t window_len;
 extern int window_uffd;
 
-int uffd_open(uint64_t features, uint64_t *granted);
+/* These return a negative errno. */
 int window_open(uint64_t len);
-bool window_sees_fork(void);
-bool window_has_poison(void);
 int window_map(uint64_t moffset, uint64_t len, int fd, uint64_t foffset, bool writable);
 int window_unmap(uint64_t moffset, uint64_t len);
 int window_remap(uint64_t offset, uint64_t len, uint64_t new_offset);
+
+bool window_sees_fork(void);
+bool window_has_poison(void);
 bool window_registered(uint64_t address);
 
 /* ------------------------------------------------------------------ takeover.c */

@@ -20,12 +20,11 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdbool.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "abi/compat.h"
+#include "base/uffd.h"
 #include "standin.h"
 
 enum {
@@ -47,13 +46,6 @@ static nfds_t nuffds;
 static struct fault_to_answer deferred[DEFERRED_MAX];
 static unsigned int ndeferred;
 
-static void wake(int uffd, uint64_t start, uint64_t len)
-{
-	struct uffdio_range range = { .start = start, .len = len };
-
-	ioctl(uffd, UFFDIO_WAKE, &range);
-}
-
 /* Before 6.6 there is no poison.  The next best is to take the page's access
  * away: SIGSEGV, and EFAULT in system calls, which nobody can mistake for the
  * file's bytes.  A child's memory is out of reach, so the child ends. */
@@ -63,20 +55,7 @@ static void deny(int uffd, uint64_t page, pid_t tid)
 		syscall(SYS_tkill, tid, SIGKILL);
 	else
 		mprotect((void *)(uintptr_t)page, DF_PAGE_SIZE, PROT_NONE);
-	wake(uffd, page, DF_PAGE_SIZE);
-}
-
-/* A page the host had installed keeps its bytes, and takes stores as the page
- * cache of a disk that is gone does.  It cannot be poisoned, it is present, and
- * to be woken unanswered it would fault for ever. */
-static int unprotect(int uffd, uint64_t page, uint64_t mode)
-{
-	struct uffdio_writeprotect wp = {
-		.range = { .start = page, .len = DF_PAGE_SIZE },
-		.mode = mode,
-	};
-
-	return ioctl(uffd, UFFDIO_WRITEPROTECT, &wp);
+	uffd_wake(uffd, page, DF_PAGE_SIZE);
 }
 
 /* Write protection outlives its page: MADV_DONTNEED leaves a marker in the page
@@ -84,40 +63,50 @@ static int unprotect(int uffd, uint64_t page, uint64_t mode)
  * mfill_atomic_pte_poison()).  So EEXIST is believed only without the marker. */
 static int poison(int uffd, uint64_t page)
 {
-	struct uffdio_poison p = { .range = { .start = page, .len = DF_PAGE_SIZE } };
+	uint64_t done;
+	int error = uffd_poison(uffd, page, DF_PAGE_SIZE, &done);
 
-	if (ioctl(uffd, UFFDIO_POISON, &p) == 0)
-		return 0;
-	if (errno != EEXIST)
-		return -1;
-	if (unprotect(uffd, page, UFFDIO_WRITEPROTECT_MODE_DONTWAKE) < 0) {
-		if (errno != EAGAIN)
-			errno = EEXIST;	/* not registered for write protection */
-		return -1;
-	}
-	return ioctl(uffd, UFFDIO_POISON, &p);
+	if (error != -EEXIST)
+		return error;
+	error = uffd_unmark(uffd, page, DF_PAGE_SIZE);
+	if (error)			/* else: not registered for write protection */
+		return error == -EAGAIN ? error : -EEXIST;
+	return uffd_poison(uffd, page, DF_PAGE_SIZE, &done);
+}
+
+/* A page that the host had installed keeps its bytes, and takes stores as the page
+ * cache of a disk that is gone does.  It cannot be poisoned, because it is present,
+ * and woken without an answer it would fault for ever. */
+static int resolve(const struct fault_to_answer *f)
+{
+	if (f->protected)
+		return uffd_protect(f->uffd, f->page, DF_PAGE_SIZE, false);
+	return poison(f->uffd, f->page);
 }
 
 /* False when it must be tried again after the other events have been read. */
 static bool answer(const struct fault_to_answer *f)
 {
+	int error;
+
 	if (!f->protected && !window_has_poison()) {
 		deny(f->uffd, f->page, f->tid);
 		return true;
 	}
-	if ((f->protected ? unprotect(f->uffd, f->page, 0) : poison(f->uffd, f->page)) == 0)
+	error = resolve(f);
+	if (!error)
 		return true;
 	/* EAGAIN: an unread event is about to change the mappings. */
-	if (errno == EAGAIN)
+	if (error == -EAGAIN)
 		return false;
 	/* EEXIST: somebody was faster.  ENOENT: no longer mapped.  EFAULT: past
 	 * the end of the page cache, a SIGBUS of its own (mm/userfaultfd.c,
 	 * mfill_file_over_size()).  ESRCH: the child is gone. */
-	wake(f->uffd, f->page, DF_PAGE_SIZE);
+	uffd_wake(f->uffd, f->page, DF_PAGE_SIZE);
 	return true;
 }
 
-static void adopt(int uffd)
+static void add_uffd(int uffd)
 {
 	/* One too many stays open, unread: its child blocks, killably, where
 	 * closing the descriptor would feed it zeros. */
@@ -142,7 +131,7 @@ static void fault(int uffd, const struct uffd_msg *msg)
 	if (ndeferred < DEFERRED_MAX)
 		deferred[ndeferred++] = f;
 	else
-		wake(f.uffd, f.page, DF_PAGE_SIZE);
+		uffd_wake(f.uffd, f.page, DF_PAGE_SIZE);
 }
 
 /* One batch, so that a busy guest does not keep its children waiting.  For
@@ -150,14 +139,14 @@ static void fault(int uffd, const struct uffd_msg *msg)
 static void read_events(int uffd)
 {
 	struct uffd_msg msgs[BATCH];
-	ssize_t n = read(uffd, msgs, sizeof(msgs));
-	ssize_t i;
+	int n = uffd_read(uffd, msgs, BATCH);
+	int i;
 
-	for (i = 0; i < n / (ssize_t)sizeof(msgs[0]); i++) {
+	for (i = 0; i < n; i++) {
 		if (msgs[i].event == UFFD_EVENT_PAGEFAULT)
 			fault(uffd, &msgs[i]);
 		else if (msgs[i].event == UFFD_EVENT_FORK)
-			adopt((int)msgs[i].arg.fork.ufd);
+			add_uffd((int)msgs[i].arg.fork.ufd);
 	}
 }
 
@@ -177,8 +166,8 @@ void takeover(void)
 {
 	nfds_t i;
 
-	adopt(window_uffd);
-	wake(window_uffd, window_base, window_len);
+	add_uffd(window_uffd);
+	uffd_wake(window_uffd, window_base, window_len);
 	for (;;) {
 		poll(uffds, nuffds, ndeferred ? RETRY_MS : -1);
 		for (i = 0; i < nuffds; i++)

@@ -8,8 +8,9 @@
  */
 #include <pthread.h>
 #include <stdlib.h>
-#include <time.h>
 
+#include "base/cleanup.h"
+#include "base/clock.h"
 #include "standin.h"
 
 enum {
@@ -38,7 +39,7 @@ void trace_set(bool wanted)
 {
 	int i;
 
-	pthread_mutex_lock(&lock);
+	GUARD(&lock);
 	for (i = 0; wanted && i < VCPU_COUNT; i++) {
 		if (!rings[i].events)
 			rings[i].events = calloc(RING, sizeof(struct event));
@@ -47,27 +48,23 @@ void trace_set(bool wanted)
 		rings[i].read = rings[i].written;
 	}
 	on = wanted;
-	pthread_mutex_unlock(&lock);
 }
 
 /* `task` is -1 where none is concerned. */
 void trace(const struct vcpu *v, int task, enum trace_what what, uint32_t token, uint64_t gva)
 {
 	struct ring *r = &rings[v->id];
-	struct timespec ts;
 
 	if (!atomic_load_explicit(&on, memory_order_relaxed))
 		return;
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	pthread_mutex_lock(&lock);
+	GUARD(&lock);
 	r->events[r->written++ % RING] = (struct event){
-		.ns = (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec,
+		.ns = now_ns(),
 		.gva = gva,
 		.token = token,
 		.task = (int16_t)task,
 		.what = (uint8_t)what,
 	};
-	pthread_mutex_unlock(&lock);
 }
 
 void trace_task(const struct task *t, enum trace_what what, uint32_t token, uint64_t gva)

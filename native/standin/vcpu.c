@@ -10,9 +10,10 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
+#include "base/clock.h"
 #include "standin.h"
 
 enum {
@@ -25,14 +26,6 @@ static bool panicked;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t finished = PTHREAD_COND_INITIALIZER;
-
-static uint64_t now_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
-}
 
 /* ------------------------------------------------------------------ under the lock */
 
@@ -161,7 +154,7 @@ static void finish(struct task *t)
 	if (t->result.outcome == OUTCOME_KILLED)
 		trace_task(t, TRACE_KILLED, 0, 0);
 	trace_task(t, TRACE_END, 0, window_base + a->offset);
-	pthread_mutex_lock(&lock);
+	GUARD(&lock);
 	t->access = NULL;
 	t->state = TASK_IDLE;
 	v->outcomes[t->result.outcome]++;
@@ -172,7 +165,6 @@ static void finish(struct task *t)
 	else if (t->result.outcome == OUTCOME_KILLED)
 		bury(t);
 	account(v);
-	pthread_mutex_unlock(&lock);
 }
 
 /* `sti; hlt`: what comes after the last look is pending, and ends the wait. */
@@ -284,27 +276,20 @@ static int queue(struct vcpu *v, int id, unsigned int task, struct access *a)
 /* Takes ownership of `a`, unless it returns an errno. */
 int vcpu_queue(int id, unsigned int task, struct access *a)
 {
-	int error;
-
-	pthread_mutex_lock(&lock);
-	error = queue(&vcpus[id], id, task, a);
-	pthread_mutex_unlock(&lock);
-	return error;
+	GUARD(&lock);
+	return queue(&vcpus[id], id, task, a);
 }
 
 int vcpu_kill(int id, unsigned int task)
 {
 	struct vcpu *v = &vcpus[id];
-	int error = ESRCH;
 
-	pthread_mutex_lock(&lock);
-	if (v->tasks[task]) {
-		v->tasks[task]->killed = true;
-		order(v, ORDER_SCHEDULE);
-		error = 0;
-	}
-	pthread_mutex_unlock(&lock);
-	return error;
+	GUARD(&lock);
+	if (!v->tasks[task])
+		return ESRCH;
+	v->tasks[task]->killed = true;
+	order(v, ORDER_SCHEDULE);
+	return 0;
 }
 
 /* Writes MSR_EN of every vCPU.  Who turns it off wakes its sleepers itself, as
@@ -313,7 +298,7 @@ void vcpu_async(bool on)
 {
 	int i;
 
-	pthread_mutex_lock(&lock);
+	GUARD(&lock);
 	async = on;
 	for (i = 0; i < VCPU_COUNT; i++) {
 		if (!vcpus[i].tid || vcpus[i].state == VCPU_DEAD)
@@ -322,7 +307,6 @@ void vcpu_async(bool on)
 		if (!on)
 			order(&vcpus[i], ORDER_WAKE_ALL);
 	}
-	pthread_mutex_unlock(&lock);
 }
 
 /* Nobody will say "ready" any more: let every sleeper repeat its access. */
@@ -330,10 +314,9 @@ void vcpu_host_lost(void)
 {
 	int i;
 
-	pthread_mutex_lock(&lock);
+	GUARD(&lock);
 	for (i = 0; i < VCPU_COUNT; i++)
 		order(&vcpus[i], ORDER_WAKE_ALL);
-	pthread_mutex_unlock(&lock);
 }
 
 static bool any_busy(int id)
@@ -351,32 +334,26 @@ static bool any_busy(int id)
 
 void vcpu_wait(int id)
 {
-	pthread_mutex_lock(&lock);
+	GUARD(&lock);
 	while (any_busy(id))
 		pthread_cond_wait(&finished, &lock);
-	pthread_mutex_unlock(&lock);
 }
 
 bool vcpu_panicked(void)
 {
-	bool yes;
-
-	pthread_mutex_lock(&lock);
-	yes = panicked;
-	pthread_mutex_unlock(&lock);
-	return yes;
+	GUARD(&lock);
+	return panicked;
 }
 
 void vcpu_stat(struct json *j)
 {
 	int i;
 
+	GUARD(&lock);
 	json_list_begin(j, "vcpus");
-	pthread_mutex_lock(&lock);
 	for (i = 0; i < VCPU_COUNT; i++) {
 		if (vcpus[i].state != VCPU_ABSENT)
 			report_stat(j, &vcpus[i]);
 	}
-	pthread_mutex_unlock(&lock);
 	json_list_end(j);
 }

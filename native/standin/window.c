@@ -13,14 +13,10 @@
  * them into the file's page cache.
  */
 #include <errno.h>
-#include <fcntl.h>
-#include <stdatomic.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
-#include "abi/compat.h"
+#include "base/uffd.h"
 #include "standin.h"
 
 uint64_t window_base;
@@ -30,37 +26,17 @@ int window_uffd = -1;
 static uint64_t features;		/* asked for and granted */
 static bool has_poison;
 
-/* A new userfaultfd with `wanted` features, or -1 with errno.  Async-signal-safe:
- * a forked child calls it.  *offered receives all that the kernel knows. */
-int uffd_open(uint64_t wanted, uint64_t *offered)
+/* A new userfaultfd with `wanted` features, or a negative errno.  Async-signal-safe:
+ * a forked child calls it.  Not UFFD_USER_MODE_ONLY: the system calls of the guest must
+ * fault too. */
+static int new_uffd(uint64_t wanted)
 {
-	struct uffdio_api api = { .api = UFFD_API, .features = wanted };
-	int error;
-	int dev;
-	int fd = -1;
+	int fd = df_uffd_open(false);
+	int error = fd < 0 ? fd : df_uffd_api(fd, wanted);
 
-	/* The device first: its file mode decides who may, where the system call
-	 * asks for CAP_SYS_PTRACE or the sysctl.  Without UFFD_USER_MODE_ONLY,
-	 * because the system calls of the guest must fault too. */
-	dev = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
-	if (dev >= 0) {
-		fd = ioctl(dev, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
-		close(dev);
-	}
-	if (fd < 0)
-		fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-	if (fd < 0)
-		return -1;
-
-	if (ioctl(fd, UFFDIO_API, &api) < 0) {
-		error = errno;
+	if (fd >= 0 && error)
 		close(fd);
-		errno = error;
-		return -1;
-	}
-	if (offered)
-		*offered = api.features;
-	return fd;
+	return error ? error : fd;
 }
 
 static int reserve(uint64_t len)
@@ -71,7 +47,7 @@ static int reserve(uint64_t len)
 	p = mmap(NULL, len + DF_RANGE_SIZE, PROT_NONE,
 		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (p == MAP_FAILED)
-		return -1;
+		return -errno;
 
 	raw = (uint64_t)(uintptr_t)p;
 	raw_end = raw + len + DF_RANGE_SIZE;
@@ -85,41 +61,30 @@ static int reserve(uint64_t len)
 	return 0;
 }
 
-/* What this kernel has, asked of a descriptor of its own: the answer depends on
- * nothing, but a descriptor answers once. */
-static uint64_t offers(void)
-{
-	uint64_t offered = 0;
-	int fd = uffd_open(0, &offered);
-
-	if (fd >= 0)
-		close(fd);
-	return offered;
-}
-
 int window_open(uint64_t len)
 {
-	uint64_t offered;
+	int64_t offered = df_uffd_probe(false);
 
 	features = UFFD_FEATURE_THREAD_ID | UFFD_FEATURE_EXACT_ADDRESS |
 		   UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM |
 		   UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP |
 		   UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP;
-	offered = offers();
+	if (offered < 0)
+		return (int)offered;
 	/* Pages write-protected until the first store tell the host which of them
 	 * differ from the file; before 6.4 it has to assume all of them. */
 	if (offered & UFFD_FEATURE_WP_UNPOPULATED)
 		features |= UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
 			    UFFD_FEATURE_WP_UNPOPULATED;
 
-	window_uffd = uffd_open(features, &offered);
-	if (window_uffd < 0 && errno == EPERM) {
+	window_uffd = new_uffd(features);
+	if (window_uffd == -EPERM) {
 		/* EVENT_FORK hands out the child's faults: CAP_SYS_PTRACE. */
 		features &= ~(uint64_t)UFFD_FEATURE_EVENT_FORK;
-		window_uffd = uffd_open(features, &offered);
+		window_uffd = new_uffd(features);
 	}
 	if (window_uffd < 0)
-		return -1;
+		return window_uffd;
 	has_poison = offered & UFFD_FEATURE_POISON;
 	return reserve(len);
 }
@@ -144,26 +109,22 @@ static void *at(uint64_t offset)
  * page.  Takes no ownership of fd. */
 int window_map(uint64_t moffset, uint64_t len, int fd, uint64_t foffset, bool writable)
 {
-	struct uffdio_register reg = {
-		.range = { .start = window_base + moffset, .len = len },
-		.mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR,
-	};
+	int modes = DF_UFFD_MISSING | DF_UFFD_MINOR;
 	int flags = MAP_FIXED | MAP_NORESERVE | (writable ? MAP_SHARED : MAP_PRIVATE);
 	int prot = PROT_READ | (writable ? PROT_WRITE : 0);
+	uint64_t ioctls;
 	int error;
 
 	if (writable && features & UFFD_FEATURE_WP_HUGETLBFS_SHMEM)
-		reg.mode |= UFFDIO_REGISTER_MODE_WP;
+		modes |= DF_UFFD_WP;
 	if (mmap(at(moffset), len, PROT_NONE, flags, fd, (off_t)foffset) == MAP_FAILED)
-		return -1;
-	if (ioctl(window_uffd, UFFDIO_REGISTER, &reg) == 0 &&
-	    mprotect(at(moffset), len, prot) == 0)
-		return 0;
-
-	error = errno;
-	window_unmap(moffset, len);
-	errno = error;
-	return -1;
+		return -errno;
+	error = uffd_register(window_uffd, window_base + moffset, len, modes, &ioctls);
+	if (!error && mprotect(at(moffset), len, prot) < 0)
+		error = -errno;
+	if (error)
+		window_unmap(moffset, len);
+	return error;
 }
 
 /* Back to the reservation in one step.  Not UFFDIO_UNREGISTER first, which
@@ -174,7 +135,7 @@ int window_unmap(uint64_t moffset, uint64_t len)
 	void *p = mmap(at(moffset), len, PROT_NONE,
 		       MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
-	return p == MAP_FAILED ? -1 : 0;
+	return p == MAP_FAILED ? -errno : 0;
 }
 
 /* Moves part of the window within it.  The hole it leaves belongs to the window
@@ -184,11 +145,11 @@ int window_remap(uint64_t offset, uint64_t len, uint64_t new_offset)
 {
 	if (mremap(at(offset), len, len, MREMAP_MAYMOVE | MREMAP_FIXED, at(new_offset)) ==
 	    MAP_FAILED)
-		return -1;
+		return -errno;
 	if (mmap(at(offset), len, PROT_NONE,
 		 MAP_FIXED_NOREPLACE | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
 		 -1, 0) == MAP_FAILED)
-		return -1;
+		return -errno;
 	return 0;
 }
 
@@ -199,19 +160,13 @@ int window_remap(uint64_t offset, uint64_t len, uint64_t new_offset)
  * a `true` is genuine.  Async-signal-safe. */
 bool window_registered(uint64_t address)
 {
-	struct uffdio_register reg = {
-		.range = {
-			.start = address & ~(uint64_t)(DF_PAGE_SIZE - 1),
-			.len = DF_PAGE_SIZE,
-		},
-		.mode = UFFDIO_REGISTER_MODE_MISSING,
-	};
-	int fd = uffd_open(UFFD_FEATURE_MISSING_SHMEM, NULL);
+	uint64_t page = address & ~(uint64_t)(DF_PAGE_SIZE - 1), ioctls;
+	int fd = new_uffd(UFFD_FEATURE_MISSING_SHMEM);
 	bool busy;
 
 	if (fd < 0)
 		return false;
-	busy = ioctl(fd, UFFDIO_REGISTER, &reg) < 0 && errno == EBUSY;
+	busy = uffd_register(fd, page, DF_PAGE_SIZE, DF_UFFD_MISSING, &ioctls) == -EBUSY;
 	close(fd);
 	return busy;
 }

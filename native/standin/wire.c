@@ -16,9 +16,10 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
+#include "base/clock.h"
 #include "base/packet.h"
 #include "standin.h"
 
@@ -51,21 +52,18 @@ int wire_connect(const char *path)
 	struct sockaddr_un address = { .sun_family = AF_UNIX };
 	int fd;
 
-	if (strlen(path) >= sizeof(address.sun_path)) {
-		errno = ENAMETOOLONG;
-		return -1;
-	}
+	if (strlen(path) >= sizeof(address.sun_path))
+		return -ENAMETOOLONG;
 	strcpy(address.sun_path, path);
 
 	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 	if (fd < 0)
-		return -1;
+		return -errno;
 	if (connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0) {
-		int error = errno;
+		int error = -errno;
 
 		close(fd);
-		errno = error;
-		return -1;
+		return error;
 	}
 	return fd;
 }
@@ -119,7 +117,7 @@ static const char *receive(void)
 		return "a message of the wrong length";
 	}
 
-	pthread_mutex_lock(&lock);
+	GUARD(&lock);
 	why = mismatch(&in.h, (size_t)len, nfds);
 	if (!why) {
 		memcpy(call.msg, &in, (size_t)len);
@@ -127,10 +125,9 @@ static const char *receive(void)
 		call.done = true;
 		call.msg = NULL;
 		pthread_cond_signal(&answered);
-	}
-	pthread_mutex_unlock(&lock);
-	if (why)
+	} else {
 		packet_close(fds, nfds);
+	}
 	return why;
 }
 
@@ -173,43 +170,30 @@ void wire_start(int fd, void (*host_lost)(const char *why))
  * reply's descriptor goes to *reply_fd when that is not NULL. */
 int wire_call(struct df_header *msg, size_t len, const int *fds, int nfds, int *reply_fd)
 {
-	struct timespec deadline;
-	int error;
+	uint64_t deadline = now_ns() + CALL_SECONDS * (uint64_t)NS_PER_SECOND;
 
 	msg->len = (uint32_t)len;
 	msg->error = 0;
 	msg->pad = 0;
 
-	pthread_mutex_lock(&lock);
+	GUARD(&lock);
 	msg->seq = next_seq++;
 	call.msg = msg;
 	call.len = len;
 	call.wants_fd = reply_fd != NULL;
 	call.done = false;
 
-	if (wire_lost() || packet_send(host, msg, len, fds, nfds))
-		goto gone;
-
-	clock_gettime(CLOCK_REALTIME, &deadline);
-	deadline.tv_sec += CALL_SECONDS;
-	while (!call.done && !wire_lost()) {
+	if (!wire_lost() && !packet_send(host, msg, len, fds, nfds)) {
 		/* The hang-up makes the reader find out, and take over. */
-		if (pthread_cond_timedwait(&answered, &lock, &deadline) == ETIMEDOUT) {
+		while (!call.done && !wire_lost() && clock_wait(&answered, &lock, deadline))
+			;
+		if (!call.done && !wire_lost())
 			shutdown(host, SHUT_RDWR);
-			goto gone;
-		}
 	}
+	call.msg = NULL;
 	if (!call.done)
-		goto gone;
-
+		return -1;
 	if (reply_fd)
 		*reply_fd = call.fd;
-	error = msg->error;
-	pthread_mutex_unlock(&lock);
-	return error;
-
-gone:
-	call.msg = NULL;
-	pthread_mutex_unlock(&lock);
-	return -1;
+	return msg->error;
 }

@@ -122,6 +122,8 @@ async def test_nested_guest_whose_page_source_is_broken_gets_an_error(tmp_path: 
     async with nesting(tmp_path) as (_, n):
         n.level.file.file.fetch_by(broken)
         assert (await n.l2.access(0, "touch 0")).outcome == "sigbus"
+        # the guest is answered first
+        await eventually(lambda: n.level.host.records.total, "a record of the failure at L1")
         assert [record.failure.error for record in n.level.host.records] == [errno.EIO]
 
 
