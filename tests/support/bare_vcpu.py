@@ -15,12 +15,12 @@ import signal
 import socket
 import struct
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from needs import require
+from patience import PATIENCE, until
 from raw_guest import AREA, area
 
 from daxfault import native
@@ -31,7 +31,6 @@ from daxfault.vmm.host.uffd_features import bits
 PAGE = native.PAGE_SIZE
 PAGES = 128
 FEATURES = bits("MISSING_SHMEM", "THREAD_ID", "MINOR_SHMEM", "EXACT_ADDRESS")
-PATIENCE = 20.0
 
 # struct df_slot (apf.h); the area of every ABI begins at 0
 SLOT, TID, STATE, MSR_EN, ACKS, CR2, IRR = 128, 72, 76, 80, 92, 96, 104
@@ -48,15 +47,6 @@ ERRORS = {
     Abi.RETRY: Cpuid.ERROR,
     Abi.REPORT: Cpuid.ERROR,
 }
-
-
-def until(condition: Callable[[], Any], what: str) -> Any:
-    """Wait for what has no event: the kernel's and the engine's threads."""
-    end = time.monotonic() + PATIENCE
-    while not (found := condition()):
-        assert time.monotonic() < end, f"never: {what}"
-        time.sleep(0.0005)
-    return found
 
 
 def page_of(number: int) -> bytes:
@@ -215,7 +205,7 @@ class Task:
         self._guest, self._page, self._write = guest, page, write
         self.thread = threading.Thread(target=self._body)
         self.thread.start()
-        self._born.wait()
+        assert self._born.wait(PATIENCE)
 
     def _body(self) -> None:
         # the test's own thread takes no exception either: it is no vCPU
@@ -225,7 +215,7 @@ class Task:
         at = self._guest.start + self._page * PAGE
         memory = (ctypes.c_char * 8).from_address(at)
         self._born.set()
-        self.go.wait()
+        assert self.go.wait(PATIENCE)
         try:
             # system calls, without the GIL: what would be SIGBUS for a load is EFAULT
             if self._write:

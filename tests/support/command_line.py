@@ -5,7 +5,7 @@ import os
 import subprocess
 from pathlib import Path
 
-PATIENCE = 60  # seconds, for a machine that is busy with other things
+from patience import PATIENCE
 
 
 def place_of_its_own(tmp_path: Path) -> Path:

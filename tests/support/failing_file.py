@@ -12,12 +12,13 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from patience import PATIENCE
+
 from daxfault import native
 
 PAGE = native.PAGE_SIZE
 PAGES = 16
 KEPT = 4  # pages that cut() leaves
-SECONDS = 60
 
 
 def content(pages: int = PAGES) -> bytes:
@@ -69,7 +70,8 @@ def in_thread(function: Callable[[], None]) -> None:
 
     thread = threading.Thread(target=run)
     thread.start()
-    thread.join()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
     for e in raised:
         raise e
 
@@ -97,6 +99,6 @@ def program(directory: Path, script: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-c", PRELUDE + script, os.fspath(directory / "data")],
         capture_output=True,
         text=True,
-        timeout=SECONDS,
+        timeout=PATIENCE,
         check=False,
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from needs import require, require_fuse, require_root
+from patience import within
 
 from daxfault import native
 
@@ -28,11 +29,12 @@ class Lines:
 
     def read(self, event: str) -> dict[str, Any]:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            found: dict[str, Any] = json.loads(line)
-            assert found["event"] in (event, "host_lost")
-            if found["event"] == event:
-                return found
+        with within(what=event):
+            for line in self.process.stdout:
+                found: dict[str, Any] = json.loads(line)
+                assert found["event"] in (event, "host_lost")
+                if found["event"] == event:
+                    return found
         raise AssertionError(f"the stand-in ended before {event}")
 
     def do(self, command: str, event: str = "done") -> dict[str, Any]:
@@ -64,7 +66,8 @@ def killable_host(top: Path) -> Iterator["subprocess.Popen[str]"]:
     process = subprocess.Popen([sys.executable, script, top], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
+        with within(what="the host"):
+            assert process.stdout.readline() == "ready\n"
         yield process
     finally:
         process.kill()

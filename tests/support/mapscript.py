@@ -10,7 +10,8 @@ from pathlib import Path
 
 from checkout import PROGRAMS
 from needs import require
-from run_host import PATIENCE, RunningHost
+from patience import PATIENCE, within
+from run_host import RunningHost
 
 from daxfault import native
 
@@ -64,7 +65,8 @@ class Mapper:
 
     def answer(self) -> str:
         assert self.process.stdout is not None
-        return self.process.stdout.readline().rstrip("\n")
+        with within(what="the answer"):
+            return self.process.stdout.readline().rstrip("\n")
 
     def __call__(self, line: str) -> str:
         self.send(line)

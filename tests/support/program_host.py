@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from needs import require
+from patience import PATIENCE
 from process_maps import areas, lives
 
 from daxfault import native
@@ -32,7 +33,6 @@ from daxfault.native import ffi, lib
 from daxfault.vmm.host.uffd_features import bits
 
 PAGE = native.PAGE_SIZE
-SECONDS = 30  # for what should come at once
 ALL = 1 << 47
 _FEATURES = bits("EVENT_REMOVE", "EVENT_REMAP", "MISSING_SHMEM", "THREAD_ID", "EXACT_ADDRESS")
 _FORK = bits("EVENT_FORK")
@@ -86,7 +86,7 @@ class Gate:
 
     def __call__(self, reply: bytes, fds: list[int]) -> Reply:
         self.reached.set()
-        assert self.opened.wait(SECONDS)
+        assert self.opened.wait(PATIENCE)
         return reply, fds
 
 
@@ -172,7 +172,7 @@ class ProgramHost:
     def wait(self, condition: Callable[[], object]) -> None:
         """Until something that was said, or an end, makes it true."""
         with self._told:
-            assert self._told.wait_for(condition, SECONDS), self.said
+            assert self._told.wait_for(condition, PATIENCE), self.said
 
     def saying(self, what: str) -> list[dict[str, Any]]:
         with self._told:
@@ -181,7 +181,7 @@ class ProgramHost:
     def close(self) -> None:
         os.eventfd_write(self._stop, 1)
         while self._threads:
-            self._threads.pop().join(SECONDS)
+            self._threads.pop().join(PATIENCE)
         self._listener.close()
         os.close(self._stop)
         for cache, file in self._caches.values():
@@ -392,7 +392,7 @@ def run(
         env=host.environment(**environment),
         capture_output=True,
         text=True,
-        timeout=SECONDS,
+        timeout=PATIENCE,
     )
 
 

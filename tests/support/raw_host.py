@@ -15,12 +15,12 @@ import random
 import select
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Self
 
-from standin_peer import DF_REPLY, HEADER, RANGE, SECONDS, Peer
+from patience import PATIENCE, until
+from standin_peer import DF_REPLY, HEADER, RANGE, Peer
 
 from daxfault import native
 from daxfault.native import ffi, lib
@@ -65,7 +65,7 @@ class RawHost(Peer):
             self._reader = threading.Thread(target=self._read, daemon=True)
             self._reader.start()
             assert self.doorbell is not None
-            self.doorbell.settimeout(SECONDS)
+            self.doorbell.settimeout(PATIENCE)
             self.event("ready")
             self._map_file()
         except BaseException:
@@ -76,7 +76,7 @@ class RawHost(Peer):
     def __exit__(self, *_: object) -> None:
         self.close()
         self.uffd.close()
-        self._reader.join(SECONDS)
+        self._reader.join(PATIENCE)
         del self._area
         self._memory.close()
 
@@ -84,7 +84,7 @@ class RawHost(Peer):
         # whose thread reads stdout must see its end before the stream may be closed
         self.process.kill()
         if hasattr(self, "_reader"):
-            self._reader.join(SECONDS)
+            self._reader.join(PATIENCE)
         super().close()
 
     # ---- the console
@@ -100,11 +100,11 @@ class RawHost(Peer):
             if found["event"] == kind:
                 self.events.remove(found)
                 return found
-        while (got := self._lines.get(timeout=SECONDS)) is not None:
+        while (got := self._lines.get(timeout=PATIENCE)) is not None:
             if got["event"] == kind:
                 return got
             self.events.append(got)
-        raise EOFError(f"no {kind!r}: the stand-in ended, {self.process.wait(SECONDS)}")
+        raise EOFError(f"no {kind!r}: the stand-in ended, {self.process.wait(PATIENCE)}")
 
     def done(self, count: int = 1) -> dict[int, dict[str, Any]]:
         """`count` accesses that end: task -> what it got, of one vCPU."""
@@ -117,12 +117,6 @@ class RawHost(Peer):
     def states(self, vcpu: int = 0) -> dict[int, str]:
         return {t["task"]: t["state"] for t in self.stat(vcpu)["tasks"]}
 
-    def until(self, condition: Callable[[], Any], what: str) -> None:
-        """For what tells nobody when it happens: a task that falls asleep."""
-        deadline = time.monotonic() + SECONDS
-        while not condition():
-            assert time.monotonic() < deadline, f"never: {what}"
-
     # ---- faults and pages
 
     def fault(self) -> native.Event:
@@ -130,7 +124,7 @@ class RawHost(Peer):
         if not self._faults:
             poll = select.poll()
             poll.register(self.uffd.fileno(), select.POLLIN)
-            assert poll.poll(SECONDS * 1000), "no fault came"
+            assert poll.poll(PATIENCE * 1000), "no fault came"
             self._faults.extend(self.uffd.events())
         return self._faults.popleft()
 
@@ -169,7 +163,7 @@ class RawHost(Peer):
         self.say_line(f"vcpu {vcpu}.{task} {text}")
         self.faulting(page, vcpu)
         self.not_present(token, vcpu)
-        self.until(lambda: self.states(vcpu)[task] == "parked", f"task {task} parked")
+        until(lambda: self.states(vcpu)[task] == "parked", f"task {task} parked")
 
     def ready(self, token: int, vcpu: int = 0, *, error: int = 0, **fields: int) -> None:
         """ "Ready", or with `error` the ABI's error, for a token; -> when the guest has taken it."""

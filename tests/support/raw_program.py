@@ -17,11 +17,11 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Self
 
+from patience import PATIENCE
 from raw_guest import HEADER, message, uffd
 
 from daxfault.native import lib
 
-SECONDS = 30  # for a reply, which should come at once
 GONE = -1  # instead of a reply: the host hung up
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -88,7 +88,7 @@ class RawProgram:
     def __init__(self, path: str) -> None:
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._sock.connect(path)  # it waits for room among those not let in yet, when it may wait for ever
-        self._sock.settimeout(SECONDS)
+        self._sock.settimeout(PATIENCE)
 
     def __enter__(self) -> Self:
         return self

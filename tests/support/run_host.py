@@ -14,18 +14,17 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from command_line import assert_nothing_left, environment
 from needs import require, require_fuse
+from patience import PATIENCE, looks, within
 
 from daxfault import native
 from daxfault.vmm.programs import control
 
-PATIENCE = 60  # seconds, for a machine that is busy with other things
 # It lives until its standard input ends, and says when it has begun.
 WAITING = ["sh", "-c", "echo ready; cat >/dev/null"]
 
@@ -37,15 +36,6 @@ def require_programs() -> None:
         native.uffd_probe()
     except OSError as e:
         require(False, f"userfaultfd: {e}")
-
-
-def looks(seconds: float) -> Iterator[None]:
-    """Once for each look at what nobody tells of.  AssertionError when `seconds` are over."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        yield
-        time.sleep(0.005)
-    raise AssertionError(f"nothing in {seconds} s")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,8 +134,9 @@ class RunningHost(Place):
             env=environment(self.top),
         )
         assert self.process.stdout is not None
-        if self.process.stdout.readline() != "ready\n":
-            raise AssertionError(self.process.communicate()[1])
+        with within(what="daxfault run"):
+            if self.process.stdout.readline() != "ready\n":
+                raise AssertionError(self.process.communicate()[1])
         self.programs_environment: dict[str, str] = self.ask("environment")
 
     def __enter__(self) -> Self:
@@ -201,7 +192,7 @@ class RunningHost(Place):
 
     def settled(self) -> Path:
         """Wait until no program maps a file and what they stored is written back; -> `source`."""
-        for _ in looks(PATIENCE):
+        for _ in looks():
             if not self.ask("status")["busy"]:
                 break
         return self.source
@@ -209,7 +200,7 @@ class RunningHost(Place):
     def freed(self) -> Path:
         """Wait until the host has let go of what no program maps any more: what it may write to the kernel
         does not execute (ETXTBSY); -> `source`."""
-        for _ in looks(PATIENCE):
+        for _ in looks():
             if not self.ask("status")["files"]:
                 break
         return self.source

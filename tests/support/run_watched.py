@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from checkout import PROGRAMS
 from command_line import assert_nothing_left, environment
+from patience import PATIENCE
 from run_host import Place
 
 from daxfault.vmm.errors import DaxfaultError
@@ -58,7 +59,7 @@ def watched(place: Place, *program: str | Path, options: tuple[str, ...] = (), s
         finally:
             for pid in _session(process.pid):
                 os.kill(pid, signal.SIGKILL)
-            process.wait()
+            process.wait(PATIENCE)
             if place.is_mounted():
                 subprocess.run(["umount", "-l", place.mount], check=False)
     said = out.read_text()

@@ -14,6 +14,7 @@ from typing import Any
 
 import trio
 from needs import require, require_fuse
+from patience import PATIENCE
 
 from daxfault import fsd, native
 from daxfault.vmm.designs import DESIGNS, Design
@@ -24,7 +25,6 @@ from daxfault.vmm.study.standin import StandIn, standin
 
 PAGE = native.PAGE_SIZE
 RANGE = native.RANGE_SIZE
-PATIENCE = 30.0  # seconds; for a machine that is busy with other things
 
 
 @dataclasses.dataclass

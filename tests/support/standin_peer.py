@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from needs import require
+from patience import PATIENCE
 
 HEADER = struct.Struct("=IIQiI")  # type, len, seq, error, pad
 HELLO = struct.Struct("=IIQiIIiQQII")  # and version, pid, window, window_len, abi, cpuid
@@ -20,7 +21,6 @@ DF_HELLO, DF_REPLY = 1, 1000
 CPUID = 0x44010  # ASYNC_PF, ASYNC_PF_INT, ERROR
 ABI_REPORT = 5
 RANGE = 2 << 20
-SECONDS = 30  # for a process that should end at once
 
 
 class Peer:
@@ -28,7 +28,7 @@ class Peer:
 
     def __init__(self, standin: Path, *arguments: str) -> None:
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.socket.settimeout(SECONDS)
+        self.socket.settimeout(PATIENCE)
         self.process = subprocess.Popen(
             [standin, "--fd", str(theirs.fileno()), *arguments],
             stdin=subprocess.PIPE,
@@ -43,7 +43,7 @@ class Peer:
     def hello(self) -> tuple[int, ...]:
         message, self.fds, flags, _ = socket.recv_fds(self.socket, 4096, 8)
         if not message:
-            _, stderr = self.process.communicate(timeout=SECONDS)
+            _, stderr = self.process.communicate(timeout=PATIENCE)
             if b"no window served by userfaultfd" in stderr:
                 require(False, "userfaultfd with kernel-mode faults")
             pytest.fail(stderr.decode())
@@ -64,7 +64,7 @@ class Peer:
 
     def run(self, script: bytes) -> tuple[int, list[dict], str]:
         """Feeds a script to its end: exit code, events, standard error."""
-        stdout, stderr = self.process.communicate(script, timeout=SECONDS)
+        stdout, stderr = self.process.communicate(script, timeout=PATIENCE)
         events = [json.loads(line) for line in stdout.splitlines()]
         return self.process.returncode, events, stderr.decode()
 
@@ -75,7 +75,7 @@ class Peer:
         for fd in self.fds:
             os.close(fd)
         self.process.kill()
-        self.process.wait()
+        self.process.wait(PATIENCE)
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
             if not stream.closed:
                 stream.close()

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from checkout import PROGRAMS
 from needs import require
-from program_host import SECONDS, ProgramHost
+from patience import PATIENCE
+from program_host import ProgramHost
 
 from daxfault import native
 
@@ -57,5 +58,5 @@ def traced(*command: object) -> list[str]:
 def run_traced(host: ProgramHost, *command: object) -> subprocess.CompletedProcess[str]:
     """Run a program to its end."""
     return subprocess.run(
-        traced(*command), env=host.environment(), capture_output=True, text=True, timeout=SECONDS
+        traced(*command), env=host.environment(), capture_output=True, text=True, timeout=PATIENCE
     )

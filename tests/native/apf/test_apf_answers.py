@@ -6,7 +6,8 @@ import struct
 from pathlib import Path
 
 import pytest
-from bare_vcpu import CR2, PAGE, SEND_ALWAYS, STATE, TOKEN, USER, Bare, bare, gone, until
+from bare_vcpu import CR2, PAGE, SEND_ALWAYS, STATE, TOKEN, USER, Bare, bare, gone
+from patience import until
 
 from daxfault.native import Abi, Answer, CpuState, Delivery, GuestFlag, Posted, Reason, Wait
 

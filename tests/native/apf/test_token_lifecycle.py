@@ -11,6 +11,7 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from patience import until
 from raw_host import ALL, EFAULT, PAGE, RawHost, content
 
 from daxfault import native
@@ -53,7 +54,7 @@ class TokenLifecycle(RuleBasedStateMachine):
         self.pages[task], self.next_page = self.next_page, self.next_page + 1
         self.known.add(task)
         self.host.say_line(f"vcpu 0.{task} touch {self.pages[task] * PAGE}")
-        self.host.until(lambda: self.host.slot().tid, "powered on")
+        until(lambda: self.host.slot().tid, "powered on")
 
     @rule(task=TASKS)
     def kill(self, task: int) -> None:
@@ -68,7 +69,7 @@ class TokenLifecycle(RuleBasedStateMachine):
         self.host.say_line(f"async {'on' if on else 'off'}")
         if not on:
             self.forget()
-        self.host.until(lambda: self.asleep(self.stat()) == self.parked, "woken")
+        until(lambda: self.asleep(self.stat()) == self.parked, "woken")
 
     # ---- the host
 
@@ -80,7 +81,7 @@ class TokenLifecycle(RuleBasedStateMachine):
         error = token not in self.parked.values() and self.early.get(token, False)
         self.loose += error
         self.host.not_present(token)
-        self.host.until(lambda: self.stat()["not_present"] == self.counts["not_present"], "taken")
+        until(lambda: self.stat()["not_present"] == self.counts["not_present"], "taken")
         stat = self.stat()
         self.counts["declined"] = stat["declined"]
         refused = stat["declined"] - before
@@ -157,9 +158,7 @@ class TokenLifecycle(RuleBasedStateMachine):
         if self.known:
             expected = {task: "dead" if task in self.killed else "ready" for task in self.known}
             # who was killed dies when it would next run in user mode, which is a little later
-            self.host.until(
-                lambda: {t["task"]: t["state"] for t in self.stat()["tasks"]} == expected, f"{expected}"
-            )
+            until(lambda: {t["task"]: t["state"] for t in self.stat()["tasks"]} == expected, f"{expected}")
 
     # ---- the guest, seen
 

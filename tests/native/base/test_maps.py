@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from checkout import ROOT
 from needs import require
+from patience import within
 
 PROT = {"r": mmap.PROT_READ, "w": mmap.PROT_WRITE, "x": mmap.PROT_EXEC}
 DONTDUMP = 4  # MAPS_DONTDUMP
@@ -81,7 +82,8 @@ def test_every_mapping_is_read_as_the_kernel_writes_it(maps: ctypes.CDLL) -> Non
             while not Path(f"/proc/{process.pid}/comm").read_text().startswith("sleep"):
                 pass
             process.send_signal(signal.SIGSTOP)
-            os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+            with within(what="a stop"):
+                os.waitid(os.P_PID, process.pid, os.WSTOPPED)
             lines = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
             for fd in (maps.maps_open(process.pid), maps.maps_open_flags(process.pid)):
                 found = read(maps, fd)

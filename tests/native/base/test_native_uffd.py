@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 import cffi
 import pytest
 from needs import require
+from patience import PATIENCE
 
 from daxfault import native
 from daxfault.native import EventKind, Mode, Uffd
@@ -25,7 +26,6 @@ PAGE = native.PAGE_SIZE
 THREAD_ID, EXACT, POISON = bits("THREAD_ID"), bits("EXACT_ADDRESS"), bits("POISON")
 EVENTS = 1 << 2 | 1 << 3 | 1 << 6  # REMAP, REMOVE, UNMAP
 WP = 1 << 0 | 1 << 12 | 1 << 13  # PAGEFAULT_FLAG_WP, WP_HUGETLBFS_SHMEM, WP_UNPOPULATED
-SECONDS = 20
 
 # mmap.madvise() holds the GIL, and these calls wait for us
 libc = cffi.FFI()
@@ -69,7 +69,7 @@ class Call:
             self._result = errno.errorcode[exc.errno]
 
     def result(self) -> object:
-        self._thread.join(SECONDS)
+        self._thread.join(PATIENCE)
         assert not self._thread.is_alive(), "the call never returned"
         return self._result
 
@@ -93,7 +93,7 @@ def send(memory: Memory, offset: int, length: int) -> Call:
 
 
 def wait(uffd: Uffd) -> native.Event:
-    assert select.select([uffd.fileno()], [], [], SECONDS)[0], "no event"
+    assert select.select([uffd.fileno()], [], [], PATIENCE)[0], "no event"
     (event,) = uffd.events()
     return event
 
@@ -271,7 +271,7 @@ def test_changes_of_the_address_space_are_told_and_hold_up_installs(memfd: int) 
         os.pwrite(memfd, b"x" * 4 * PAGE, 0)
         pointer = libc.cast("void *", memory.address)
         call = Call(C.madvise, pointer, PAGE, mmap.MADV_DONTNEED)
-        assert select.select([uffd.fileno()], [], [], SECONDS)[0]
+        assert select.select([uffd.fileno()], [], [], PATIENCE)[0]
         with pytest.raises(BlockingIOError):
             uffd.continue_(memory.address, PAGE)
         (event,) = uffd.events()

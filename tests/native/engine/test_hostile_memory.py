@@ -9,6 +9,7 @@ import pytest
 import trio
 import trio.testing
 from guest_process import Died
+from patience import until
 from raw_guest import READ, WRITE
 from serving import PAGE, RANGE, call, eventually
 from trio.testing import trio_test
@@ -182,7 +183,8 @@ async def test_stopped_guest_is_poisoned_at_the_deadline_of_its_event(tmp_path: 
 
             def decide(self, failure: native.Failure) -> Verdict:
                 os.kill(pid, signal.SIGSTOP)
-                os.waitid(os.P_PID, pid, os.WSTOPPED)  # every thread of it
+                # every thread of it
+                until(lambda: os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG), "the guest stopped")
                 token.run_sync_soon(told.set)
                 return Verdict(native.Answer.REPORT)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from checkout import NATIVE, PROGRAMS
-from failing_file import SECONDS
+from patience import PATIENCE
 
 SKIP = 77
 
@@ -24,7 +24,7 @@ def test_guard_with_protection_keys_keeps_unguarded_threads_out(tmp_path: Path) 
     flags += ["-Wno-unused-parameter", f"-I{NATIVE}"]
     program = tmp_path / "guard_private"
     subprocess.run(["cc", *flags, *sources, "-o", program, "-lpthread"], check=True)
-    done = subprocess.run([program], capture_output=True, text=True, timeout=SECONDS, check=False)
+    done = subprocess.run([program], capture_output=True, text=True, timeout=PATIENCE, check=False)
     if done.returncode == SKIP:
         pytest.skip("missing: protection keys (pku, in /proc/cpuinfo)")
     assert (done.returncode, done.stderr) == (0, "")

@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from failing_file import PRELUDE, SECONDS
+from failing_file import PRELUDE
+from patience import PATIENCE
 from program_host import ProgramHost
 from program_host import program as served
 from run_host import Place, require_programs
@@ -39,7 +40,7 @@ byte(at + PAGE)
         assert process.stdout is not None
         at, pid = (int(word) for word in process.stdout.readline().split())
         os.ftruncate(program_host.cache(file), PAGE)
-        process.communicate("x", timeout=SECONDS)
+        process.communicate("x", timeout=PATIENCE)
     assert process.returncode == -signal.SIGBUS
     (told,) = program_host.saying("sigbus")
     assert (told["address"], told["tid"]) == (at + PAGE, pid)

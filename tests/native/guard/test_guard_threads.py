@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from failing_file import KEPT, PAGE, PAGES, SECONDS, FailingFile, content, in_thread, program, standing_in
+from failing_file import KEPT, PAGE, PAGES, FailingFile, content, in_thread, program, standing_in
+from patience import PATIENCE
 
 import daxfault
 
@@ -37,7 +38,7 @@ def together(*functions: Callable[[], object]) -> list[BaseException | None]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(SECONDS)
+        thread.join(PATIENCE)
         assert not thread.is_alive()
     return raised
 
@@ -52,9 +53,9 @@ def test_guard_threads_on_one_page_all_raise(file: FailingFile) -> None:
 
     def read() -> None:
         with daxfault.guard():
-            barrier.wait(SECONDS)
+            barrier.wait(PATIENCE)
             file.map[BAD]
-            barrier.wait(SECONDS)
+            barrier.wait(PATIENCE)
 
     assert all((str(file.path), BAD) in records(error) for error in together(*[read] * 4))
     assert standing_in() == []
@@ -65,7 +66,7 @@ def test_guard_thread_whose_page_another_put_back_fails_again(file: FailingFile)
     tids: list[int] = []
 
     def first() -> None:
-        assert entered.wait(SECONDS)
+        assert entered.wait(PATIENCE)
         try:
             with daxfault.guard():
                 file.map[BAD]
@@ -76,7 +77,7 @@ def test_guard_thread_whose_page_another_put_back_fails_again(file: FailingFile)
         tids.append(threading.get_native_id())
         with daxfault.guard():
             entered.set()
-            assert gone.wait(SECONDS)
+            assert gone.wait(PATIENCE)
             assert standing_in() == []
             file.map[BAD]
             assert standing_in() != []
@@ -93,7 +94,7 @@ def test_guard_of_other_buffers_is_not_told_of_another_threads_fault(tmp_path: P
     entered, failed = threading.Event(), threading.Event()
 
     def fail() -> None:
-        assert entered.wait(SECONDS)
+        assert entered.wait(PATIENCE)
         try:
             with daxfault.guard(first.map):
                 first.map[BAD]
@@ -103,7 +104,7 @@ def test_guard_of_other_buffers_is_not_told_of_another_threads_fault(tmp_path: P
     def read() -> None:
         with daxfault.guard(second.map):
             entered.set()
-            assert failed.wait(SECONDS)
+            assert failed.wait(PATIENCE)
             assert second.map[:] == content()
 
     errors = together(fail, read)
@@ -117,16 +118,16 @@ def test_guard_of_anything_is_told_of_what_stood_in_while_it_read(file: FailingF
     seen = []
 
     def fail() -> None:
-        assert entered.wait(SECONDS)
+        assert entered.wait(PATIENCE)
         with daxfault.guard():
             file.map[BAD]
             failed.set()
-            assert read_it.wait(SECONDS)
+            assert read_it.wait(PATIENCE)
 
     def read() -> None:
         with daxfault.guard():
             entered.set()
-            assert failed.wait(SECONDS)
+            assert failed.wait(PATIENCE)
             seen.append(file.map[BAD])
             read_it.set()
 
@@ -143,10 +144,10 @@ def test_guard_entered_while_zeros_stand_in_fails_for_itself(file: FailingFile) 
         with daxfault.guard():
             file.map[BAD]
             failed.set()
-            assert done.wait(SECONDS)
+            assert done.wait(PATIENCE)
 
     def read() -> None:
-        assert failed.wait(SECONDS)
+        assert failed.wait(PATIENCE)
         tids.append(threading.get_native_id())
         try:
             with daxfault.guard():
@@ -291,7 +292,7 @@ def test_guard_under_stress_misses_no_byte_that_was_not_the_files(tmp_path: Path
 
     def read(draw: random.Random) -> None:
         for _ in range(rounds):
-            barrier.wait(SECONDS)
+            barrier.wait(PATIENCE)
             for _ in range(8):
                 start = draw.randrange(PAGES * PAGE)
                 end = min(start + draw.randrange(1, 3 * PAGE), PAGES * PAGE)
@@ -303,13 +304,13 @@ def test_guard_under_stress_misses_no_byte_that_was_not_the_files(tmp_path: Path
                     continue
                 if got != content()[start:end]:
                     wrong.append(f"seed {seed}: {start}-{end}")
-            barrier.wait(SECONDS)
+            barrier.wait(PATIENCE)
 
     def cut() -> None:
         for _ in range(rounds):
-            barrier.wait(SECONDS)
+            barrier.wait(PATIENCE)
             file.cut(draw.randrange(PAGES))
-            barrier.wait(SECONDS)
+            barrier.wait(PATIENCE)
             file.heal()  # nobody reads now
 
     errors = together(cut, *[lambda i=i: read(random.Random(seed * 100 + i)) for i in range(readers)])

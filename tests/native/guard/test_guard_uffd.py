@@ -9,7 +9,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from failing_file import SECONDS, in_thread, program, standing_in
+from failing_file import in_thread, program, standing_in
+from patience import PATIENCE
 from test_native_uffd import POISON, Memory, uffd_with
 
 import daxfault
@@ -47,7 +48,7 @@ class Events:
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        self._thread.join(SECONDS)
+        self._thread.join(PATIENCE)
 
 
 def test_guard_page_of_a_host_that_follows_moves_heals(tmp_path: Path) -> None:

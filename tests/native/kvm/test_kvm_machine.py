@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 from needs import require
+from patience import PATIENCE, until
 
 from daxfault.native import PAGE_SIZE, ffi, kvm, lib
 from daxfault.native.kvm import Exit, ExitKind, Kvm, Mapping
-
-PATIENCE = 30  # seconds, for a machine that is busy with other things
 
 
 def made(irqchip: bool) -> Iterator[Kvm]:
@@ -113,12 +112,8 @@ def test_interrupt_from_another_vcpu_arrives(with_irqchip: Kvm) -> None:
     script(machine, 1, {"op": lib.DF_KVM_OP_SPIN, "flags": lib.DF_KVM_IRQS})
     script(machine, 0, {"op": lib.DF_KVM_OP_IPI, "arg": 1})
     assert next_exit(machine).vcpu == 0
-    arrived = threading.Event()
     box = mailbox(machine, 1)
-    for _ in range(PATIENCE * 1000):  # an interrupt is told to nobody but the guest
-        if box.ipis == 1:
-            break
-        arrived.wait(0.001)
+    until(lambda: box.ipis, "an interrupt")
     assert box.ipis == 1
 
 
@@ -128,13 +123,9 @@ def test_msi_arrives_at_the_running_vcpu_it_is_for_and_at_no_other(with_irqchip:
         machine.resume(vcpu)
         next_exit(machine)
     boxes = [script(machine, vcpu, {"op": lib.DF_KVM_OP_SPIN, "flags": lib.DF_KVM_IRQS}) for vcpu in range(2)]
-    pause = threading.Event()
     for count in range(1, 4):
         machine.msi(1, lib.DF_KVM_VECTOR_IPI)
-        for _ in range(PATIENCE * 1000):  # an interrupt is told to nobody but the guest
-            if boxes[1].ipis == count:
-                break
-            pause.wait(0.001)
+        until(lambda: sum(box.ipis for box in boxes) >= count, "an interrupt")  # noqa: B023 - it ends here
         assert [box.ipis for box in boxes] == [0, count]
 
 

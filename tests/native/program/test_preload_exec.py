@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from needs import require, require_root
-from program_host import SECONDS, ProgramHost, printed, program
+from patience import PATIENCE
+from program_host import ProgramHost, printed, program
 
 from daxfault import native
 
@@ -317,7 +318,7 @@ child(lambda: libc.execve(path, argv, strings(["LD_PRELOAD=" + sys.argv[2], "DAX
         env=program_host.environment(),
         capture_output=True,
         text=True,
-        timeout=SECONDS,
+        timeout=PATIENCE,
     )
     _, environment = json.loads(done.stdout)  # ld.so complains on standard error
     has = own in given.replace(" ", ":").split(":")

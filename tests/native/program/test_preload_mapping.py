@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from checkout import PROGRAMS
-from program_host import PAGE, SECONDS, ProgramHost, printed, program, refuse
+from patience import PATIENCE
+from program_host import PAGE, ProgramHost, printed, program, refuse
 
 # What a program may ask of mmap(): how the file is opened, length, prot, flags, offset, address.
 REQUESTS = """
@@ -87,7 +88,7 @@ print(json.dumps({name: failing(answer, *request) for name, request in REQUESTS.
 def test_mmap_of_any_request_fails_as_the_kernels_own(program_host: ProgramHost) -> None:
     file = program_host.file("file")
     command = program(REQUESTS + ANSWERS, file)
-    alone = subprocess.run(command, capture_output=True, check=True, timeout=SECONDS)
+    alone = subprocess.run(command, capture_output=True, check=True, timeout=PATIENCE)
     expected = json.loads(alone.stdout)
     (line,) = printed(program_host, REQUESTS + ANSWERS, file)
     answers = json.loads(line)
@@ -234,7 +235,7 @@ def test_fixed_mapping_replaces_at_once_for_other_threads(program_host: ProgramH
         env=program_host.environment(),
         capture_output=True,
         text=True,
-        timeout=SECONDS,
+        timeout=PATIENCE,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from checkout import PROGRAMS
-from program_host import SECONDS, ProgramHost, printed, program, refuse, run
+from patience import PATIENCE
+from program_host import ProgramHost, printed, program, refuse, run
 
 
 @pytest.fixture(params=[True, False], ids=["forks told by the kernel", "forks not told"])
@@ -35,7 +36,11 @@ def test_mapping_where_no_interpreter_can_is_served(
 ) -> None:
     file = either_host.file("file")
     done = subprocess.run(
-        [map_from, mode, file], env=either_host.environment(), capture_output=True, text=True, timeout=SECONDS
+        [map_from, mode, file],
+        env=either_host.environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -48,7 +53,7 @@ def test_child_of_a_clone_is_served_or_has_no_mapping(either_host: ProgramHost, 
         env=either_host.environment(),
         capture_output=True,
         text=True,
-        timeout=SECONDS,
+        timeout=PATIENCE,
     )
     told = "" if either_host.children else f"child of clone(): ended by signal {signal.SIGSEGV:d}\n"
     assert (done.returncode, done.stderr) == (bool(told), told)
@@ -110,9 +115,9 @@ if not os.fork():
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
-        assert process.wait(SECONDS) == 0
+        assert process.wait(PATIENCE) == 0
         program_host.wait(lambda: 0 in program_host.ended)
-        out, _ = process.communicate(timeout=SECONDS)
+        out, _ = process.communicate(timeout=PATIENCE)
     assert out == "1\n"
 
 

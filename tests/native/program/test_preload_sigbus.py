@@ -7,7 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from program_host import PAGE, SECONDS, Gate, ProgramHost, hang_up, program, refuse, run
+from patience import PATIENCE
+from program_host import PAGE, Gate, ProgramHost, hang_up, program, refuse, run
 
 # The page cache ends after the first page; so does what can be touched.
 TOUCH = """
@@ -36,7 +37,7 @@ def touched(
         assert process.stdout is not None
         first = process.stdout.readline()
         os.ftruncate(host.cache(file), PAGE)
-        out, err = process.communicate("x", timeout=SECONDS)
+        out, err = process.communicate("x", timeout=PATIENCE)
     return process.returncode, [*first.split(), *out.split()], err
 
 
@@ -175,8 +176,8 @@ byte(at + PAGE)
         program_host.next("mmap", gate)
         process.stdin.write(b"x")
         process.stdin.flush()
-        assert gate.reached.wait(SECONDS)
-        process.communicate(b"x", timeout=SECONDS)
+        assert gate.reached.wait(PATIENCE)
+        process.communicate(b"x", timeout=PATIENCE)
         gate.opened.set()
     assert process.returncode == -signal.SIGBUS
     assert len(program_host.saying("sigbus")) == 1

@@ -9,19 +9,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from program_host import (
-    SECONDS,
-    Answer,
-    Gate,
-    ProgramHost,
-    carry,
-    cut,
-    garble,
-    hang_up,
-    printed,
-    program,
-    refuse,
-)
+from patience import PATIENCE
+from program_host import Answer, Gate, ProgramHost, carry, cut, garble, hang_up, printed, program, refuse
 
 # One mmap() that something is the matter with, then one that is well; nothing may be left of the first.
 TWICE = """
@@ -138,7 +127,7 @@ print([failing(lambda: checked(libc.msync(a, PAGE, 4))) for a in (at, elsewhere)
         assert process.stdout is not None
         process.stdout.readline()
     (tmp_path / "host.socket").unlink()
-    out, _ = process.communicate("\n", timeout=SECONDS)
+    out, _ = process.communicate("\n", timeout=PATIENCE)
     assert out == "['EIO', None]\n"
 
 
@@ -161,10 +150,10 @@ print(order, flush=True)
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
-        assert gate.reached.wait(SECONDS)
+        assert gate.reached.wait(PATIENCE)
         process.send_signal(signal.SIGUSR1)
         gate.opened.set()
-        out, _ = process.communicate(timeout=SECONDS)
+        out, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
     assert sorted(ast.literal_eval(out)) == [("call", 1), ("handler", 2)]
 
@@ -202,10 +191,10 @@ thread.join()
         program_host.next("mmap", gate)
         process.stdin.write("\n")
         process.stdout.readline()
-        assert gate.reached.wait(SECONDS)
+        assert gate.reached.wait(PATIENCE)
         process.stdin.write("\n")
         gate.opened.set()
-        out, _ = process.communicate(timeout=SECONDS)
+        out, _ = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (0, "[1, 2, 3, 4] 1\n")
 
 

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from program_host import PAGE, SECONDS, ProgramHost, hang_up, program, refuse
+from patience import PATIENCE
+from program_host import PAGE, ProgramHost, hang_up, program, refuse
 from test_preload_mapping import ANSWERS, REQUESTS
 from tracing import run_traced, static, traced_host
 
@@ -121,7 +122,7 @@ def test_mapping_where_it_is_awkward_is_served(either_host: ProgramHost, map_fro
 def test_mmap_of_any_request_fails_as_the_kernels_own(host: ProgramHost) -> None:
     file = host.file("file")
     command = program(REQUESTS + ANSWERS, file)
-    alone = subprocess.run(command, capture_output=True, check=True, timeout=SECONDS)
+    alone = subprocess.run(command, capture_output=True, check=True, timeout=PATIENCE)
     expected = json.loads(alone.stdout)
     answers = json.loads(run_traced(host, *command).stdout)
     # where it is not validated, tmpfs ignores it, and ext4 does not

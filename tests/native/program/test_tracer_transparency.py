@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 from needs import require
-from program_host import SECONDS, ProgramHost, program
+from patience import PATIENCE, within
+from program_host import ProgramHost, program
 from tracing import run_traced, static, traced, traced_host
 
 from daxfault import native
@@ -31,7 +32,7 @@ def binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def alone(*command: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=SECONDS)
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=PATIENCE)
 
 
 @pytest.mark.parametrize(
@@ -86,9 +87,9 @@ print([os.getpid(), os.getppid(), os.getpgrp(), os.getsid(0), child(), os.getcwd
 """
     command = traced("--argv0", "name", *program(script))
     end = subprocess.Popen(command, env=host.environment(), stdout=subprocess.PIPE, text=True)
-    out, _ = end.communicate(timeout=SECONDS)
+    out, _ = end.communicate(timeout=PATIENCE)
     plain = subprocess.Popen(program(script), stdout=subprocess.PIPE, text=True)
-    expected, _ = plain.communicate(timeout=SECONDS)
+    expected, _ = plain.communicate(timeout=PATIENCE)
     assert out == expected.replace(f"[{plain.pid},", f"[{end.pid},")
 
 
@@ -126,7 +127,7 @@ def test_pipe_ends_when_the_program_closes_it(host: ProgramHost) -> None:
     ) as end:
         assert end.stdin is not None
         assert end.stdout is not None
-        assert select.select([end.stdout], [], [], SECONDS)[0]
+        assert select.select([end.stdout], [], [], PATIENCE)[0]
         assert end.stdout.read() == b""
         end.stdin.close()
 
@@ -155,16 +156,18 @@ def test_stopped_program_is_seen_to_stop_and_goes_on(host: ProgramHost) -> None:
     try:
         for stop in (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN):
             os.kill(end.pid, stop)
-            seen = os.waitid(os.P_PID, end.pid, os.WSTOPPED)
+            with within(what=f"a stop by {stop.name}"):
+                seen = os.waitid(os.P_PID, end.pid, os.WSTOPPED)
             assert seen is not None
             assert (seen.si_code, seen.si_status) == (os.CLD_STOPPED, stop)
             os.kill(end.pid, signal.SIGCONT)
-            seen = os.waitid(os.P_PID, end.pid, os.WCONTINUED)
+            with within(what="SIGCONT"):
+                seen = os.waitid(os.P_PID, end.pid, os.WCONTINUED)
             assert seen is not None
             assert seen.si_code == os.CLD_CONTINUED
         assert end.stdin is not None
         end.stdin.close()
-        assert end.wait(SECONDS) == 0
+        assert end.wait(PATIENCE) == 0
     finally:
         end.kill()
         end.wait()
@@ -181,7 +184,7 @@ def test_job_control_of_a_terminal_is_the_programs_own(host: ProgramHost) -> Non
     def until(text: bytes) -> None:
         nonlocal said
         while text not in said:
-            assert select.select([terminal], [], [], SECONDS)[0], said
+            assert select.select([terminal], [], [], PATIENCE)[0], said
             said += os.read(terminal, 4096)
         said = said.split(text, 1)[1]
 
@@ -224,7 +227,7 @@ def test_program_killed_at_any_moment_is_gone_and_so_is_its_tracer(host: Program
 
         host.wait(has_come_far)
         end.kill()
-        assert end.wait(SECONDS) == -signal.SIGKILL
+        assert end.wait(PATIENCE) == -signal.SIGKILL
     host.wait(lambda: len(host.ended) == len({s.connection for s in host.said}))
 
 
@@ -236,7 +239,7 @@ def test_program_without_its_tracer_does_not_go_on(host: ProgramHost) -> None:
         while not (tracer := _tracer_of(end.pid)):
             os.sched_yield()
         os.kill(tracer, signal.SIGKILL)
-        assert end.wait(SECONDS) == -signal.SIGKILL
+        assert end.wait(PATIENCE) == -signal.SIGKILL
     finally:
         with contextlib.suppress(ProcessLookupError):
             end.kill()

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import pytest
 from needs import require
-from standin_peer import ABI_REPORT, CPUID, DF_HELLO, DF_REPLY, HEADER, HELLO, RANGE, SECONDS, Peer, answer
+from patience import PATIENCE
+from standin_peer import ABI_REPORT, CPUID, DF_HELLO, DF_REPLY, HEADER, HELLO, RANGE, Peer, answer
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def peer(standin: Path) -> Iterator[Peer]:
 def run(standin: Path, *arguments: str, pass_fds: tuple[int, ...] = ()) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [standin, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        pass_fds=pass_fds, timeout=SECONDS, check=False,
+        pass_fds=pass_fds, timeout=PATIENCE, check=False,
     )  # fmt: skip
 
 
@@ -114,10 +115,10 @@ def test_it_connects_to_a_path(standin: Path, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(path)
         listener.listen()
-        listener.settimeout(SECONDS)
+        listener.settimeout(PATIENCE)
         process = subprocess.Popen([standin, "--socket", path], stdin=subprocess.DEVNULL)
         listener.accept()[0].close()
-        assert process.wait(SECONDS) in (2, 3)  # 2: no userfaultfd here
+        assert process.wait(PATIENCE) in (2, 3)  # 2: no userfaultfd here
 
 
 # ---------------------------------------------------------------- the hello

@@ -5,6 +5,7 @@ import random
 
 import pytest
 from needs import require
+from patience import until
 from raw_host import ABIS, ALL, EFAULT, PAGE, WORK, Start, tokens
 
 from daxfault import native
@@ -56,7 +57,7 @@ def test_task_killed_while_idle_is_dead_at_once(start: Start) -> None:
     host.say_line("vcpu 0.7 work 0")
     host.event("done")
     host.say_line("kill 0 7")
-    host.until(lambda: host.states() == {7: "dead"}, "dead")
+    until(lambda: host.states() == {7: "dead"}, "dead")
     for line in ("kill 0 8", "kill 1 0", "kill 0 96", "kill 63 0"):
         host.say_line(line)
         assert host.event("error")["message"].startswith("no such")
@@ -79,9 +80,9 @@ def test_async_off_wakes_the_sleepers_and_declines_the_late(start: Start) -> Non
     host.not_present(0x3000)
     host.faulting(2)
     host.say_line("async on")
-    host.until(lambda: host.slot().msr_en & lib.DF_MSR_ENABLED, "enabled")
+    until(lambda: host.slot().msr_en & lib.DF_MSR_ENABLED, "enabled")
     host.not_present(0x4000)
-    host.until(lambda: host.states()[0] == "parked", "parked")
+    until(lambda: host.states()[0] == "parked", "parked")
     host.install(2)
     host.ready(ALL)
     assert host.event("done")["parks"] == 1
@@ -105,7 +106,7 @@ def test_garbage_in_the_slot_ends_no_guest(start: Start, abi: str) -> None:
     host = start(abi=abi)
     rng = random.Random(5)
     host.say_line(f"vcpu 0.0 {WORK}")
-    host.until(lambda: host.states().get(0) == "running", "running")
+    until(lambda: host.states().get(0) == "running", "running")
     slot = host.slot()
     for _ in range(2000):
         native.ffi.buffer(slot.apf.bytes)[:] = rng.randbytes(72)
@@ -121,7 +122,7 @@ def test_garbage_in_the_slot_ends_no_guest(start: Start, abi: str) -> None:
             host.ready(ALL)
         return host.states().get(0) == "dead"
 
-    host.until(dead, "killed")
+    until(dead, "killed")
     assert host.event("done")["outcome"] == "killed"
     host.say_line("vcpu 0.1 read 0 8")
     host.fault()
@@ -149,11 +150,11 @@ def test_sleepers_of_a_host_that_died_get_errors(start: Start) -> None:
 def test_not_present_from_a_host_that_is_gone_is_not_slept_on(start: Start) -> None:
     host = start()
     host.say_line(f"vcpu 0 {WORK}")
-    host.until(lambda: host.states().get(0) == "running", "running")
+    until(lambda: host.states().get(0) == "running", "running")
     host.socket.close()
     host.event("host_lost")
     host.not_present(0x1000)
-    host.until(lambda: host.stat()["declined"] == 1, "declined")
+    until(lambda: host.stat()["declined"] == 1, "declined")
     host.say_line("kill 0 0")
     assert host.event("done")["outcome"] == "killed"
 

@@ -2,6 +2,7 @@
 """Errors told to tasks of the stand-in, by every ABI, and where they cannot sleep."""
 
 import pytest
+from patience import until
 from raw_host import ABIS, ALL, EFAULT, IN_KERNEL, PAGE, Start
 
 from daxfault.native import lib
@@ -150,7 +151,7 @@ def test_rfc_v1_as_posted_repeats_guest_kernel_access_that_has_no_entry(start: S
         host.ready(token - 0x1000, error=EFAULT, gva=host.window)
         host.faulting(0)
         host.not_present(token)
-        host.until(lambda: host.states()[0] == "parked", "parked again")
+        until(lambda: host.states()[0] == "parked", "parked again")
     host.install(0)
     host.ready(0x6000)
     got = host.event("done")

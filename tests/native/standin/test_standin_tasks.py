@@ -4,6 +4,7 @@
 import random
 
 import pytest
+from patience import until
 from raw_host import ABIS, ALL, EFAULT, IF, KERNEL, PAGE, SYSCALL, WORK, Start, content, tokens
 from standin_peer import Peer
 
@@ -75,7 +76,7 @@ def test_state_word_says_what_runs(start: Start, access: str, state: int) -> Non
     assert host.slot().state == state
     host.install(0)
     assert host.event("done")["outcome"] == "ok"
-    host.until(lambda: host.slot().state == IF | KERNEL, "idle")
+    until(lambda: host.slot().state == IF | KERNEL, "idle")
 
 
 # ---- one token
@@ -134,7 +135,7 @@ def test_ready_told_twice_wakes_once_and_leaves_nothing_that_harms(start: Start)
     host.faulting(0)
     for _ in range(2):
         host.ready(0x1000)
-    host.until(lambda: host.stat()["ready"] == 3, "three readies")
+    until(lambda: host.stat()["ready"] == 3, "three readies")
     host.install(0)
     assert host.event("done")["outcome"] == "ok"
     # and the next token is slept on
@@ -201,7 +202,7 @@ def test_not_present_of_a_task_that_was_preempted_parks_no_other(start: Start) -
     host.faulting(0)  # not asleep: it repeats its own access
     host.slot().fault = host.window + 5
     host.not_present(0x2000)
-    host.until(lambda: host.states()[0] == "parked", "parked on its own token")
+    until(lambda: host.states()[0] == "parked", "parked on its own token")
     host.ready(0x1000, error=EFAULT, gva=host.window + 5)  # the other's error: nobody takes it
     host.install(0)
     host.ready(0x2000)
@@ -235,7 +236,7 @@ def test_sleepers_woken_too_early_ask_again(start: Start, abi: str) -> None:
     host.ready(ALL)
     host.faulting(0)
     host.not_present(0x2000)
-    host.until(lambda: host.states()[0] == "parked", "parked again")
+    until(lambda: host.states()[0] == "parked", "parked again")
     host.install(0)
     host.ready(0x2000)
     assert host.event("done")["parks"] == 2
@@ -260,7 +261,7 @@ def test_as_many_sleepers_as_there_are_tasks_wake_in_any_order(start: Start) -> 
         host.say_line(f"vcpu 0.{task} read {task * PAGE} 16")
         host.faulting(task)
         host.not_present(token)
-    host.until(lambda: set(host.states().values()) == {"parked"}, "all parked")
+    until(lambda: set(host.states().values()) == {"parked"}, "all parked")
     rng.shuffle(work)
     for task, token in work:
         host.install(task)
@@ -274,7 +275,7 @@ def test_woken_task_preempts_one_that_computes(start: Start) -> None:
     host = start()
     host.park("touch 0", 0, 0x1000)
     host.say_line(f"vcpu 0.1 {WORK}")
-    host.until(lambda: host.states()[1] == "running", "computing")
+    until(lambda: host.states()[1] == "running", "computing")
     host.install(0)
     host.ready(0x1000)
     assert host.event("done")["task"] == 0
@@ -344,7 +345,7 @@ def test_trace_that_runs_over_says_how_much_it_lost(start: Start) -> None:
     host = start()
     host.say_line("trace on")
     host.say_line(f"vcpu 0 {WORK}")
-    host.until(lambda: host.states().get(0) == "running", "running")
+    until(lambda: host.states().get(0) == "running", "running")
     for token in range(1, 3001):
         host.ready(token)
     host.say_line("kill 0 0")

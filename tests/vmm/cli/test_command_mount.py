@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 from needs import require_fuse
-
-PATIENCE = 30  # seconds, for a machine that is busy with other things
+from patience import PATIENCE
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ import signal
 from collections.abc import Callable
 
 import pytest
+from patience import PATIENCE
 
 from daxfault.vmm.cli.daemon import NotStarted, run_in_background
 from daxfault.vmm.errors import Unsupported
 
 Ready = Callable[[], None]
-PATIENCE = 30  # seconds, for a machine that is busy with other things
 
 
 def dies(ready: Ready) -> None:

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 import trio
+from patience import PATIENCE
 from trio.testing import trio_test, wait_all_tasks_blocked
 
 from daxfault import native
 from daxfault.vmm.programs import files
 from daxfault.vmm.programs.files import Files
-
-SECONDS = 30
 
 
 class Gated(native.File):
@@ -27,7 +26,7 @@ class Gated(native.File):
 
     def retire(self) -> bool:
         self.reached.set()
-        assert self.opened.wait(SECONDS)
+        assert self.opened.wait(PATIENCE)
         return super().retire()
 
     def write_back(self) -> bool:
@@ -73,7 +72,7 @@ async def test_file_given_up_while_its_writing_back_waits_is_not_used(
 ) -> None:
     held = Files(Server(file), lambda _: None)
     await held.let_go(await held.hold(0, lambda: "file"))
-    with trio.fail_after(SECONDS):
+    with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(held.reap)
             await trio.to_thread.run_sync(file.reached.wait)

@@ -17,7 +17,8 @@ import pytest
 from command_line import environment
 from mapscript import Mapper, compiled
 from needs import require, require_root
-from run_host import PATIENCE, Place, RunningHost, looks, require_programs
+from patience import PATIENCE, looks
+from run_host import Place, RunningHost, require_programs
 
 PAGES = 8
 MAP = "import mmap, os, sys\nf = open('f', 'r+b')\nm = mmap.mmap(f.fileno(), 0)\n"
@@ -160,7 +161,7 @@ def test_signal_to_the_run_is_the_programs(place: Place, number: signal.Signals)
 
 def test_signal_before_the_program_runs_ends_it_and_leaves_nothing(place: Place) -> None:
     with place.started("sleep", "1000") as process:
-        for _ in looks(PATIENCE):
+        for _ in looks():
             if place.is_mounted():
                 break
         process.send_signal(signal.SIGTERM)
@@ -240,7 +241,7 @@ def test_files_nobody_maps_any_more_are_freed(run_host: RunningHost, program: Pa
         return {os.path.basename(name) for name in run_host.ask("status")["files"]} & {"x", "y"}
 
     def wait_for(names: set[str]) -> None:
-        for _ in looks(PATIENCE):
+        for _ in looks():
             if held() == names:
                 return
 
@@ -252,7 +253,7 @@ def test_files_nobody_maps_any_more_are_freed(run_host: RunningHost, program: Pa
     assert held() == {"x"}
     second.close()
     wait_for(set())
-    for _ in looks(PATIENCE):
+    for _ in looks():
         if run_host.ask("status")["cache_used"] == 0:
             break
 
@@ -283,7 +284,7 @@ def test_host_killed_gives_sigbus_not_zeros_and_nobody_hangs(dying: RunningHost,
     assert mapper("store m 1p kept") == "4"
     before = dying.ask("status")["counters"]["parked"]
     blocked.send("load m 5p 1")
-    for _ in looks(PATIENCE):
+    for _ in looks():
         if dying.ask("status")["counters"]["parked"] > before:
             break
     dying.process.send_signal(signal.SIGKILL)
@@ -388,7 +389,7 @@ print("read", flush=True)
     with RunningHost(tmp_path, "--cache", "8M") as host:
         process = host.start(sys.executable, "-c", script)
         most = 0
-        for _ in looks(PATIENCE):
+        for _ in looks():
             most = max(most, host.ask("status")["cache_used"])
             if process.poll() is not None:
                 break

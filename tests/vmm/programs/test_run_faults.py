@@ -17,7 +17,8 @@ from command_line import environment
 from hypothesis import given
 from hypothesis import strategies as st
 from mapscript import Mapper, compiled
-from run_host import PATIENCE, RunningHost, looks
+from patience import PATIENCE, looks
+from run_host import RunningHost
 
 from daxfault.vmm.programs.faults import EVERYTHING, NEVER, BadRule, Rule, parse
 
@@ -174,7 +175,7 @@ def test_page_that_never_comes_comes_when_the_rule_is_taken_back(
     mapper("map m f 0 8p r s")
     before = parked(run_host)
     mapper.send("load m 1p 1")
-    for _ in looks(PATIENCE):
+    for _ in looks():
         if parked(run_host) > before:
             break
     run_host.ask("remove", id=id)

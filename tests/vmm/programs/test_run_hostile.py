@@ -7,7 +7,8 @@ import json
 import os
 import socket
 
-from run_host import PATIENCE, RunningHost, looks
+from patience import PATIENCE, looks
+from run_host import RunningHost
 
 from daxfault.vmm.programs import control
 
@@ -56,7 +57,7 @@ def test_mapping_that_nobody_told_of_is_served_after_the_one_it_came_from_is_gon
             assert process.stdin is not None
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
-            for _ in looks(PATIENCE):
+            for _ in looks():
                 if not any(name.endswith("/other") for name in run_host.ask("status")["files"]):
                     break
             out, err = process.communicate("\n", timeout=PATIENCE)

@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 import raw_program
 from mapscript import Mapper, compiled
+from patience import looks
 from raw_guest import message, uffd
 from raw_program import GONE, RawProgram
-from run_host import PATIENCE, RunningHost, looks
+from run_host import RunningHost
 from serving import serving
 from trio.testing import trio_test
 
@@ -96,7 +97,7 @@ def held(host: RunningHost) -> bool:
 
 def let_go(host: RunningHost) -> None:
     """Wait until the host has given `f` up."""
-    for _ in looks(PATIENCE):
+    for _ in looks():
         if not held(host):
             break
 
@@ -110,7 +111,7 @@ def kept_by_none(host: RunningHost) -> Iterator[None]:
     """The host closes every descriptor that it is sent, or makes for who is, in the body."""
     before = descriptors(host)
     yield
-    for _ in looks(PATIENCE):  # a thread does it
+    for _ in looks():  # a thread does it
         if descriptors(host) <= before:
             break
 

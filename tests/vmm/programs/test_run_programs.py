@@ -16,7 +16,8 @@ import lmdb
 import plyvel
 import pytest
 from needs import require
-from run_host import PATIENCE, RunningHost
+from patience import PATIENCE
+from run_host import RunningHost
 
 from daxfault.vmm.programs import address_space as where
 

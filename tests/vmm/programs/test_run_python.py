@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from mapscript import contents
-from run_host import PATIENCE, RunningHost
+from patience import PATIENCE
+from run_host import RunningHost
 
 PRELUDE = """
 import mmap, os, sys

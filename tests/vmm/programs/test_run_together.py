@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from mapscript import Mapper, compiled
-from run_host import PATIENCE, RunningHost, looks
+from patience import looks
+from run_host import RunningHost
 
 from daxfault.vmm.programs import address_space as where
 
@@ -162,7 +163,7 @@ def test_msync_writes_what_another_program_stored(start: MakeMapper, backing: Pa
 def test_stores_reach_the_backing_file_without_anybody_asking(start: MakeMapper, backing: Path) -> None:
     one = start()
     one("store m 5p later")
-    for _ in looks(PATIENCE):  # every few seconds, as the kernel's flusher
+    for _ in looks():  # every few seconds, as the kernel's flusher
         if backing.read_bytes()[5 * 4096 :].startswith(b"later"):
             break
     one("store m 5p again")

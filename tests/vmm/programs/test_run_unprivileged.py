@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from mapscript import compiled
 from needs import require_root
-from run_host import PATIENCE, Place, environment
+from patience import PATIENCE
+from run_host import Place, environment
 
 # setpriv(1) is of util-linux, which every system has
 WITHOUT = ["setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"]

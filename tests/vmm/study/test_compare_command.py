@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import PATIENCE, assert_nothing_left, place_of_its_own, told
+from command_line import assert_nothing_left, place_of_its_own, told
 from kvm_guest import require_kvm
 from needs import require_fuse, require_root
+from patience import PATIENCE
 from private_mounts import without
 
 from daxfault.vmm.cli.compare import ColumnName, InjectionName, RescueName

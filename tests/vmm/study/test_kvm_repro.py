@@ -11,9 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
-from command_line import PATIENCE, assert_nothing_left, environment, place_of_its_own, told
+from command_line import assert_nothing_left, environment, place_of_its_own, told
 from kvm_guest import require_kvm
 from needs import require_fuse, require_root
+from patience import PATIENCE
 from private_mounts import private_mounts, without
 
 REPRO = [sys.executable, "-m", "daxfault", "repro", "--guest", "kvm"]

@@ -16,7 +16,8 @@ import pytest
 import trio
 from killable_host import killable_host
 from nesting import DATA, fnv1a, nesting
-from serving import PAGE, PATIENCE, RANGE, Serving, call, eventually, serving
+from patience import PATIENCE
+from serving import PAGE, RANGE, Serving, call, eventually, serving
 from trio.testing import trio_test
 
 from daxfault.vmm.designs import DESIGNS

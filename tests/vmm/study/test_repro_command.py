@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 from checkout import ROOT
-from command_line import PATIENCE, assert_nothing_left, place_of_its_own, told
+from command_line import assert_nothing_left, place_of_its_own, told
 from needs import require, require_fuse, require_root
+from patience import PATIENCE
 from private_mounts import private_mounts, without
 
 REPRO = [sys.executable, "-m", "daxfault", "repro", "--seconds", "0.1"]

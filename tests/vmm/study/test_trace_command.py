@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 from needs import require_fuse
+from patience import PATIENCE
 from test_timeline import check
-
-PATIENCE = 60  # seconds, for a machine that is busy with other things
 
 
 def trace(top: Path, *options: str) -> "subprocess.CompletedProcess[str]":
