@@ -70,11 +70,11 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
     return (yield from _bounded(item))
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def nothing_is_left(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[None]:
-    """No process, mount or temporary file outlives the tests."""
+    """No process, mount or temporary file outlives the tests of a module."""
     yield
     assert left_behind(request.config.stash[temporary], tmp_path_factory.getbasetemp()) == []
 
