@@ -15,11 +15,10 @@ import json
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import trio
@@ -100,6 +99,7 @@ async def guest_process(sock: socket.socket | None = None) -> AsyncIterator[Gues
 
 def _child(number: int) -> None:
     import cffi
+    import messages
     import raw_guest
 
     from daxfault import native
@@ -115,7 +115,7 @@ def _child(number: int) -> None:
         """
     )
     libc = ffi.dlopen(None)
-    window_len = raw_guest.WINDOW_LEN
+    window_len = messages.WINDOW_LEN
     fixed, private, shared, anonymous, reserve = 0x10, 2, 1, 0x20, 0x4000
 
     def checked(failed: bool) -> None:
@@ -129,8 +129,8 @@ def _child(number: int) -> None:
 
     class Child:
         def __init__(self) -> None:
-            raw = mmap(0, window_len + raw_guest.RANGE, 0, private | anonymous | reserve)
-            self.window = (raw + raw_guest.RANGE - 1) // raw_guest.RANGE * raw_guest.RANGE
+            raw = mmap(0, window_len + messages.RANGE, 0, private | anonymous | reserve)
+            self.window = (raw + messages.RANGE - 1) // messages.RANGE * messages.RANGE
             self.sock = socket.socket(fileno=number) if number >= 0 else None
             self.caches: list[int] = []
             self.seq = 0
@@ -151,25 +151,25 @@ def _child(number: int) -> None:
             self.uffd = Uffd(features)
             self.area = raw_guest.area()
             self.slots = mmap(0, raw_guest.AREA, 3, shared, self.area)
-            request = raw_guest.hello(window=self.window, window_len=window_len)
-            data, _ = self._ask(request, [self.uffd.fileno(), self.area])
-            return int(raw_guest.HELLO.unpack(data)[-1])
+            request = messages.hello(window=self.window, window_len=window_len)
+            data = self._ask(request, [self.uffd.fileno(), self.area]).data
+            return int(messages.HELLO.unpack(data)[-1])
 
         def open(self, path: str, flags: int) -> int:
             fd = os.open(path, flags | os.O_CLOEXEC)
             try:
-                data, _ = self._ask(raw_guest.opening(), [fd])
+                reply = self._ask(messages.opening(), [fd])
             finally:
                 os.close(fd)  # what is mapped stays
-            return int(struct.unpack_from("=Q", data, raw_guest.HEADER.size)[0])
+            return reply.word()
 
         def setup(self, fh: int, foffset: int, length: int, moffset: int, flags: int, how: str) -> int:
             """Ask for a mapping, then map the file ("file"), the file but not registered
             ("unregistered"), other memory ("private", "shared"), or nothing at all ("nothing");
             -> which of the cache descriptors this is."""
-            _, fds = self._ask(raw_guest.setup(fh, foffset, length, moffset, flags))
+            fds = self._ask(messages.setup(fh, foffset, length, moffset, flags)).fds
             self.caches += fds
-            write = bool(flags & raw_guest.WRITE)
+            write = bool(flags & messages.WRITE)
             at, prot = self.window + moffset, 3 if write else 1
             kind = shared if write else private
             if how in ("file", "unregistered"):
@@ -196,8 +196,8 @@ def _child(number: int) -> None:
             in its place; -> its process id."""
             if os.fork():
                 if fh:
-                    self._ask(raw_guest.remove((0, raw_guest.RANGE)))
-                    self._ask(raw_guest.release(fh))
+                    self._ask(messages.remove((0, messages.RANGE)))
+                    self._ask(messages.release(fh))
                 os._exit(0)
             return os.getpid()
 
@@ -205,16 +205,15 @@ def _child(number: int) -> None:
             assert self.sock is not None
             self.sock.close()
 
-        def _ask(self, request: bytes, fds: list[int] | tuple[int, ...] = ()) -> tuple[bytes, list[int]]:
+        def _ask(self, request: bytes, fds: Sequence[int] = ()) -> messages.Reply:
             assert self.sock is not None
-            socket.send_fds(self.sock, [request], list(fds))
-            data, got, _, _ = socket.recv_fds(self.sock, 4096, 4)
-            if not data:
+            self.sock.sendmsg([request], messages.rights(fds))
+            reply = messages.received(*self.sock.recvmsg(messages.MOST, socket.CMSG_SPACE(64))[:2])
+            if reply.error == messages.GONE:
                 raise ConnectionResetError(104, "the host hung up")
-            error = raw_guest.HEADER.unpack_from(data)[3]
-            if error:
-                raise OSError(error, os.strerror(error))
-            return data, got
+            if reply.error:
+                raise OSError(reply.error, os.strerror(reply.error))
+            return reply
 
         # -- memory
 

@@ -6,16 +6,20 @@ Owns their processes; what they serve is under the test's own directory.
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import trio
 from needs import require, require_fuse, require_root
 from patience import within
 
-from daxfault import native
+from daxfault import fsd, native
+from daxfault.vmm.designs import DESIGNS
+from daxfault.vmm.host.host import hosting
 
 
 class Lines:
@@ -53,7 +57,7 @@ class Lines:
 
 @contextlib.contextmanager
 def killable_host(top: Path) -> Iterator["subprocess.Popen[str]"]:
-    """A host process over `top` (host_process.py); what it leaves mounted is unmounted."""
+    """A host process over `top`; what it leaves mounted is unmounted."""
     require_fuse()
     require_root()  # umount(8) of a mount that its server has left
     try:
@@ -62,8 +66,7 @@ def killable_host(top: Path) -> Iterator["subprocess.Popen[str]"]:
         require(False, f"userfaultfd: {e}")
     for name in ("backing", "mount"):
         (top / name).mkdir()
-    script = Path(__file__).with_name("host_process.py")
-    process = subprocess.Popen([sys.executable, script, top], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, __file__, top], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         with within(what="the host"):
@@ -73,3 +76,19 @@ def killable_host(top: Path) -> Iterator["subprocess.Popen[str]"]:
         process.kill()
         process.communicate()
         subprocess.run(["umount", "-l", top / "mount"], check=False, stderr=subprocess.DEVNULL)
+
+
+# ---- the child
+
+
+async def serve(top: Path) -> None:
+    """Serve top/backing at top/mount and adopt guests at top/socket; print "ready" when both are there."""
+    fs = fsd.Filesystem(top / "backing")
+    async with fsd.mounted(fs, top / "mount"), hosting(fs) as (host, nursery):
+        await nursery.start(host.listen, os.fspath(top / "socket"), DESIGNS["report"])
+        print("ready", flush=True)
+        await trio.sleep_forever()
+
+
+if __name__ == "__main__":
+    trio.run(serve, Path(sys.argv[1]))

@@ -14,13 +14,16 @@ import queue
 import random
 import select
 import socket
+import subprocess
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Self
 
+import pytest
+from messages import HELLO, MOST, RANGE, answer
+from needs import require
 from patience import PATIENCE, until
-from standin_peer import DF_REPLY, HEADER, RANGE, Peer
 
 from daxfault import native
 from daxfault.native import ffi, lib
@@ -42,6 +45,71 @@ class _Given(native.Uffd):
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+
+
+class Peer:
+    """The stand-in with a host played by the test, which holds `socket`."""
+
+    def __init__(self, standin: Path, *arguments: str) -> None:
+        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.socket.settimeout(PATIENCE)
+        self.process = subprocess.Popen(
+            [standin, "--fd", str(theirs.fileno()), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=[theirs.fileno()],
+        )
+        theirs.close()
+        self.fds: list[int] = []
+        self.doorbell: socket.socket | None = None
+
+    def hello(self) -> tuple[int, ...]:
+        message, self.fds, flags, _ = socket.recv_fds(self.socket, MOST, 8)
+        if not message:
+            _, stderr = self.process.communicate(timeout=PATIENCE)
+            if b"no window served by userfaultfd" in stderr:
+                require(False, "userfaultfd with kernel-mode faults")
+            pytest.fail(stderr.decode())
+        assert not flags & socket.MSG_CTRUNC
+        assert len(message) == HELLO.size
+        return HELLO.unpack(message)
+
+    def welcome(self) -> tuple[int, ...]:
+        hello = self.hello()
+        self.say(welcome(hello))
+        return hello
+
+    def say(self, reply: bytes) -> None:
+        """Answer the hello, with a doorbell."""
+        theirs, self.doorbell = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        with theirs:
+            socket.send_fds(self.socket, [reply], [theirs.fileno()])
+
+    def run(self, script: bytes) -> tuple[int, list[dict], str]:
+        """Feeds a script to its end: exit code, events, standard error."""
+        stdout, stderr = self.process.communicate(script, timeout=PATIENCE)
+        events = [json.loads(line) for line in stdout.splitlines()]
+        return self.process.returncode, events, stderr.decode()
+
+    def close(self) -> None:
+        self.socket.close()
+        if self.doorbell is not None:
+            self.doorbell.close()
+        for fd in self.fds:
+            os.close(fd)
+        self.process.kill()
+        self.process.wait(PATIENCE)
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if not stream.closed:
+                stream.close()
+
+
+def welcome(hello: tuple[int, ...], **changed: int) -> bytes:
+    """A good reply to HELLO but for what is changed."""
+    names = ("type", "len", "seq", "error", "pad", "version", "pid", "window", "window_len", "abi", "cpuid")
+    fields = dict(zip(names, hello, strict=True)) | {"type": lib.DF_HELLO + lib.DF_REPLY} | changed
+    return HELLO.pack(*fields.values())
 
 
 class RawHost(Peer):
@@ -213,16 +281,16 @@ class RawHost(Peer):
 
     def _map_file(self) -> None:
         self.say_line("open f /dev/null rw")
-        message, fds, _, _ = socket.recv_fds(self.socket, 4096, 8)
+        message, fds, _, _ = socket.recv_fds(self.socket, MOST, 8)
         os.close(fds[0])
-        self.socket.send(_reply(message, message[HEADER.size :]))
+        self.socket.send(answer(message))
         self.event("open")
         self.say_line(f"map f 0 {RANGE} 0 w")
-        message = self.socket.recv(4096)
+        message = self.socket.recv(MOST)
         cache = os.memfd_create("cache", os.MFD_CLOEXEC)
         try:
             os.ftruncate(cache, RANGE)
-            socket.send_fds(self.socket, [_reply(message, message[HEADER.size :])], [cache])
+            socket.send_fds(self.socket, [answer(message)], [cache])
         finally:
             os.close(cache)
         self.event("map")
@@ -235,11 +303,6 @@ def content(page: int) -> bytes:
 def tokens(count: int, vcpu: int = 0) -> Iterable[int]:
     """As alloc_apf_token() (arch/x86/kvm/mmu/mmu.c) gives them."""
     return ((i << 12 | vcpu) for i in range(1, count + 1))
-
-
-def _reply(request: bytes, fields: bytes) -> bytes:
-    kind, length, seq, _, _ = HEADER.unpack_from(request)
-    return HEADER.pack(kind + DF_REPLY, length, seq, 0, 0) + fields
 
 
 Start = Callable[..., RawHost]

@@ -26,7 +26,6 @@ from daxfault.vmm.study.standin import StandIn
 
 DATA = random.Random(1).randbytes(64 * PAGE)
 OTHER = random.Random(2).randbytes(64 * PAGE)
-GONE = -1  # instead of a reply: the host hung up
 
 
 async def well(guest: StandIn) -> None:

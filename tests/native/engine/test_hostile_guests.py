@@ -8,14 +8,16 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import messages
 import pytest
 import raw_guest
 import trio
 import trio.testing
-from raw_guest import READ, WINDOW_LEN, WRITE, closing
+from messages import GONE, READ, WINDOW_LEN, WRITE, Reply
+from raw_guest import closing
 from serving import PAGE, RANGE, call
 from trio.testing import trio_test
-from witness import DATA, GONE, connected, greeted, witnessed
+from witness import DATA, connected, greeted, witnessed
 
 # ---- messages
 
@@ -24,10 +26,10 @@ GARBAGE = {
     "one byte": b"\1",
     "noise": NOISE[:56],
     "longer than any": NOISE,
-    "an open": raw_guest.opening(),
-    "a hello cut short": raw_guest.hello()[:-8],
-    "a hello without descriptors": raw_guest.hello(),
-    "a reply": raw_guest.message(1001, raw_guest.hello()[raw_guest.HEADER.size :]),
+    "an open": messages.opening(),
+    "a hello cut short": messages.hello()[:-8],
+    "a hello without descriptors": messages.hello(),
+    "a reply": messages.message(1001, messages.hello()[messages.HEADER.size :]),
 }
 
 
@@ -56,7 +58,7 @@ async def test_guest_that_never_says_hello_is_hung_up_on_when_time_is_out(tmp_pa
     async with witnessed(tmp_path) as s:
         s.host.hello_seconds = 0.05
         async with connected(s) as guest:
-            assert await guest.reply() == (GONE, b"")
+            assert await guest.reply() == Reply(GONE)
         s.host.hello_seconds = 10.0
 
 
@@ -76,7 +78,7 @@ async def test_guest_that_sends_the_wrong_number_of_descriptors_is_hung_up_on(
         if greet:
             assert await guest.greet() == 0
         async with closing(os.open(tmp_path, os.O_RDONLY)) as fds:
-            message = raw_guest.release(1) if greet else raw_guest.hello()
+            message = messages.release(1) if greet else messages.hello()
             assert await guest.ask(message, fds * count) == GONE
 
 
@@ -91,7 +93,7 @@ async def test_hello_with_another_process_id_is_hung_up_on(tmp_path: Path, pid: 
         connected(s) as guest,
         closing(raw_guest.uffd(), raw_guest.area()) as fds,
     ):
-        assert await guest.ask(raw_guest.hello(pid=pid), fds) == GONE
+        assert await guest.ask(messages.hello(pid=pid), fds) == GONE
 
 
 def memfd() -> int:
@@ -134,7 +136,7 @@ async def test_hello_with_unfit_userfaultfd_is_hung_up_on(tmp_path: Path, what: 
         connected(s) as guest,
         closing(await call(UFFDS[what], tmp_path), raw_guest.area()) as fds,
     ):
-        assert await guest.ask(raw_guest.hello(), fds) == GONE
+        assert await guest.ask(messages.hello(), fds) == GONE
 
 
 AREAS: dict[str, Callable[[Path], int]] = {
@@ -160,7 +162,7 @@ async def test_hello_with_unfit_event_area_is_hung_up_on(tmp_path: Path, what: s
         connected(s) as guest,
         closing(raw_guest.uffd(), await call(AREAS[what], tmp_path)) as fds,
     ):
-        assert await guest.ask(raw_guest.hello(), fds) == GONE
+        assert await guest.ask(messages.hello(), fds) == GONE
 
 
 # ---- requests
@@ -169,31 +171,31 @@ async def test_hello_with_unfit_event_area_is_hung_up_on(tmp_path: Path, what: s
 @pytest.mark.parametrize(
     ("message", "expected"),
     [
-        (raw_guest.setup(99, 0, RANGE, 0), errno.EBADF),
-        (raw_guest.setup(0, 0, RANGE, 0), errno.EBADF),
-        (raw_guest.setup(2**64 - 1, 0, RANGE, 0), errno.EBADF),
-        (raw_guest.setup(1, 0, RANGE, WINDOW_LEN), errno.EINVAL),
-        (raw_guest.setup(1, 0, 2 * RANGE, WINDOW_LEN - RANGE), errno.EINVAL),
-        (raw_guest.setup(1, 0, (1 << 62) - RANGE, 0), errno.EINVAL),
-        (raw_guest.setup(1, 0, RANGE, (1 << 62) - RANGE), errno.EINVAL),
-        (raw_guest.setup(1, 0, RANGE, 0), errno.EEXIST),
-        (raw_guest.setup(1, RANGE, 2 * RANGE, 0), errno.EEXIST),
-        (raw_guest.setup(1, (1 << 62) - RANGE, 2 * RANGE, RANGE), errno.EINVAL),
-        (raw_guest.setup(1, 0, RANGE, RANGE, WRITE), errno.EACCES),
-        (raw_guest.setup(1, 0, RANGE, RANGE, READ | WRITE), errno.EACCES),
-        (raw_guest.remove((WINDOW_LEN, RANGE)), errno.EINVAL),
-        (raw_guest.remove((0, (1 << 62) - RANGE)), errno.EINVAL),
-        (raw_guest.remove((0, RANGE), (0, 2 * WINDOW_LEN)), errno.EINVAL),
-        (raw_guest.release(1), errno.EBUSY),
-        (raw_guest.release(2), errno.EBADF),
-        (raw_guest.setup(1, 0, RANGE, 1), GONE),
-        (raw_guest.setup(1, PAGE, RANGE, RANGE), GONE),
-        (raw_guest.setup(1, 2**64 - RANGE, RANGE, RANGE), GONE),
-        (raw_guest.setup(1, 0, 2**64 - RANGE, RANGE), GONE),
-        (raw_guest.setup(1, 0, RANGE, 2**64 - RANGE), GONE),
-        (raw_guest.setup(1, 0, RANGE, RANGE, 4), GONE),
-        (raw_guest.remove((0, 1)), GONE),
-        (raw_guest.remove(), GONE),
+        (messages.setup(99, 0, RANGE, 0), errno.EBADF),
+        (messages.setup(0, 0, RANGE, 0), errno.EBADF),
+        (messages.setup(2**64 - 1, 0, RANGE, 0), errno.EBADF),
+        (messages.setup(1, 0, RANGE, WINDOW_LEN), errno.EINVAL),
+        (messages.setup(1, 0, 2 * RANGE, WINDOW_LEN - RANGE), errno.EINVAL),
+        (messages.setup(1, 0, (1 << 62) - RANGE, 0), errno.EINVAL),
+        (messages.setup(1, 0, RANGE, (1 << 62) - RANGE), errno.EINVAL),
+        (messages.setup(1, 0, RANGE, 0), errno.EEXIST),
+        (messages.setup(1, RANGE, 2 * RANGE, 0), errno.EEXIST),
+        (messages.setup(1, (1 << 62) - RANGE, 2 * RANGE, RANGE), errno.EINVAL),
+        (messages.setup(1, 0, RANGE, RANGE, WRITE), errno.EACCES),
+        (messages.setup(1, 0, RANGE, RANGE, READ | WRITE), errno.EACCES),
+        (messages.remove((WINDOW_LEN, RANGE)), errno.EINVAL),
+        (messages.remove((0, (1 << 62) - RANGE)), errno.EINVAL),
+        (messages.remove((0, RANGE), (0, 2 * WINDOW_LEN)), errno.EINVAL),
+        (messages.release(1), errno.EBUSY),
+        (messages.release(2), errno.EBADF),
+        (messages.setup(1, 0, RANGE, 1), GONE),
+        (messages.setup(1, PAGE, RANGE, RANGE), GONE),
+        (messages.setup(1, 2**64 - RANGE, RANGE, RANGE), GONE),
+        (messages.setup(1, 0, 2**64 - RANGE, RANGE), GONE),
+        (messages.setup(1, 0, RANGE, 2**64 - RANGE), GONE),
+        (messages.setup(1, 0, RANGE, RANGE, 4), GONE),
+        (messages.remove((0, 1)), GONE),
+        (messages.remove(), GONE),
     ],
 )
 @trio_test
@@ -204,14 +206,14 @@ async def test_request_that_cannot_be_granted_is_refused_and_changes_nothing(
 
     async with witnessed(tmp_path) as s, greeted(s) as guest:
         assert await guest.open(s.mount / "victim") == (0, 1)
-        assert await guest.ask(raw_guest.setup(1, 0, RANGE, 0)) == 0
+        assert await guest.ask(messages.setup(1, 0, RANGE, 0)) == 0
         assert await guest.ask(message) == expected
         if expected == GONE:
             return
-        assert await guest.ask(raw_guest.setup(1, 0, RANGE, 0)) == errno.EEXIST
-        assert await guest.ask(raw_guest.setup(1, 0, RANGE, RANGE)) == 0
-        assert await guest.ask(raw_guest.remove((0, 2 * RANGE))) == 0
-        assert await guest.ask(raw_guest.release(1)) == 0
+        assert await guest.ask(messages.setup(1, 0, RANGE, 0)) == errno.EEXIST
+        assert await guest.ask(messages.setup(1, 0, RANGE, RANGE)) == 0
+        assert await guest.ask(messages.remove((0, 2 * RANGE))) == 0
+        assert await guest.ask(messages.release(1)) == 0
 
 
 @trio_test
@@ -222,10 +224,10 @@ async def test_one_file_more_than_a_guest_may_open_is_emfile(tmp_path: Path) -> 
         closing(await call(os.open, s.mount / "victim", os.O_RDONLY)) as fds,
     ):
         for _ in range(1024):
-            assert await guest.ask(raw_guest.opening(), fds) == 0
-        assert await guest.ask(raw_guest.opening(), fds) == errno.EMFILE
-        assert await guest.ask(raw_guest.release(512)) == 0
-        assert await guest.ask(raw_guest.opening(), fds) == 0
+            assert await guest.ask(messages.opening(), fds) == 0
+        assert await guest.ask(messages.opening(), fds) == errno.EMFILE
+        assert await guest.ask(messages.release(512)) == 0
+        assert await guest.ask(messages.opening(), fds) == 0
 
 
 FILES: dict[str, tuple[Callable[[Path], int], int]] = {
@@ -248,7 +250,7 @@ async def test_open_of_descriptor_that_is_no_readable_file_of_the_mount_is_refus
 
     async with witnessed(tmp_path) as s, greeted(s) as guest:
         async with closing(await call(make, tmp_path)) as fds:
-            assert await guest.ask(raw_guest.opening(), fds) == expected
+            assert await guest.ask(messages.opening(), fds) == expected
         assert (await guest.open(s.mount / "victim"))[0] == 0
 
 
@@ -263,7 +265,7 @@ async def test_guest_that_floods_opens_and_releases_and_never_reads_a_reply_hold
     ):
         with trio.move_on_after(0.3):  # its socket is full long before
             while True:
-                await guest.send(raw_guest.opening(), fds)
-                await guest.send(raw_guest.release(1))
+                await guest.send(messages.opening(), fds)
+                await guest.send(messages.release(1))
         async with s.guest() as another:
             assert await another.open("w", s.mount / "witness") == len(DATA)

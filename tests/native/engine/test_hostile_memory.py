@@ -9,8 +9,8 @@ import pytest
 import trio
 import trio.testing
 from guest_process import Died
+from messages import READ, WRITE
 from patience import until
-from raw_guest import READ, WRITE
 from serving import PAGE, RANGE, call, eventually
 from trio.testing import trio_test
 from witness import OTHER, child, fails, opened, witnessed

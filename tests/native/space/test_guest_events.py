@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import trio
 from guest_process import guest_process
+from messages import READ, WRITE
 from needs import require
-from raw_guest import READ, WRITE, uffd
+from raw_guest import uffd
 from serving import PAGE, RANGE, Serving, call, eventually, noticed, serving
 from trio.testing import trio_test
 

@@ -18,9 +18,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from messages import HEADER, HELLO, RANGE
 from needs import require
 from patience import PATIENCE
-from standin_peer import ABI_REPORT, CPUID, DF_HELLO, DF_REPLY, HEADER, HELLO, RANGE, Peer, answer
+from raw_host import Peer, welcome
+
+from daxfault.native import Abi, lib
+
+CPUID = 0x44010  # ASYNC_PF, ASYNC_PF_INT, ERROR
 
 
 @pytest.fixture(scope="module")
@@ -126,12 +131,12 @@ def test_it_connects_to_a_path(standin: Path, tmp_path: Path) -> None:
 
 def test_hello_hands_over_window_userfaultfd_and_event_area(peer: Peer) -> None:
     kind, length, seq, error, _, version, pid, window, window_len, abi, cpuid = peer.welcome()
-    assert (kind, length, error, version) == (DF_HELLO, HELLO.size, 0, 2)
+    assert (kind, length, error, version) == (lib.DF_HELLO, HELLO.size, 0, 2)
     assert seq > 0
     assert pid == peer.process.pid
     assert window % RANGE == 0
     assert window_len == 1 << 30
-    assert (abi, cpuid) == (ABI_REPORT, CPUID)
+    assert (abi, cpuid) == (Abi.REPORT, CPUID)
 
     userfaultfd, area = peer.fds
     assert os.readlink(f"/proc/self/fd/{userfaultfd}") == "anon_inode:[userfaultfd]"
@@ -157,7 +162,7 @@ def test_options_reach_the_hello(standin: Path) -> None:
 
 
 def test_a_host_may_grant_less(peer: Peer) -> None:
-    peer.say(answer(peer.hello(), cpuid=0))
+    peer.say(welcome(peer.hello(), cpuid=0))
     code, events, _ = peer.run(b"")
     assert (code, events[0]["cpuid"]) == (0, 0)
 
@@ -179,7 +184,7 @@ def test_a_host_that_hangs_up_on_the_hello(peer: Peer) -> None:
 
 
 def test_a_host_that_refuses(peer: Peer) -> None:
-    peer.socket.send(answer(peer.hello(), error=errno.EACCES))
+    peer.socket.send(welcome(peer.hello(), error=errno.EACCES))
     code, _, stderr = peer.run(b"")
     assert code == 3
     assert os.strerror(errno.EACCES) in stderr
@@ -187,7 +192,7 @@ def test_a_host_that_refuses(peer: Peer) -> None:
 
 def test_a_refusal_may_be_a_bare_header(peer: Peer) -> None:
     _, _, seq, *_ = peer.hello()
-    peer.socket.send(HEADER.pack(DF_HELLO + DF_REPLY, HEADER.size, seq, errno.EACCES, 0))
+    peer.socket.send(HEADER.pack(lib.DF_HELLO + lib.DF_REPLY, HEADER.size, seq, errno.EACCES, 0))
     code, _, stderr = peer.run(b"")
     assert code == 3
     assert os.strerror(errno.EACCES) in stderr
@@ -199,8 +204,8 @@ def test_a_refusal_may_be_a_bare_header(peer: Peer) -> None:
         {"version": 3},
         {"version": 0},
         {"cpuid": 0x80000000},
-        {"type": DF_HELLO},
-        {"type": 2 + DF_REPLY},
+        {"type": lib.DF_HELLO},
+        {"type": 2 + lib.DF_REPLY},
         {"seq": 12345},
         {"error": -5},
         {"len": 0},
@@ -210,7 +215,7 @@ def test_a_refusal_may_be_a_bare_header(peer: Peer) -> None:
     ids=str,
 )
 def test_a_host_that_answers_nonsense(peer: Peer, changed: dict[str, int]) -> None:
-    peer.say(answer(peer.hello(), **changed))
+    peer.say(welcome(peer.hello(), **changed))
     code, _, stderr = peer.run(b"")
     assert code == 3
     assert stderr.startswith("daxfault-standin: the host ")
@@ -218,12 +223,12 @@ def test_a_host_that_answers_nonsense(peer: Peer, changed: dict[str, int]) -> No
 
 @pytest.mark.parametrize("length", [1, 23, 24, HELLO.size - 1, HELLO.size + 1, 4096], ids=str)
 def test_a_host_that_answers_in_the_wrong_length(peer: Peer, length: int) -> None:
-    peer.socket.send(answer(peer.hello(), len=length).ljust(length, b"\0")[:length])
+    peer.socket.send(welcome(peer.hello(), len=length).ljust(length, b"\0")[:length])
     assert peer.run(b"")[0] == 3
 
 
 def test_a_host_that_sends_descriptors_nobody_asked_for(peer: Peer) -> None:
-    reply = answer(peer.hello())
+    reply = welcome(peer.hello())
     socket.send_fds(peer.socket, [reply], [0, 0])
     assert peer.run(b"")[0] == 3
 

@@ -5,8 +5,7 @@ import random
 
 import pytest
 from patience import until
-from raw_host import ABIS, ALL, EFAULT, IF, KERNEL, PAGE, SYSCALL, WORK, Start, content, tokens
-from standin_peer import Peer
+from raw_host import ABIS, ALL, EFAULT, IF, KERNEL, PAGE, SYSCALL, WORK, Peer, Start, content, tokens
 
 from daxfault import native
 

@@ -8,15 +8,16 @@ import socket
 import sys
 from pathlib import Path
 
+import messages
 import pytest
-import raw_guest
 import trio
 import trio.testing
+from messages import GONE
 from needs import require_root
 from raw_guest import RawGuest
 from serving import RANGE, call, eventually, serving
 from trio.testing import trio_test
-from witness import GONE, descriptors, witnessed
+from witness import descriptors, witnessed
 
 from daxfault.vmm.designs import DESIGNS
 
@@ -71,7 +72,7 @@ async def test_guests_that_connect_are_served_and_their_garbage_ends_themselves_
         assert await second.ask(b"garbage") == GONE
         third.close()
         assert await first.open(s.mount / "victim") == (0, 1)
-        assert await first.ask(raw_guest.setup(1, 0, RANGE, 0)) == 0
+        assert await first.ask(messages.setup(1, 0, RANGE, 0)) == 0
         first.close()
         second.close()
         await eventually(lambda: len(s.host._sessions) == 1, "the guests' end")

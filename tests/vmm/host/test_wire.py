@@ -3,11 +3,10 @@
 
 import dataclasses
 import os
-import random
 import struct
 
+import messages
 import pytest
-import raw_guest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -24,7 +23,7 @@ WINDOWS = st.tuples(st.integers(0, 2**34), st.integers(1, 2**25 - 1)).filter(
 
 
 @st.composite
-def messages(draw: st.DrawFn) -> tuple[Message, bytes, int]:
+def valid_messages(draw: st.DrawFn) -> tuple[Message, bytes, int]:
     """A valid message: its value, its bytes, and how many descriptors come with it."""
     seq = draw(NUMBERS)
     kind = draw(st.sampled_from(["hello", "open", "release", "setup", "remove"]))
@@ -38,15 +37,15 @@ def messages(draw: st.DrawFn) -> tuple[Message, bytes, int]:
             draw(st.integers(0, lib.DF_ABI_COUNT - 1)),
             draw(st.integers(0, 2**32 - 1)),
         )
-        data = raw_guest.hello(
+        data = messages.hello(
             pid=m.pid, window=m.window, window_len=m.window_len, abi=m.abi, cpuid=m.cpuid, seq=seq
         )
         return m, data, 2
     if kind == "open":
-        return wire.Open(seq), raw_guest.opening(seq=seq), 1
+        return wire.Open(seq), messages.opening(seq=seq), 1
     if kind == "release":
         fh = draw(NUMBERS)
-        return wire.Release(seq, fh), raw_guest.release(fh, seq=seq), 0
+        return wire.Release(seq, fh), messages.release(fh, seq=seq), 0
     if kind == "setup":
         flags = draw(st.integers(1, 3))
         s = wire.SetupMapping(
@@ -55,12 +54,12 @@ def messages(draw: st.DrawFn) -> tuple[Message, bytes, int]:
             draw(ALIGNED),
             draw(LENGTHS),
             draw(ALIGNED),
-            bool(flags & raw_guest.READ),
-            bool(flags & raw_guest.WRITE),
+            bool(flags & messages.READ),
+            bool(flags & messages.WRITE),
         )
-        return s, raw_guest.setup(s.fh, s.foffset, s.len, s.moffset, flags, seq=seq), 0
+        return s, messages.setup(s.fh, s.foffset, s.len, s.moffset, flags, seq=seq), 0
     some = draw(st.lists(st.tuples(ALIGNED, ALIGNED), min_size=1, max_size=lib.DF_REMOVE_MAX))
-    return wire.RemoveMapping(seq, tuple(some)), raw_guest.remove(*some, seq=seq), 0
+    return wire.RemoveMapping(seq, tuple(some)), messages.remove(*some, seq=seq), 0
 
 
 def parsed(data: bytes, fds: int) -> Message | None:
@@ -96,7 +95,7 @@ def parsed(data: bytes, fds: int) -> Message | None:
 
 @given(st.binary(max_size=2 * MESSAGE_MAX), st.integers(0, 8))
 @example(b"", 0)
-@example(bytes(raw_guest.HEADER.size), 0)
+@example(bytes(messages.HEADER.size), 0)
 def test_parse_of_arbitrary_bytes_gives_sane_message_or_protocol_error(data: bytes, fds: int) -> None:
     parsed(data, fds)
 
@@ -109,27 +108,24 @@ def test_parse_of_arbitrary_bytes_gives_sane_message_or_protocol_error(data: byt
 def test_parse_of_arbitrary_fields_gives_sane_message_or_protocol_error(
     kind: int, fields: bytes, fds: int
 ) -> None:
-    parsed(raw_guest.message(kind, fields), fds)
+    parsed(messages.message(kind, fields), fds)
 
 
-@given(messages(), st.data())
+@given(valid_messages(), st.data())
 def test_parse_of_valid_message_with_changed_bytes_gives_sane_message_or_protocol_error(
     valid: tuple[Message, bytes, int], data: st.DataObject
 ) -> None:
     _, good, fds = valid
-    changed = bytearray(good)
-    for _ in range(data.draw(st.integers(1, 8))):
-        changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
-    parsed(bytes(changed), fds)
+    parsed(messages.with_changed_bytes(good, lambda a, b: data.draw(st.integers(a, b))), fds)
 
 
-@given(messages())
+@given(valid_messages())
 def test_parse_of_valid_message_gives_its_fields_back(valid: tuple[Message, bytes, int]) -> None:
     m, data, fds = valid
     assert wire.parse(data, fds) == m
 
 
-@given(messages())
+@given(valid_messages())
 def test_parse_of_valid_message_with_other_number_of_descriptors_is_refused(
     valid: tuple[Message, bytes, int],
 ) -> None:
@@ -140,12 +136,12 @@ def test_parse_of_valid_message_with_other_number_of_descriptors_is_refused(
 
 
 SAMPLES = {
-    "hello": (raw_guest.hello(), 2),
-    "open": (raw_guest.opening(), 1),
-    "release": (raw_guest.release(1), 0),
-    "setup": (raw_guest.setup(1, 0, RANGE_SIZE, 0), 0),
-    "remove one": (raw_guest.remove((0, RANGE_SIZE)), 0),
-    "remove most": (raw_guest.remove(*[(0, RANGE_SIZE)] * lib.DF_REMOVE_MAX), 0),
+    "hello": (messages.hello(), 2),
+    "open": (messages.opening(), 1),
+    "release": (messages.release(1), 0),
+    "setup": (messages.setup(1, 0, RANGE_SIZE, 0), 0),
+    "remove one": (messages.remove((0, RANGE_SIZE)), 0),
+    "remove most": (messages.remove(*[(0, RANGE_SIZE)] * lib.DF_REMOVE_MAX), 0),
 }
 
 
@@ -155,43 +151,37 @@ def test_parse_of_valid_message_cut_or_extended_by_any_length_is_refused(name: s
     """`honest`: the header says the length that the message has now."""
     good, fds = SAMPLES[name]
     assert parsed(good, fds) is not None
-    noise = random.Random(1).randbytes(2 * MESSAGE_MAX)
-    for length in range(len(good) + 2 * MESSAGE_MAX):
-        if length == len(good):
-            continue
-        other = bytearray((good + noise)[:length])
-        if honest and length >= 8:
-            struct.pack_into("=I", other, 4, length)
-        assert parsed(bytes(other), fds) is None
+    for other in messages.of_other_lengths(good, honest=honest):
+        assert parsed(other, fds) is None
 
 
 @pytest.mark.parametrize(
     ("data", "fds", "why"),
     [
-        (raw_guest.hello(version=3), 2, "version 3"),
-        (raw_guest.hello(version=0), 2, "version 0"),
-        (raw_guest.hello(window=1), 2, "user address space"),
-        (raw_guest.hello(window_len=0), 2, "user address space"),
-        (raw_guest.hello(window_len=RANGE_SIZE + 4096), 2, "multiple"),
-        (raw_guest.hello(window=2**64 - 4096, window_len=RANGE_SIZE), 2, "user address space"),
-        (raw_guest.hello(window=(1 << 47) - RANGE_SIZE, window_len=RANGE_SIZE), 2, "user address space"),
-        (raw_guest.hello(window_len=1 << 63), 2, "multiple"),
-        (raw_guest.setup(1, 0, RANGE_SIZE, 0, flags=0), 0, "flags"),
-        (raw_guest.setup(1, 0, RANGE_SIZE, 0, flags=4), 0, "flags"),
-        (raw_guest.setup(1, 0, RANGE_SIZE, 0, flags=2**64 - 1), 0, "flags"),
-        (raw_guest.setup(1, 0, 0, 0), 0, "len is 0"),
-        (raw_guest.setup(1, 4096, RANGE_SIZE, 0), 0, "foffset"),
-        (raw_guest.setup(1, 0, 4096, 0), 0, "len"),
-        (raw_guest.setup(1, 0, RANGE_SIZE, 4096), 0, "moffset"),
-        (raw_guest.setup(1, 2**64 - RANGE_SIZE, RANGE_SIZE, 0), 0, "foffset"),
-        (raw_guest.setup(1, 0, 1 << 62, 0), 0, "len"),
-        (raw_guest.remove(), 0, "0 entries"),
-        (raw_guest.remove((0, RANGE_SIZE), count=2), 0, "2 entries"),
-        (raw_guest.remove((0, RANGE_SIZE), (0, 0), count=1), 0, "1 entries"),
-        (raw_guest.remove(*[(0, RANGE_SIZE)] * 64, count=65), 0, "65 entries"),
-        (raw_guest.remove((0, 1)), 0, "len"),
-        (raw_guest.message(1002), 0, "unknown"),
-        (raw_guest.message(0), 0, "unknown"),
+        (messages.hello(version=3), 2, "version 3"),
+        (messages.hello(version=0), 2, "version 0"),
+        (messages.hello(window=1), 2, "user address space"),
+        (messages.hello(window_len=0), 2, "user address space"),
+        (messages.hello(window_len=RANGE_SIZE + 4096), 2, "multiple"),
+        (messages.hello(window=2**64 - 4096, window_len=RANGE_SIZE), 2, "user address space"),
+        (messages.hello(window=(1 << 47) - RANGE_SIZE, window_len=RANGE_SIZE), 2, "user address space"),
+        (messages.hello(window_len=1 << 63), 2, "multiple"),
+        (messages.setup(1, 0, RANGE_SIZE, 0, flags=0), 0, "flags"),
+        (messages.setup(1, 0, RANGE_SIZE, 0, flags=4), 0, "flags"),
+        (messages.setup(1, 0, RANGE_SIZE, 0, flags=2**64 - 1), 0, "flags"),
+        (messages.setup(1, 0, 0, 0), 0, "len is 0"),
+        (messages.setup(1, 4096, RANGE_SIZE, 0), 0, "foffset"),
+        (messages.setup(1, 0, 4096, 0), 0, "len"),
+        (messages.setup(1, 0, RANGE_SIZE, 4096), 0, "moffset"),
+        (messages.setup(1, 2**64 - RANGE_SIZE, RANGE_SIZE, 0), 0, "foffset"),
+        (messages.setup(1, 0, 1 << 62, 0), 0, "len"),
+        (messages.remove(), 0, "0 entries"),
+        (messages.remove((0, RANGE_SIZE), count=2), 0, "2 entries"),
+        (messages.remove((0, RANGE_SIZE), (0, 0), count=1), 0, "1 entries"),
+        (messages.remove(*[(0, RANGE_SIZE)] * 64, count=65), 0, "65 entries"),
+        (messages.remove((0, 1)), 0, "len"),
+        (messages.message(1002), 0, "unknown"),
+        (messages.message(0), 0, "unknown"),
     ],
 )
 def test_parse_of_message_that_makes_no_sense_says_why(data: bytes, fds: int, why: str) -> None:
@@ -202,12 +192,12 @@ def test_parse_of_message_that_makes_no_sense_says_why(data: bytes, fds: int, wh
 @given(NUMBERS, NUMBERS, st.integers(0, 2**63 - 1))
 def test_replies_have_the_requests_type_and_number(seq: int, fh: int, size: int) -> None:
     def header(data: bytes) -> tuple[int, ...]:
-        return raw_guest.HEADER.unpack_from(data)
+        return messages.HEADER.unpack_from(data)
 
     data = wire.open_reply(wire.Open(seq), fh, size)
     assert header(data) == (1002, len(data), seq, 0, 0)
-    assert struct.unpack_from("=QQ", data, raw_guest.HEADER.size) == (fh, size)
-    assert header(reply(wire.Release(seq, fh), 9)) == (1003, raw_guest.HEADER.size, seq, 9, 0)
+    assert struct.unpack_from("=QQ", data, messages.HEADER.size) == (fh, size)
+    assert header(reply(wire.Release(seq, fh), 9)) == (1003, messages.HEADER.size, seq, 9, 0)
     greeting = wire.hello_reply(wire.Hello(seq, 1, 0, RANGE_SIZE, 5, 3), 1)
-    assert raw_guest.HELLO.unpack(greeting)[:7] == (1001, len(greeting), seq, 0, 0, 2, os.getpid())
-    assert raw_guest.HELLO.unpack(greeting)[7:] == (0, RANGE_SIZE, 5, 1)
+    assert messages.HELLO.unpack(greeting)[:7] == (1001, len(greeting), seq, 0, 0, 2, os.getpid())
+    assert messages.HELLO.unpack(greeting)[7:] == (0, RANGE_SIZE, 5, 1)

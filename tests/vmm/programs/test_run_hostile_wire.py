@@ -13,12 +13,13 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import messages
 import pytest
-import raw_program
 from mapscript import Mapper, compiled
+from messages import GONE, message
 from patience import looks
-from raw_guest import message, uffd
-from raw_program import GONE, RawProgram
+from raw_guest import uffd
+from raw_program import RawProgram
 from run_host import RunningHost
 from serving import serving
 from trio.testing import trio_test
@@ -122,20 +123,20 @@ def kept_by_none(host: RunningHost) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("data", "fds"),
     [
-        (raw_program.serve(), 1),
-        (raw_program.mmapping(), 1),
-        (raw_program.mapped(0, PAGE), 0),
-        (raw_program.msync(0, PAGE), 0),
-        (raw_program.sigbus(0), 0),
-        (raw_program.attach(version=lib.DF_WIRE_VERSION - 1), 0),
-        (raw_program.attach(version=lib.DF_WIRE_VERSION + 1), 0),
-        (raw_program.attach(pid=0), 0),
-        (raw_program.attach(pid=-1), 0),
-        (raw_program.attach(pid=1), 0),
-        (raw_program.attach(pid=2**31 - 1), 0),
-        (raw_program.attach(), 1),
-        (raw_program.attach()[:-1], 0),
-        (raw_program.attach() + b"x", 0),
+        (messages.serve(), 1),
+        (messages.mmapping(), 1),
+        (messages.mapped(0, PAGE), 0),
+        (messages.msync(0, PAGE), 0),
+        (messages.sigbus(0), 0),
+        (messages.attach(version=lib.DF_WIRE_VERSION - 1), 0),
+        (messages.attach(version=lib.DF_WIRE_VERSION + 1), 0),
+        (messages.attach(pid=0), 0),
+        (messages.attach(pid=-1), 0),
+        (messages.attach(pid=1), 0),
+        (messages.attach(pid=2**31 - 1), 0),
+        (messages.attach(), 1),
+        (messages.attach()[:-1], 0),
+        (messages.attach() + b"x", 0),
         (message(lib.DF_ATTACH + lib.DF_REPLY), 0),
         (b"x", 0),
         (b"x" * 9000, 0),
@@ -152,10 +153,10 @@ def test_connection_that_does_not_begin_with_an_attachment_is_ended(
 @pytest.mark.parametrize(
     ("data", "fds"),
     [
-        (raw_program.attach(), 0),
-        (raw_program.mmapping(), 1),
-        (raw_program.mapped(0, PAGE), 0),
-        (raw_program.msync(0, PAGE), 0),
+        (messages.attach(), 0),
+        (messages.mmapping(), 1),
+        (messages.mapped(0, PAGE), 0),
+        (messages.msync(0, PAGE), 0),
     ],
 )
 def test_attachment_without_a_userfaultfd_after_it_is_ended(
@@ -167,14 +168,14 @@ def test_attachment_without_a_userfaultfd_after_it_is_ended(
         assert program.ask(data, *[null.fileno()] * fds) == GONE
 
 
-@pytest.mark.parametrize("data", [raw_program.attach(), raw_program.serve()])
+@pytest.mark.parametrize("data", [messages.attach(), messages.serve()])
 def test_second_attachment_on_a_connection_ends_it(
     run_host: RunningHost, connect: Connect, data: bytes
 ) -> None:
     with open("/dev/null") as null, kept_by_none(run_host):
         program = connect()
         program.serve()
-        assert program.ask(data, *[null.fileno()] * (data == raw_program.serve())) == GONE
+        assert program.ask(data, *[null.fileno()] * (data == messages.serve())) == GONE
 
 
 @trio_test
@@ -185,7 +186,7 @@ async def test_attachment_from_a_pid_namespace_that_is_not_ours_is_refused(tmp_p
     with theirs:
         async with serving(tmp_path) as s:
             session = Programs(s.host, s.fs, s.mount).make(ours, 0)
-            theirs.send(raw_program.attach())
+            theirs.send(messages.attach())
             try:
                 with pytest.raises(ProtocolError, match="another pid namespace"):
                     await session.greet()
@@ -213,7 +214,7 @@ def test_service_by_what_is_no_userfaultfd_ends_the_connection(
         program.attach()
         fd = make()
         try:
-            assert program.ask(raw_program.serve(), fd) == GONE
+            assert program.ask(messages.serve(), fd) == GONE
         finally:
             os.close(fd)
 
@@ -224,7 +225,7 @@ def test_service_by_a_userfaultfd_that_is_in_use_is_refused(run_host: RunningHos
         program.attach()
         fd = uffd(0)  # UFFDIO_API is done
         try:
-            assert program.ask(raw_program.serve(), fd) == errno.EINVAL
+            assert program.ask(messages.serve(), fd) == errno.EINVAL
         finally:
             os.close(fd)
         assert program.reply().error == GONE
@@ -237,7 +238,7 @@ def test_mmap_while_another_is_under_way_ends_the_connection(connect: Connect, f
     program = connect()
     program.serve()
     os.close(program.cache(file))
-    assert program.ask(raw_program.mmapping(), file) == GONE
+    assert program.ask(messages.mmapping(), file) == GONE
 
 
 def test_connection_that_ends_within_an_mmap_lets_the_file_go(
@@ -272,7 +273,7 @@ def test_mmap_of_what_cannot_be_mapped_is_refused_and_the_next_one_is_served(
     program.serve()
     fd = os.open(run_host.mount / path, flags)
     try:
-        assert program.ask(raw_program.mmapping(prot=prot), fd) == error
+        assert program.ask(messages.mmapping(prot=prot), fd) == error
     finally:
         os.close(fd)
     cache = program.cache(file)
@@ -285,8 +286,8 @@ def test_mmap_of_a_page_cache_itself_is_refused(connect: Connect, file: int) -> 
     program = connect()
     program.serve()
     cache = program.cache(file)
-    assert program.ask(raw_program.mapped(0, 0)) == 0
-    assert program.ask(raw_program.mmapping(), cache) == errno.EXDEV
+    assert program.ask(messages.mapped(0, 0)) == 0
+    assert program.ask(messages.mmapping(), cache) == errno.EXDEV
     os.close(cache)
 
 
@@ -307,7 +308,7 @@ def test_mapping_at_what_is_no_range_of_pages_ends_the_connection_and_lets_the_f
         program = connect()
         program.serve()
         os.close(program.cache(file))
-        assert program.ask(raw_program.mapped(start, length)) == GONE
+        assert program.ask(messages.mapped(start, length)) == GONE
     let_go(run_host)
 
 
@@ -320,13 +321,13 @@ def test_mapping_where_nothing_of_ours_is_fails_and_lets_the_file_go(
         somewhere = ctypes.addressof(ctypes.c_char.from_buffer(anonymous))
         for start in (0, PAGE, somewhere, wire.ADDRESSES - PAGE):
             os.close(program.cache(file))
-            assert program.ask(raw_program.mapped(start, PAGE)) == errno.EINVAL
+            assert program.ask(messages.mapped(start, PAGE)) == errno.EINVAL
         anonymous[:1] = b"x"  # and that is still its own
     let_go(run_host)
     # told without an mmap() before, as by a forked child
-    assert program.ask(raw_program.mapped(0, wire.ADDRESSES)) == 0
-    assert program.ask(raw_program.mapped(0, 0)) == 0
-    assert program.ask(raw_program.msync(0, wire.ADDRESSES)) == 0
+    assert program.ask(messages.mapped(0, wire.ADDRESSES)) == 0
+    assert program.ask(messages.mapped(0, 0)) == 0
+    assert program.ask(messages.msync(0, wire.ADDRESSES)) == 0
     assert not held(run_host)
 
 
@@ -337,7 +338,7 @@ def test_five_hundred_connections_at_once_are_each_answered(run_host: RunningHos
     with kept_by_none(run_host):
         programs = [connect() for _ in range(500)]
         for program in programs:
-            program.send(raw_program.attach())
+            program.send(messages.attach())
         for program in programs:
             reply = program.reply()
             assert reply.error == 0
@@ -353,7 +354,7 @@ def test_deaths_told_without_end_are_counted_and_the_newest_are_kept(tmp_path: P
         with RawProgram(host.programs_environment["DAXFAULT_SOCKET"]) as program:
             program.serve()
             for address in range(count):
-                assert program.ask(raw_program.sigbus(address, tid=2**31 - 1)) == 0
+                assert program.ask(messages.sigbus(address, tid=2**31 - 1)) == 0
         assert host.ask("status")["deaths"] == count
         host.end()
     report = json.loads(written.read_text())
