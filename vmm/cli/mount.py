@@ -47,25 +47,20 @@ def mount(
 
     Each of these ends it with 0, and leaves nothing mounted.
     """
-    _check_fuse(allow_other)
+    from daxfault.vmm.doctor.fuse import check_fuse
+
+    check_fuse(allow_other=allow_other)
     # a daemon's directory is /
     source, mountpoint = Path(os.path.abspath(source)), Path(os.path.abspath(mountpoint))
     pid_file = Path(os.path.abspath(pid_file)) if pid_file else None
 
     def serve(ready: Callable[[], None]) -> None:
-        from daxfault.vmm.cli import serve_mount as serving
+        from daxfault.vmm.cli import serve_mount
+        from daxfault.vmm.programs.served_mount import Options
 
-        serving.run(
-            source,
-            mountpoint,
-            ready,
-            allow_other=allow_other,
-            attr_timeout=attr_timeout,
-            pid_file=pid_file,
-            programs=programs,
-            verbose=verbose,
-            syslog=daemon,
-        )
+        options = Options(source, mountpoint, allow_other=allow_other, attr_timeout=attr_timeout)
+        serve_mount.log_to_stderr(verbose=verbose, syslog=daemon)
+        serve_mount.run(options, ready, pid_file=pid_file, programs=programs)
 
     if daemon:
         from daxfault.vmm.cli.daemon import run_in_background
@@ -73,20 +68,3 @@ def mount(
         run_in_background(serve)
     else:
         serve(lambda: print(f"{source} is served at {mountpoint}; Ctrl-C unmounts it", flush=True))
-
-
-def _check_fuse(allow_other: bool) -> None:
-    """Raise Unsupported when this machine lacks what a mount needs."""
-    from daxfault.vmm.doctor import devices, settings
-    from daxfault.vmm.errors import Unsupported
-
-    device = devices.fuse()
-    if not device.openable:
-        advice = device.mend or "the container's owner must permit the device"
-        raise Unsupported(f"{device.path}: {device.problem}; {advice}")
-    wanted = [settings.fusermount3()]
-    if allow_other:
-        wanted.append(settings.user_allow_other())
-    for setting in wanted:
-        if not setting.enough:
-            raise Unsupported(f"{setting.name}: {setting.value}, wanted for {setting.use}; {setting.mend}")

@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from daxfault.vmm.cli import output
+
 if TYPE_CHECKING:
     import pwd
 
     from daxfault.vmm.programs.faults import Rule
     from daxfault.vmm.programs.run import Ended
+    from daxfault.vmm.programs.served_mount import Options
 
 
 def run(
@@ -71,10 +74,11 @@ def run(
 
     For example: `daxfault run -- sqlite3 my.db 'PRAGMA mmap_size=1000000; SELECT count(*) FROM t'`
     """
-    from daxfault.vmm.cli.mount import _check_fuse
+    from daxfault.vmm.doctor.fuse import check_fuse
     from daxfault.vmm.errors import UsageError
+    from daxfault.vmm.programs.served_mount import Options
 
-    _check_fuse(allow_other=user is not None)
+    check_fuse(allow_other=user is not None)
     limit = _size(cache) if cache is not None else 0
     if mount is not None and (served := _served(mount)) is not None:
         if source is not None or fault or cache or stacks or report:
@@ -85,7 +89,8 @@ def run(
     source = source or Path(".")
     if not source.is_dir():
         raise UsageError(f"{source}: no such directory")
-    ended = _run(command, source, mount, _user(user), stacks, _rules(fault or []), limit)
+    options = Options(source, mount, _user(user), _rules(fault or []), limit)
+    ended = _run(command, options, stacks=stacks)
     if report is not None:
         _write(report, ended)
     if not quiet:
@@ -128,12 +133,12 @@ def _user(name: str | None) -> pwd.struct_passwd | None:
         raise UsageError(f"--user {name}: there is no such user") from None
 
 
-def _rules(texts: list[str]) -> list[Rule]:
+def _rules(texts: list[str]) -> tuple[Rule, ...]:
     from daxfault.vmm.errors import UsageError
     from daxfault.vmm.programs import faults
 
     try:
-        return [faults.parse(text) for text in texts]
+        return tuple(faults.parse(text) for text in texts)
     except faults.BadRule as e:
         raise UsageError(f"--fault {e}") from e
 
@@ -148,66 +153,42 @@ def _size(text: str) -> int:
         raise UsageError(f"--cache {text}: a size in bytes is wanted, with K, M, G or T") from None
 
 
-def _run(
-    command: list[str],
-    source: Path,
-    mount: Path | None,
-    user: pwd.struct_passwd | None,
-    stacks: bool,
-    rules: list[Rule],
-    cache_limit: int,
-) -> Ended:
+def _run(command: list[str], options: Options, *, stacks: bool) -> Ended:
     import functools
     import sys
 
     import trio
 
     from daxfault import fsd
-    from daxfault.vmm.errors import Unsupported, UsageError
+    from daxfault.vmm.errors import UsageError
     from daxfault.vmm.programs import run as running
 
     def lingering() -> None:
         print("daxfault: other programs still map files; waiting for their end", file=sys.stderr)
 
-    go = functools.partial(
-        running.run,
-        command,
-        source,
-        mount,
-        user=user,
-        stacks=stacks,
-        rules=rules,
-        cache_limit=cache_limit,
-        lingering=lingering,
-    )
-    try:
-        return trio.run(go)
-    except fsd.MountError as e:
-        raise UsageError(str(e)) from e
-    except PermissionError as e:
-        hint = "Run `daxfault doctor`: it says what is missing here, and what mends it."
-        raise Unsupported(f"{e.strerror}\n{hint}") from e
+    go = functools.partial(running.run, command, options, stacks=stacks, lingering=lingering)
+    with output.doctor_hint():
+        try:
+            return trio.run(go)
+        except fsd.MountError as e:
+            raise UsageError(str(e)) from e
 
 
 def _show(ended: Ended) -> None:
-    from rich.console import Console
+    from daxfault.vmm.cli import run_report
 
-    from daxfault.vmm.cli import run_report as report
-
-    shown = report.tables(ended)
-    if shown is not None:
-        Console(stderr=True).print(shown)
+    output.show(*run_report.tables(ended), error=True)
 
 
 def _write(path: Path, ended: Ended) -> None:
-    from daxfault.vmm.cli import run_report as report
+    from daxfault.vmm.cli import run_report
     from daxfault.vmm.errors import UsageError
 
-    text = json.dumps(report.as_json(ended), indent=1) + "\n"
+    report = run_report.as_json(ended)
     if path == Path("-"):
-        print(text, end="")
+        output.show_json(report)
         return
     try:
-        path.write_text(text)
+        path.write_text(json.dumps(report, indent=2) + "\n")
     except OSError as e:
         raise UsageError(f"{path}: {e.strerror}") from e

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run's failed faults were, for a person and for a program.
+"""The failed faults of a run, as tables and as JSON.
 
-Owns the words, the columns and the JSON.  Must not write anything.
+Owns both shapes.  Must not print.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ import os
 import signal
 from typing import Any
 
-from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.console import RenderableType
+from rich.table import Column, Table
 from rich.text import Text
 
+from daxfault.vmm.cli import output
 from daxfault.vmm.programs.run import Ended
 
 SHOWN = 20  # rows of a table
 
 
 def ending(status: int) -> str:
-    """How the program ended, as Popen.returncode has it."""
+    """How the program ended; `status` is that of Popen.returncode."""
     if status >= 0:
         return f"exit code {status}"
     return f"died of {signal.Signals(-status).name}"
@@ -44,23 +45,29 @@ def as_json(ended: Ended) -> dict[str, Any]:
     }
 
 
-def tables(ended: Ended) -> RenderableType | None:
-    """What failed and who died of it; None when nothing did."""
+def tables(ended: Ended) -> list[RenderableType]:
+    """The faults that failed and the programs that died of one; empty when there are none."""
     parts: list[RenderableType] = []
     if ended.records:
         parts.append(_failures(ended))
     if ended.deaths:
         parts.append(_deaths(ended))
-    if not parts:
-        return None
-    parts.append(Text(f"the program: {ending(ended.status)}"))
-    return Group(*parts)
+    if parts:
+        parts.append(Text(f"the program: {ending(ended.status)}"))
+    return parts
 
 
 def _failures(ended: Ended) -> Table:
-    table = Table(title="faults that failed", title_justify="left", title_style="bold", box=None)
-    for name in ("file", "offset", "address", "pid/tid", "access", "error", "told by"):
-        table.add_column(name, justify="right" if name in ("offset", "pid/tid") else "left")
+    table = output.table(
+        "file",
+        Column("offset", justify="right"),
+        "address",
+        Column("pid/tid", justify="right"),
+        "access",
+        "error",
+        "delivered by",
+        title="faults that failed",
+    )
     for record in ended.records[-SHOWN:]:
         f = record.failure
         error = errno.errorcode.get(f.error, str(f.error))
@@ -79,9 +86,8 @@ def _failures(ended: Ended) -> Table:
 
 
 def _deaths(ended: Ended) -> Table:
-    table = Table(title="programs that died of a mapping", title_justify="left", title_style="bold", box=None)
-    for name in ("pid/tid", "file", "offset", "address", "si_code"):
-        table.add_column(name)
+    columns = ("pid/tid", "file", "offset", "address", "si_code")
+    table = output.table(*columns, title="programs that died of a mapping")
     for death in ended.deaths[-SHOWN:]:
         table.add_row(
             f"{death.pid}/{death.tid}",

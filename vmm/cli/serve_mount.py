@@ -15,60 +15,43 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import trio
 
 from daxfault import fsd
 from daxfault.vmm.errors import DaxfaultError, UsageError
+from daxfault.vmm.programs.served_mount import Options, served_mount
 
 SYSLOG = "/dev/log"
 
 log = logging.getLogger(__name__)
 
 
-def run(
-    source: Path,
-    mountpoint: Path,
-    ready: Callable[[], None],
-    *,
-    allow_other: bool,
-    attr_timeout: float,
-    pid_file: Path | None,
-    programs: bool,
-    verbose: bool,
-    syslog: bool,
-) -> None:
-    """Serve `source` at `mountpoint`; call `ready` when the mount answers.
+def run(options: Options, ready: Callable[[], None], *, pid_file: Path | None, programs: bool) -> None:
+    """Serve what `options` say; call `ready` when the mount answers.
 
-    With `programs` there is a host for them, and nothing is cached by the kernel.
-    The log goes to stderr, and to the system's too if `syslog`.
+    With `programs` there is a host for them, and the kernel caches nothing; without, only the options of
+    a mount count.
 
-    Returns after SIGINT, SIGTERM, SIGHUP or an unmount, with nothing mounted.
-    Raises UsageError before anything is mounted, DaxfaultError when the mount
-    fails later; what `ready` raises passes, after the unmount.
+    Returns after SIGINT, SIGTERM, SIGHUP or an unmount, with nothing mounted.  Raises UsageError before
+    anything is mounted, DaxfaultError when the mount fails later, and what `ready` raises, after the unmount.
     """
-    _log(verbose, syslog)
-    options: dict[str, Any] = {"allow_other": allow_other, "attr_timeout": attr_timeout}
     serving = _with_programs if programs else _alone
-    trio.run(_serve, serving(source, mountpoint, **options), ready, pid_file)
+    trio.run(_serve, serving(options), ready, pid_file)
 
 
 @contextlib.asynccontextmanager
-async def _alone(
-    source: Path, mountpoint: Path, *, allow_other: bool, attr_timeout: float
-) -> AsyncIterator[fsd.Mount]:
-    fs = fsd.Filesystem(source, attr_timeout=attr_timeout)
-    async with fsd.mounted(fs, mountpoint, allow_other=allow_other) as mount:
+async def _alone(options: Options) -> AsyncIterator[fsd.Mount]:
+    assert options.mount is not None
+    fs = fsd.Filesystem(options.source, attr_timeout=options.attr_timeout)
+    async with fsd.mounted(fs, options.mount, allow_other=options.allow_other) as mount:
         yield mount
 
 
 @contextlib.asynccontextmanager
-async def _with_programs(source: Path, mountpoint: Path, **options: Any) -> AsyncIterator[fsd.Mount]:
-    from daxfault.vmm.programs.run import stage
-
-    async with stage(source, mountpoint, **options) as served:
-        yield served.mounted
+async def _with_programs(options: Options) -> AsyncIterator[fsd.Mount]:
+    async with served_mount(options) as served:
+        yield served.mount
 
 
 async def _serve(
@@ -84,12 +67,12 @@ async def _serve(
                 answered = True
                 with _written(pid_file):
                     ready()
-                    await _until_told(mount, signals)
+                    await _until_ended(mount, signals)
         except fsd.MountError as exc:
             raise (DaxfaultError if answered else UsageError)(str(exc)) from exc
 
 
-async def _until_told(mount: fsd.Mount, signals: AsyncIterator[int]) -> None:
+async def _until_ended(mount: fsd.Mount, signals: AsyncIterator[int]) -> None:
     """Return on the first signal, or when somebody has unmounted."""
     async with trio.open_nursery() as nursery:
 
@@ -119,7 +102,8 @@ def _written(pid_file: Path | None) -> Iterator[None]:
         pid_file.unlink(missing_ok=True)
 
 
-def _log(verbose: bool, syslog: bool) -> None:
+def log_to_stderr(*, verbose: bool, syslog: bool) -> None:
+    """And to the system's log if `syslog`."""
     handlers: list[logging.Handler] = [logging.StreamHandler()]
     if syslog and os.path.exists(SYSLOG):
         to_system = logging.handlers.SysLogHandler(SYSLOG)

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`daxfault run`: a mount, a host, and one program with all that it starts.
+"""`daxfault run`: one program, with all that it starts, on a mount whose host serves it.
 
-Owns the order in which they come and go, the program's environment and its signals.
-Must not print.
+Owns the program's process and its signals, and when a run is over.  Must not print.
 """
 
 from __future__ import annotations
@@ -12,44 +11,18 @@ import dataclasses
 import os
 import pwd
 import signal
-import socket
-import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 
 import trio
 
-from daxfault import fsd, native
-from daxfault.vmm.host.host import Host, hosting
+from daxfault import native
 from daxfault.vmm.host.records import Record
-from daxfault.vmm.programs.control import Control
-from daxfault.vmm.programs.faults import Rule
 from daxfault.vmm.programs.programs import Death, Programs
+from daxfault.vmm.programs.served_mount import Options, served_mount
 
-_PATIENCE = 1.0  # seconds, before anybody is told what is waited for
+_PATIENCE = 1.0  # seconds from the program's end until lingering() is called
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Stage:
-    """A mount with a host whose programs connect to `socket`."""
-
-    fs: fsd.Filesystem
-    mounted: fsd.Mount
-    mount: Path
-    host: Host
-    programs: Programs
-    socket: Path
-
-    def environment(self, *, stacks: bool = False) -> dict[str, str]:
-        """What a program needs in its environment to be served."""
-        return {
-            "LD_PRELOAD": ":".join(filter(None, [os.fspath(native.preload()), os.environ.get("LD_PRELOAD")])),
-            "DAXFAULT_SOCKET": os.fspath(self.socket),
-            "DAXFAULT_DEVICE": str(self.fs.device),
-            "DAXFAULT_MOUNT": os.fspath(self.mount),
-            "DAXFAULT_TRACER": os.fspath(native.tracer()),
-        } | ({"DAXFAULT_STACKS": "1"} if stacks else {})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -74,135 +47,60 @@ def exit_code(status: int) -> int:
     return 128 - status if status < 0 else status
 
 
-@contextlib.asynccontextmanager
-async def stage(
-    source: Path,
-    mount: Path | None,
-    *,
-    user: pwd.struct_passwd | None = None,
-    rules: Sequence[Rule] = (),
-    cache_limit: int = 0,
-    allow_other: bool = False,
-    attr_timeout: float = 1.0,
-) -> AsyncIterator[Stage]:
-    """Serve `source` at `mount`, a temporary directory when None, to programs, while the body runs.
-
-    `user` may use both, too.  `rules` are faults on purpose, `cache_limit` the bytes that page caches may
-    have, 0: no limit.  Raises fsd.MountError, and OSError when a temporary directory
-    cannot be made.
-    """
-    with tempfile.TemporaryDirectory(prefix="daxfault-", ignore_cleanup_errors=True) as made:
-        top = Path(made)
-        if user is not None:
-            os.chown(top, user.pw_uid, -1)
-        if mount is None:
-            mount = top / "mnt"
-            mount.mkdir()
-        mount = Path(os.path.realpath(mount))  # noqa: ASYNC240 - before anything is mounted
-        fs = fsd.Filesystem(source, direct_io=True, attr_timeout=attr_timeout)
-        others = user is not None and user.pw_uid != os.geteuid()
-        async with (
-            _kept(),
-            fsd.mounted(fs, mount, allow_other=allow_other or others) as mounted,
-            hosting(fs) as (host, nursery),
-        ):
-            programs = Programs(host, fs, mount, cache_limit=cache_limit)
-            for rule in rules:
-                programs.rules.add(rule)
-            path = top / "host"
-            uid = user.pw_uid if user is not None else None
-
-            async def listen(task_status: trio.TaskStatus[None]) -> None:
-                await programs.listen(os.fspath(path), user=uid, task_status=task_status)
-
-            await nursery.start(listen)
-            found = Stage(fs, mounted, mount, host, programs, path)
-            assert fs.device is not None
-            await nursery.start(Control(programs, found.environment()).listen, fs.device)
-            yield found
-            nursery.cancel_scope.cancel()
-
-
-@contextlib.asynccontextmanager
-async def _kept() -> AsyncIterator[None]:
-    """A keeper while the body runs: should this process die, programs get SIGBUS, not zeros."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours:
-        with theirs:
-            keeper = await trio.lowlevel.open_process(
-                [native.keeper()], stdin=theirs.fileno(), start_new_session=True
-            )
-        native.keep(ours.fileno())
-        try:
-            yield
-        finally:
-            native.keep(-1)
-            ours.close()
-            with trio.CancelScope(shield=True):
-                await keeper.wait()
-
-
 async def run(
     command: Sequence[str],
-    source: Path,
-    mount: Path | None,
+    options: Options,
     *,
-    user: pwd.struct_passwd | None = None,
     stacks: bool = False,
-    rules: Sequence[Rule] = (),
-    cache_limit: int = 0,
-    environment: Mapping[str, str] = os.environ,
-    prepared: Callable[[Stage], None] = lambda _: None,
     lingering: Callable[[], None] = lambda: None,
 ) -> Ended:
-    """Run `command` with `source` served at `mount`; -> how it ended.
+    """Serve what `options` say and run `command` on it; -> how it ended.
 
-    With no `mount` it runs in the mount, a temporary one.  `prepared` is called before it
-    starts; `lingering` when it has ended and others still map files, for whose end is waited.
-    Raises as stage().
+    Without options.mount it runs in the mount, a temporary one.  `stacks`: report the stack of a program
+    that dies of a mapping.  `lingering` is called when the program has ended and others still map files:
+    run() waits for their end.  Raises as served_mount().
     """
-    # from the first on: a host that dies of one leaves its mount behind
-    async with (
-        _received() as signals,
-        stage(source, mount, user=user, rules=rules, cache_limit=cache_limit) as s,
-    ):
-        prepared(s)
+    # from the first on: a host that dies of a signal leaves its mount behind
+    async with _received() as signals, served_mount(options) as served:
         process = await _start(
             command,
-            s.mount if mount is None else None,
-            dict(environment) | s.environment(stacks=stacks),
-            user,
+            served.path if options.mount is None else None,
+            os.environ | served.environment(stacks=stacks),
+            options.user,
         )
         async with _passed_on(signals, process):
             status = await process.wait()
-            ended = trio.current_time()
-            told = False
-            while s.programs.busy:
-                await trio.sleep(0.01)
-                if not told and trio.current_time() - ended > _PATIENCE:
-                    told = True
-                    lingering()
-        await s.programs.files.write_back()
-        records = s.host.records
+            with trio.move_on_after(_PATIENCE):
+                await _idle(served.programs)
+            if served.programs.busy:
+                lingering()
+                await _idle(served.programs)
+        await served.programs.files.write_back()
+        records, deaths = served.host.records, served.programs.deaths
         return Ended(
             status=status,
             records=tuple(records),
             failed=records.total,
-            deaths=tuple(s.programs.deaths),
-            died=s.programs.deaths.total,
-            served=s.programs.served,
-            counters=s.host.engine.counters(),
+            deaths=tuple(deaths),
+            died=deaths.total,
+            served=served.programs.served,
+            counters=served.host.engine.counters(),
         )
+
+
+async def _idle(programs: Programs) -> None:
+    while programs.busy:  # noqa: ASYNC110 - a forked child's last munmap() is reported to nobody
+        await trio.sleep(0.01)
 
 
 async def _start(
     command: Sequence[str],
     directory: Path | None,
-    environment: dict[str, str],
+    environment: Mapping[str, str],
     user: pwd.struct_passwd | None,
 ) -> trio.Process:
-    """Start the program by way of env(1): a directory of our mount, or a program there, is found by asking
-    this very process, which waits with the interpreter's lock held for the first exec(2)."""
+    """Start the program by env(1).  To look up a directory or a program on our mount the kernel asks this
+    very process, which holds the GIL until the first exec(2) has succeeded."""
     go = ["env", *(["-C", os.fspath(directory)] if directory else []), "--", *command]
     if user is None:
         return await trio.lowlevel.open_process(go, env=environment)
@@ -214,15 +112,15 @@ async def _start(
 
 @contextlib.asynccontextmanager
 async def _received() -> AsyncIterator[AsyncIterator[int]]:
-    """Signals that are sent to us alone wait for whoever reads them, while the body runs."""
+    """Queue the signals that are sent to this process alone, while the body runs."""
     with trio.open_signal_receiver(*_FORWARDED) as signals:
         yield signals
 
 
 @contextlib.asynccontextmanager
 async def _passed_on(signals: AsyncIterator[int], process: trio.Process) -> AsyncIterator[None]:
-    """While the body runs `signals` are the program's; Ctrl-C reaches it from its terminal.  When it has
-    ended, and others are waited for, they are ours."""
+    """Pass `signals` on to the program while the body runs; Ctrl-C reaches it from its terminal.  After
+    its end, while other programs go on, SIGINT and SIGTERM end the run."""
 
     async def forward(signals: AsyncIterator[int]) -> None:
         async for number in signals:
@@ -241,11 +139,11 @@ async def _passed_on(signals: AsyncIterator[int], process: trio.Process) -> Asyn
 
 
 async def attached(
-    command: Sequence[str], served: Mapping[str, str], user: pwd.struct_passwd | None = None
+    command: Sequence[str], served: dict[str, str], user: pwd.struct_passwd | None = None
 ) -> int:
-    """Run `command` with a host of another process, which wants `served` in its environment; -> its status,
-    as Popen.returncode."""
+    """Run `command` with the host of another process; `served` is what its environment needs.  -> its
+    status, as Popen.returncode."""
     async with _received() as signals:
-        process = await _start(command, None, {**os.environ, **served}, user)
+        process = await _start(command, None, os.environ | served, user)
         async with _passed_on(signals, process):
             return await process.wait()

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a directory can be mounted here, asked before a command begins.
+
+Owns the refusal.  Must not mount anything.
+"""
+
+from __future__ import annotations
+
+from daxfault.vmm.doctor import devices, settings
+from daxfault.vmm.errors import Unsupported
+
+
+def check_fuse(*, allow_other: bool) -> None:
+    """Raise Unsupported when this machine lacks what a mount needs, one for other users if `allow_other`."""
+    device = devices.fuse()
+    if not device.openable:
+        advice = device.mend or "the container's owner must permit the device"
+        raise Unsupported(f"{device.path}: {device.problem}; {advice}")
+    wanted = [settings.fusermount3()]
+    if allow_other:
+        wanted.append(settings.user_allow_other())
+    for setting in wanted:
+        if not setting.enough:
+            raise Unsupported(f"{setting.name}: {setting.value}, needed for {setting.use}; {setting.mend}")
