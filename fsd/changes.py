@@ -49,10 +49,11 @@ class Changes:
         """Whether the file of `inode`, which is in use, was changed behind the mount; if so, guests and
         the kernel are notified."""
         assert inode.file is not None
-        if not inode.file.recheck():
+        change = inode.file.recheck()
+        if not change:
             return False
         inode.event_due = True
-        self._invalidation.invalidate(inode.nodeid)
+        self._invalidation.invalidate(inode.nodeid, size=bool(change & native.CHANGED_SIZE))
         return True
 
     async def run(self) -> None:
@@ -87,7 +88,7 @@ class Changes:
         if events != ATTRIBUTES:
             inode.event_due = False
         if data or events & ATTRIBUTES:
-            self._invalidation.invalidate(inode.nodeid, data=data)
+            self._invalidation.invalidate(inode.nodeid, data=data, size=bool(change & native.CHANGED_SIZE))
 
 
 def note_own_change(inode: Inode) -> None:

@@ -7,7 +7,8 @@ pyfuse3 to their handlers and failures become errnos.  Must not do any part's wo
     threads        worker threads                  in_use       a native.File for each inode in use
     inodes         the inode table                 changes      noticing changes behind the mount
     watch          inotify                         pins         files that the host keeps in use
-    invalidation   the kernel's caches             replies, entries
+    invalidation   the kernel's caches             replies      attributes for the kernel
+    sizes          the kernel's idea of a size     entries      names and new files
 
     names, directories, files, attributes          the requests
 """
@@ -33,6 +34,7 @@ from daxfault.fsd.invalidation import Invalidation
 from daxfault.fsd.names import Names
 from daxfault.fsd.pins import Pinned, Pins
 from daxfault.fsd.replies import Replies
+from daxfault.fsd.sizes import Sizes
 from daxfault.fsd.threads import Threads
 from daxfault.fsd.watch import Watch
 
@@ -78,7 +80,8 @@ class Filesystem(pyfuse3.Operations):
         self.inodes = _table(self.backing, os.fspath(backing), max_descriptors)
         self.threads = Threads()
         self.watch = Watch()
-        self.invalidation = Invalidation(self.threads)
+        self.sizes = Sizes()
+        self.invalidation = Invalidation(self.threads, self.sizes)
         self.in_use = FilesInUse(self.inodes, self.watch, self.threads)
         self.changes = Changes(self.in_use, self.watch, self.invalidation, self.threads)
         self.pins = Pins(self.inodes, self.in_use, self.threads)
@@ -109,8 +112,11 @@ class Filesystem(pyfuse3.Operations):
 
     # ---- for mount.py
 
-    async def background(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve changes behind the mount until cancelled."""
+    async def background(
+        self, path: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Serve changes behind the mount, which is at `path`, until cancelled."""
+        self.sizes.start(path)
         async with trio.open_nursery() as nursery:
             await nursery.start(self.invalidation.run)
             nursery.start_soon(self.changes.run)
@@ -122,6 +128,7 @@ class Filesystem(pyfuse3.Operations):
         self.files.close()
         self.directories.close()
         self.watch.close()
+        self.sizes.close()
         self.inodes.close()
 
     # ---- requests.  Each returns its handler's coroutine: `operation` awaits it.

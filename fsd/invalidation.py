@@ -5,6 +5,9 @@ Owns the order of these calls: one at a time for an inode.  Must not decide when
 
 The kernel completes an invalidation only after reads in flight on the same pages, which wait for the
 file server: so never in the trio thread, and in threads of their own.
+
+The kernel asks for a new size after it has dropped the pages, not before: dropping writes a client's
+dirty page up to the size that the kernel has, and past the old one that page holds zeros.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import logging
 import pyfuse3
 import trio
 
+from daxfault.fsd.sizes import Sizes
 from daxfault.fsd.threads import Threads
 
 log = logging.getLogger(__name__)
@@ -24,10 +28,12 @@ RETRY_INTERVAL = 1.0  # seconds
 class Invalidation:
     """Invalidates inodes of one mount, while `run` runs."""
 
-    def __init__(self, threads: Threads) -> None:
+    def __init__(self, threads: Threads, sizes: Sizes) -> None:
         self._threads = threads
+        self._sizes = sizes
         # what is to be invalidated, by nodeid: True with data, False attributes only
         self._stale: dict[int, bool] = {}
+        self._resized: set[int] = set()
         self._running: set[int] = set()
         self._nursery: trio.Nursery | None = None
 
@@ -41,10 +47,13 @@ class Invalidation:
             finally:
                 self._nursery = None
 
-    def invalidate(self, nodeid: int, *, data: bool = True) -> None:
-        """Have the kernel drop its attributes of the inode, and with `data` its pages, soon."""
+    def invalidate(self, nodeid: int, *, data: bool = True, size: bool = False) -> None:
+        """Have the kernel drop its attributes of the inode, and with `data` its pages, soon; with `size`
+        it then asks for the size."""
         if self._nursery is None:
             return
+        if size:
+            self._resized.add(nodeid)
         self._stale[nodeid] = self._stale.get(nodeid, False) or data
         if nodeid not in self._running:
             self._running.add(nodeid)
@@ -61,6 +70,9 @@ class Invalidation:
     async def _one(self, nodeid: int, data: bool) -> None:
         try:
             await self._threads.kernel(_invalidate_inode, nodeid, data)
+            if nodeid in self._resized:
+                self._resized.remove(nodeid)
+                self._sizes.ask(nodeid)
         except Exception:  # no thread can be started, for instance: the mount goes on
             log.exception("inode %d: the kernel's cache is not invalidated yet", nodeid)
             self._stale[nodeid] = self._stale.get(nodeid, False) or data

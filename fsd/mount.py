@@ -162,7 +162,7 @@ async def _background(
     fs: Filesystem, mount: Mount, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
     try:
-        await fs.background(task_status=task_status)
+        await fs.background(mount.path, task_status=task_status)
     except Exception as exc:
         mount.fail(exc)
 

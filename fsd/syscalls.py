@@ -20,6 +20,9 @@ UTIME_NOW = (1 << 30) - 1  # linux/stat.h
 UTIME_OMIT = (1 << 30) - 2
 
 AT_FDCWD = -100  # linux/fcntl.h
+CLONE_FILES = 0x400  # linux/sched.h
+
+_FILEID_INO64_GEN = 0x81  # linux/exportfs.h
 
 _NS = 1_000_000_000
 
@@ -28,11 +31,22 @@ class _Timespec(ctypes.Structure):
     _fields_ = (("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long))
 
 
+class _FuseHandle(ctypes.Structure):
+    """struct file_handle (fcntl.h) with FUSE's contents: nodeid, high word first, and generation."""
+
+    _fields_ = (
+        ("handle_bytes", ctypes.c_uint),
+        ("handle_type", ctypes.c_int),
+        ("words", ctypes.c_uint32 * 3),
+    )
+
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
 _libc.utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(_Timespec), ctypes.c_int)
 _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 _libc.syncfs.argtypes = (ctypes.c_int,)
+_libc.open_by_handle_at.argtypes = (ctypes.c_int, ctypes.POINTER(_FuseHandle), ctypes.c_int)
 
 
 def _call(function: Any, *args: Any) -> None:
@@ -72,3 +86,24 @@ def umount(path: bytes, *, detach: bool = False) -> None:
 def syncfs(fd: int) -> None:
     """syncfs(2) of the file system that holds `fd`.  Raises OSError."""
     _call(_libc.syncfs, fd)
+
+
+def open_fuse_inode(mount_fd: int, nodeid: int) -> int:
+    """open_by_handle_at(2): an O_PATH descriptor of an inode that the kernel has in memory.
+
+    `mount_fd` is an ordinary descriptor on the FUSE mount.  The handle is that of fuse_encode_fh() in
+    fs/fuse/inode.c; pyfuse3 leaves generations 0.  Raises OSError: ESTALE when the kernel does not have
+    the inode, EPERM without CAP_DAC_READ_SEARCH.
+    """
+    words = (ctypes.c_uint32 * 3)(nodeid >> 32, nodeid & 0xFFFFFFFF, 0)
+    handle = _FuseHandle(ctypes.sizeof(words), _FILEID_INO64_GEN, words)
+    fd = _libc.open_by_handle_at(mount_fd, ctypes.byref(handle), os.O_PATH | os.O_CLOEXEC)
+    if fd < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return int(fd)
+
+
+def unshare_files() -> None:
+    """unshare(2) with CLONE_FILES: the calling thread gets a descriptor table of its own.  Raises OSError."""
+    _call(_libc.unshare, CLONE_FILES)

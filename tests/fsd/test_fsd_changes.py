@@ -7,6 +7,7 @@ attr_timeout is a minute here: what is seen sooner was told to the kernel.
 import contextlib
 import mmap
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,7 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fsd_mount import FsdMount, MakeMount, errno_of, eventually
+from fsd_mount import PATIENCE, FsdMount, MakeMount, errno_of, eventually
+from needs import require_root
 
 
 @pytest.fixture
@@ -222,3 +224,42 @@ def test_stores_behind_the_mount_are_seen_by_turns_where_more_files_are_in_use_t
                 area[0] = ord("b")
         for reader in readers:
             eventually(lambda reader=reader: os.pread(reader.fileno(), 1, 0) == b"b", "the new data is read")
+
+
+def touched(area: mmap.mmap, offset: int) -> str | None:
+    """The errno with which a system call fails that reads one byte of `area`; None when it does not."""
+    reading, writing = os.pipe()
+    with memoryview(area) as whole, whole[offset : offset + 1] as byte:
+        error = errno_of(os.write, writing, byte)
+    os.close(reading)
+    os.close(writing)
+    return error
+
+
+@pytest.mark.parametrize("direct", [False, True], ids=["mount", "native"])
+def test_file_grown_behind_the_mount_is_readable_in_a_mapping_past_the_old_end(
+    slow: FsdMount, direct: bool
+) -> None:
+    require_root()  # the file server asks by file handle
+    path = slow.source / "f" if direct else slow.path / "f"
+    path.write_bytes(b"a" * 8192)
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as area:
+        os.truncate(file.fileno(), 4096)
+        assert touched(area, 4096) == "EFAULT"
+        os.truncate(slow.source / "f", 8192)
+        eventually(lambda: touched(area, 4096) is None, "the page is readable")
+        assert area[4096] == 0
+
+
+def test_killed_server_ends_although_it_waits_for_its_own_answer(slow: FsdMount) -> None:
+    require_root()
+    (slow.source / "f").write_bytes(b"a")
+    fd = os.open(slow.path / "f", os.O_RDONLY)
+    assert os.read(fd, 9) == b"a"
+    slow.ask("never_answer_getattr")
+    os.truncate(slow.source / "f", 100)
+    eventually(lambda: slow.ask("waiting_for_getattr"), "the server asks its own mount")
+    slow._child.kill()
+    assert slow._child.wait(PATIENCE) == -signal.SIGKILL
+    assert errno_of(os.fstat, fd) in ("ENOTCONN", "ECONNABORTED")
+    assert errno_of(os.close, fd) == "ENOTCONN"  # of the FLUSH; the descriptor is closed

@@ -219,6 +219,22 @@ class Served:
         """Read requests since count_reads."""
         return self.counted
 
+    def never_answer_getattr(self) -> None:
+        """Take in GETATTR requests from now on, and never answer one."""
+        self.waiting = 0
+
+        async def getattr(*args: Any) -> Any:
+            import trio
+
+            self.waiting += 1
+            await trio.sleep_forever()
+
+        self.fs.getattr = getattr
+
+    def waiting_for_getattr(self) -> int:
+        """GETATTR requests taken in since never_answer_getattr."""
+        return self.waiting
+
     def writes_in_threads(self) -> None:
         """As if storage had just been slow."""
         self.fs.files.storage_slow_until = float("inf")

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Having the kernel ask for the size of an inode.
+
+Owns the thread that does it.  Must not decide when that is needed.
+
+The kernel asks for a size neither at a fault nor at a write with O_APPEND: it uses the one it has, even
+if the attributes were invalidated (fs/fuse/file.c).  stat(2) makes it ask.  So the thread calls stat(2)
+on the inode, as a client would.  It finds the inode by its number, through the file handle that FUSE
+gives it (open_by_handle_at(2)): the file need not have a name.  That takes CAP_DAC_READ_SEARCH; without
+it the kernel learns the size when a client calls stat(2).
+
+A thread that waits for an answer of this very mount cannot be killed, and if it shared the process's
+descriptors, a killed process would never close /dev/fuse: the connection and all its clients would hang.
+So the thread has a descriptor table of its own, without /dev/fuse in it.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import queue
+import threading
+
+from daxfault.fsd import syscalls
+
+log = logging.getLogger(__name__)
+
+_LEFT_OUT = (errno.ESTALE, errno.EPERM)  # the kernel does not have the inode; not permitted
+
+
+class Sizes:
+    """Asks on one mount, from `start` to `close`."""
+
+    def __init__(self) -> None:
+        self._wanted: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+
+    def start(self, path: str) -> None:
+        """Serve `ask` for the mount at `path`."""
+        threading.Thread(target=self._run, args=(path,), name="sizes", daemon=True).start()
+
+    def ask(self, nodeid: int) -> None:
+        """Have the kernel ask for the size of the inode, soon."""
+        self._wanted.put(nodeid)
+
+    def close(self) -> None:
+        """End the thread; it is not waited for, since it may wait for the mount."""
+        self._wanted.put(None)
+
+    def _run(self, path: str) -> None:
+        syscalls.unshare_files()
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        while (nodeid := self._wanted.get()) is not None:
+            try:
+                _stat(path, nodeid)
+            except OSError as exc:
+                if exc.errno not in _LEFT_OUT:
+                    log.warning("inode %d: stat on the mount: %s", nodeid, exc)
+
+
+def _stat(path: str, nodeid: int) -> None:
+    mount = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fd = syscalls.open_fuse_inode(mount, nodeid)
+    finally:
+        os.close(mount)
+    try:
+        os.fstat(fd)
+    finally:
+        os.close(fd)
