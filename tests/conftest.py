@@ -9,13 +9,13 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+import session
 from fsd_mount import FsdMount, MakeMount
 from needs import require, require_fuse, require_root
 from patience import within
 from program_host import ProgramHost
 from raw_host import RawHost, Start
 from run_host import Place, RunningHost, require_programs
-from session import left_behind, make_temporary_directory, remove_temporary_directory, reset_signals
 
 from daxfault import native
 
@@ -34,13 +34,13 @@ terminal = pytest.StashKey[int]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    reset_signals()
-    config.stash[temporary] = make_temporary_directory()
+    session.reset_signals()
+    config.stash[temporary] = session.make_temporary_directory()
     config.stash[terminal] = os.dup(2)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    remove_temporary_directory(config.stash[temporary])
+    session.remove_temporary_directory(config.stash[temporary])
 
 
 def _bounded(item: pytest.Item) -> Generator[None]:
@@ -75,8 +75,10 @@ def nothing_is_left(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[None]:
     """No process, mount or temporary file outlives the tests of a module."""
+    places = request.config.stash[temporary], tmp_path_factory.getbasetemp()
+    before = session.found(*places)
     yield
-    assert left_behind(request.config.stash[temporary], tmp_path_factory.getbasetemp()) == []
+    assert session.left_behind(*places, before) == []
 
 
 @pytest.fixture

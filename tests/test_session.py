@@ -70,6 +70,6 @@ def test_left_behind_mount_and_file_are_found(empty: Path) -> None:
     place.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "none", place], check=True)
     try:
-        assert session.left_behind(empty, empty) == [f"mount {place}", os.fspath(place)]
+        assert session.left_behind(empty, empty) == [os.fspath(place), f"mount {place}"]
     finally:
         subprocess.run(["umount", place], check=True)

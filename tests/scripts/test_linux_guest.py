@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from needs import require
+from patience import PATIENCE
 from scripts_here import run_script, script_module, start_script, unpacked
 
 from daxfault.native.kvm import level2_program, rescue_program
@@ -225,8 +226,13 @@ def test_linux_guest_whose_level_1_ends_fails_with_its_last_words(
 
 @pytest.mark.parametrize(("ending", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_linux_guest_that_is_ended_leaves_no_qemu(
-    qemu_that: Callable[[str], str], tmp_path: Path, ending: int, status: int
+    qemu_that: Callable[[str], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ending: int,
+    status: int,
 ) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # SIGKILL leaves it temporary files
     path = qemu_that(f"echo $$ >{tmp_path}/pid.new; mv {tmp_path}/pid.new {tmp_path}/pid; exec sleep 600")
     with start_script("linux_guest", str(tmp_path / "bzImage"), path=path) as running:
         # it has nothing to wait for but its own QEMU's start
@@ -234,7 +240,7 @@ def test_linux_guest_that_is_ended_leaves_no_qemu(
             time.sleep(0.02)
         qemu = os.pidfd_open(int((tmp_path / "pid").read_text()))
         running.send_signal(ending)
-        assert running.wait() == status
+        assert running.wait(PATIENCE) == status
     # killed by the kernel, at the latest when its parent has ended; readable when that is done
     assert select.select([qemu], [], [], 10)[0]
     os.close(qemu)

@@ -35,7 +35,7 @@ def start_script(name: str, *arguments: str, path: str | None = None) -> subproc
 def run_script(name: str, *arguments: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
     """The same, run to its end."""
     with start_script(name, *arguments, path=path) as running:
-        out, error = running.communicate()
+        out, error = running.communicate(timeout=600)
     return subprocess.CompletedProcess(running.args, running.returncode, out, error)
 
 

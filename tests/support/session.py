@@ -11,6 +11,7 @@ import shutil
 import signal
 import tempfile
 import time
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 MARK = "DAXFAULT_TEST_SESSION"  # in the environment of every process that a test starts
@@ -52,27 +53,30 @@ def remove_temporary_directory(made: Path) -> None:
     shutil.rmtree(made, ignore_errors=True)
 
 
-def left_behind(made: Path, tests: Path) -> list[str]:
-    """Processes, mounts and files that outlive the tests; `tests` is where their tmp_path are."""
+def found(made: Path, tests: Path) -> set[str]:
+    """Processes, mounts and temporary files of the tests; `tests` is where their tmp_path are."""
+    return {*_processes(), *_mounts(made, tests), *map(os.fspath, made.iterdir())}
+
+
+def left_behind(made: Path, tests: Path, before: Set[str] = frozenset()) -> list[str]:
+    """What is found beyond `before`, and goes on to be there."""
     until = time.monotonic() + SECONDS
-    while found := [*_processes(), *_mounts(made, tests), *map(os.fspath, made.iterdir())]:
+    while left := found(made, tests) - before:
         if time.monotonic() > until:
-            return found
+            return sorted(left)
         time.sleep(0.02)
     return []
 
 
-def _processes() -> list[str]:
+def _processes() -> Iterator[str]:
     """Children of this process, and what they have started."""
     mark = f"{MARK}={os.environ[MARK]}".encode()
-    found = []
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended
             parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
             if parent == os.getpid() or mark in (path / "environ").read_bytes().split(b"\0"):
                 command = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                found.append(f"process {path.name}: {command or (path / 'comm').read_text().strip()}")
-    return found
+                yield f"process {path.name}: {command or (path / 'comm').read_text().strip()}"
 
 
 def _mounts(*places: Path) -> list[str]:

@@ -4,7 +4,6 @@
 Memory is touched by a thread inside write(2): a kernel-mode fault, taken without the GIL.
 """
 
-import contextlib
 import errno
 import mmap
 import os
@@ -15,14 +14,13 @@ from collections.abc import Callable, Iterator
 
 import cffi
 import pytest
-from needs import require
 from patience import PATIENCE
+from uffd_memory import PAGE, Memory, uffd_with
 
 from daxfault import native
 from daxfault.native import EventKind, Mode, Uffd
 from daxfault.vmm.host.uffd_features import bits
 
-PAGE = native.PAGE_SIZE
 THREAD_ID, EXACT, POISON = bits("THREAD_ID"), bits("EXACT_ADDRESS"), bits("POISON")
 EVENTS = 1 << 2 | 1 << 3 | 1 << 6  # REMAP, REMOVE, UNMAP
 WP = 1 << 0 | 1 << 12 | 1 << 13  # PAGEFAULT_FLAG_WP, WP_HUGETLBFS_SHMEM, WP_UNPOPULATED
@@ -31,27 +29,6 @@ WP = 1 << 0 | 1 << 12 | 1 << 13  # PAGEFAULT_FLAG_WP, WP_HUGETLBFS_SHMEM, WP_UNP
 libc = cffi.FFI()
 libc.cdef("int madvise(void *, size_t, int); int munmap(void *, size_t);")
 C = libc.dlopen(None)
-
-
-class Memory:
-    """`pages` of anonymous memory or of a memfd, registered for `modes`."""
-
-    def __init__(self, uffd: Uffd, pages: int, modes: Mode, *, fd: int = -1) -> None:
-        flags = mmap.MAP_SHARED if fd >= 0 else mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        self.map = mmap.mmap(fd, pages * PAGE, flags)
-        self.address = int(native.ffi.cast("uintptr_t", native.ffi.from_buffer(self.map)))
-        uffd.register(self.address, pages * PAGE, modes)
-
-
-@contextlib.contextmanager
-def uffd_with(features: int) -> Iterator[Uffd]:
-    try:
-        offered = native.uffd_probe()
-    except OSError as exc:
-        require(False, f"userfaultfd: {exc}")
-    require(offered & features == features, f"userfaultfd features {features & ~offered:#x}")
-    with Uffd(features) as uffd:
-        yield uffd
 
 
 class Call:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from failing_file import in_thread, program, standing_in
 from patience import PATIENCE
-from test_native_uffd import POISON, Memory, uffd_with
+from uffd_memory import Memory, uffd_with
 
 import daxfault
 from daxfault import native
@@ -20,6 +20,7 @@ from daxfault.vmm.host.uffd_features import bits
 
 PAGE = native.PAGE_SIZE
 REMAP, UNMAP, SHMEM = bits("EVENT_REMAP"), bits("EVENT_UNMAP"), bits("MISSING_SHMEM")
+POISON = bits("POISON")
 
 
 def first_byte(address: int) -> int:
