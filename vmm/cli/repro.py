@@ -62,7 +62,7 @@ def repro(
     seconds: Annotated[float, typer.Option(min=0.05, max=60, help="How long to watch each loop.")] = 0.5,
     as_json: Annotated[
         bool,
-        typer.Option("--json", help="Print one JSON object; pydoc daxfault.vmm.study.repro describes it."),
+        typer.Option("--json", help="Print one JSON object; pydoc daxfault.vmm.study.story describes it."),
     ] = False,
 ) -> None:
     """Reproduce the truncate loop, then cure it.
@@ -79,9 +79,10 @@ def repro(
     this machine lacks what is needed (`daxfault doctor` says what).
     """
     from daxfault.vmm.errors import UsageError
-    from daxfault.vmm.study import repro as story
+    from daxfault.vmm.study import repro as standin
+    from daxfault.vmm.study.story import check_file
 
-    story.check_file(file)
+    check_file(file)
     if guest is GuestName.KVM:
         from daxfault.vmm.cli.repro_kvm import repro_kvm
 
@@ -92,9 +93,11 @@ def repro(
     vias = [name.value for name in via or Via]
 
     with output.doctor_hint():
-        story.check_machine()
+        standin.check_machine()
     outcome = output.run_with_progress(
-        lambda progress: story.run(file=file, designs=designs, vias=vias, seconds=seconds, progress=progress)
+        lambda progress: standin.run(
+            file=file, designs=designs, vias=vias, seconds=seconds, progress=progress
+        )
     )
     if as_json:
         output.show_json(outcome.as_json())
@@ -108,13 +111,16 @@ def render(outcome: Outcome) -> list[RenderableType]:
     from rich.text import Text
 
     from daxfault.vmm.designs import DESIGNS
+    from daxfault.vmm.study.story import through
 
-    parts: list[RenderableType] = [Text(f"Linux {outcome.kernel}, file: {outcome.file}", style="dim")]
+    parts: list[RenderableType] = [Text(f"Linux {outcome.kernel}, file: {outcome.file_name}", style="dim")]
     for story in outcome.stories:
-        through = "through the mount" if story.via == "mount" else "behind the mount"
-        title = Text.assemble("\n", (story.design, "bold"), f": {DESIGNS[story.design].summary}\n")
+        design = story.design or ""
+        title = Text.assemble("\n", (design, "bold"), f": {DESIGNS[design].summary}\n")
         noticed = f"{story.noticed_ms:.1f} ms"
-        title.append(f"truncated {through}, {story.size} -> {story.cut} bytes, acted upon within {noticed}")
+        title.append(
+            f"truncated {through(story.via)}, {story.size} -> {story.cut} bytes, acted upon within {noticed}"
+        )
         parts += [title, _table(story)]
     parts.append(_verdict(outcome))
     return parts

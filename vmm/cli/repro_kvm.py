@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 def repro_kvm(file: Path | None, vias: list[str], seconds: float, *, as_json: bool) -> NoReturn:
     """Tell the story, print it, and end with its exit code."""
-    from daxfault.vmm.study import repro_kvm as story
+    from daxfault.vmm.study import repro_kvm as kvm
 
-    story.check_machine()
+    kvm.check_machine()
     outcome = output.run_with_progress(
-        lambda progress: story.run(file=file, vias=vias, seconds=seconds, progress=progress)
+        lambda progress: kvm.run(file=file, vias=vias, seconds=seconds, progress=progress)
     )
     if as_json:
         output.show_json(outcome.as_json())
@@ -38,12 +38,13 @@ def render(outcome: Outcome) -> list[RenderableType]:
     """The stories as tables, and a verdict."""
     from rich.text import Text
 
+    from daxfault.vmm.study.story import through
+
     parts: list[RenderableType] = [
-        Text(f"Linux {outcome.kernel}, a KVM guest over file: {outcome.file}", style="dim")
+        Text(f"Linux {outcome.kernel}, a KVM guest over file: {outcome.file_name}", style="dim")
     ]
     for story in outcome.stories:
-        through = "through the mount" if story.via == "mount" else "behind the mount"
-        title = f"truncated {through}, {story.size} -> {story.cut} bytes, noticed within "
+        title = f"truncated {through(story.via)}, {story.size} -> {story.cut} bytes, noticed within "
         parts += [Text(f"\n{title}{story.noticed_ms:.1f} ms"), _table(story)]
     loops = [a.watched for s in outcome.stories for a in s.accesses if a.watched and a.got == "loop"]
     verdict = Text("\n")

@@ -12,9 +12,7 @@ import contextlib
 import dataclasses
 import errno
 import os
-import platform
-import shutil
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +21,16 @@ import trio
 from daxfault import fsd, native
 from daxfault.native import PAGE_SIZE, RANGE_SIZE, Delivery, Wait
 from daxfault.vmm.designs import DESIGNS
-from daxfault.vmm.errors import Unsupported, UsageError
 from daxfault.vmm.host.host import Host, hosting
 from daxfault.vmm.host.scratch import scratch
 from daxfault.vmm.host.watchdog import Loop, Watchdog
 from daxfault.vmm.names import DesignName
+from daxfault.vmm.study import story
 from daxfault.vmm.study.cpu_time import cpu_seconds
 from daxfault.vmm.study.standin import Done, StandIn, standin
+from daxfault.vmm.study.story import Progress
 
 STORIES = (DesignName.MAINLINE, DesignName.REPORT)  # the designs whose story is told
-VIAS = ("mount", "behind")
-SMALLEST = 8 * PAGE_SIZE
-DEFAULT_SIZE = 16 * PAGE_SIZE
-TAIL = 100  # bytes of the last page that survive the truncation
-_NOTICE_SECONDS = 5.0
-
-Progress = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -71,75 +63,21 @@ class Access:
         """Cycles a second."""
         return self.cycles / self.seconds if self.seconds else 0.0
 
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Story:
-    """One design, one way to truncate."""
-
-    design: str
-    via: str
-    size: int
-    cut: int
-    noticed_ms: float
-    accesses: tuple[Access, ...]
-
-    @property
-    def ok(self) -> bool:
-        return all(access.ok for access in self.accesses)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Outcome:
-    """All stories of one run."""
-
-    kernel: str
-    file: str
-    stories: tuple[Story, ...]
-
-    @property
-    def ok(self) -> bool:
-        return all(story.ok for story in self.stories)
-
     def as_json(self) -> dict[str, Any]:
-        """`version` counts changes of this shape.  Sizes are bytes, `ns` nanoseconds, `address`
-        hexadecimal, `rate` cycles a second, `cpu` and `seconds` seconds."""
-        stories = []
-        for story in self.stories:
-            shown = dataclasses.asdict(story) | {"ok": story.ok}
-            shown["accesses"] = [
-                dataclasses.asdict(a)
-                | {
-                    "address": None if a.address is None else hex(a.address),
-                    "expected_address": None if a.expected_address is None else hex(a.expected_address),
-                    "rate": a.rate,
-                }
-                for a in story.accesses
-            ]
-            stories.append(shown)
-        return {
-            "version": 1,
-            "kernel": self.kernel,
-            "file": self.file,
-            "ok": self.ok,
-            "stories": stories,
-        }
+        """`ns` nanoseconds, `rate` cycles a second, `cpu` and `seconds` seconds."""
+        fields = dataclasses.asdict(self) | {"rate": self.rate}
+        return story.with_hexadecimal(fields, "address", "expected_address")
 
 
-def check_file(file: Path | None) -> None:
-    """Raise UsageError when `file` cannot be the story's file."""
-    if file is None:
-        return
-    if not file.is_file():
-        raise UsageError(f"{file}: not a regular file")
-    if file.stat().st_size < SMALLEST:
-        raise UsageError(f"{file}: has {file.stat().st_size} bytes; at least {SMALLEST} are needed")
+Story = story.Story[Access]
+Outcome = story.Outcome[Access]
 
 
 async def run(
     *,
     file: Path | None = None,
     designs: Sequence[str] = STORIES,
-    vias: Sequence[str] = VIAS,
+    vias: Sequence[str] = story.VIAS,
     seconds: float = 0.5,
     progress: Progress = lambda _: None,
 ) -> Outcome:
@@ -148,22 +86,18 @@ async def run(
     Raises UsageError, Unsupported, fsd.MountError, or OSError when the machine will not; perhaps
     in exception groups, each with nothing beside it.
     """
-    check_file(file)
+    story.check_file(file)
     stories = []
-    async with _stage(file, seconds) as stage:
+    async with _testbed(file, seconds) as testbed:
         for design in designs:
             for via in vias:
-                progress(f"{design}, truncated {_through(via)}")
-                stories.append(await _story(stage, design, via, progress))
-    return Outcome(platform.release(), str(file) if file else "generated", tuple(stories))
-
-
-def _through(via: str) -> str:
-    return "through the mount" if via == "mount" else "behind the mount"
+                progress(f"{design}, truncated {story.through(via)}")
+                stories.append(await _story(testbed, design, via, progress))
+    return Outcome("standin", file, tuple(stories))
 
 
 @dataclasses.dataclass(slots=True)
-class _Stage:
+class _Testbed:
     """The mount, the host, and the file to copy."""
 
     backing: Path
@@ -175,52 +109,38 @@ class _Stage:
 
 
 @contextlib.asynccontextmanager
-async def _stage(file: Path | None, seconds: float) -> AsyncIterator[_Stage]:
-    with scratch() as place:
-        fs = fsd.Filesystem(place.backing)
+async def _testbed(file: Path | None, seconds: float) -> AsyncIterator[_Testbed]:
+    with scratch() as directories:
+        fs = fsd.Filesystem(directories.backing)
         watchdog = Watchdog(seconds=seconds)
-        async with fsd.mounted(fs, place.mount), hosting(fs, watchdog=watchdog) as (host, nursery):
-            yield _Stage(place.backing, place.mount, file, seconds, host, nursery)
+        async with fsd.mounted(fs, directories.mount), hosting(fs, watchdog=watchdog) as (host, nursery):
+            yield _Testbed(directories.backing, directories.mount, file, seconds, host, nursery)
 
 
-def _make(path: Path, source: Path | None) -> int:
-    """The story's file; -> its size."""
-    try:
-        if source is not None:
-            shutil.copyfile(source, path)
-        else:
-            path.write_bytes(os.urandom(DEFAULT_SIZE))
-    except OSError as e:
-        if source is not None and e.filename == os.fspath(source):
-            raise UsageError(f"{source}: {e.strerror}") from e
-        raise Unsupported(f"{path}: {e.strerror}; TMPDIR names another place for it") from e
-    return path.stat().st_size
-
-
-async def _story(stage: _Stage, design: str, via: str, progress: Progress) -> Story:
+async def _story(testbed: _Testbed, design: str, via: str, progress: Progress) -> Story:
     name = f"{design}-{via}"
-    backing, path = stage.backing / name, stage.mount / name
-    size = await trio.to_thread.run_sync(_make, backing, stage.file)
-    cut = size // 2 // PAGE_SIZE * PAGE_SIZE + TAIL
+    backing, path = testbed.backing / name, testbed.mount / name
+    size = await trio.to_thread.run_sync(story.make_file, backing, testbed.file)
+    cut = story.cut_of(size)
     first = cut // RANGE_SIZE * RANGE_SIZE
-    async with standin(stage.host, stage.nursery, DESIGNS[design], window=2 * RANGE_SIZE) as guest:
+    async with standin(testbed.host, testbed.nursery, DESIGNS[design], window=2 * RANGE_SIZE) as guest:
         await guest.open("file", path, "rw")
         base = await guest.map("file", first, 2 * RANGE_SIZE, 0, "w")
-        teller = _Teller(stage, guest, base, first, progress)
+        recorder = _Recorder(testbed, guest, base, first, progress)
         dead = (cut + PAGE_SIZE - 1) // PAGE_SIZE * PAGE_SIZE
-        await teller.before(backing, cut, dead)
-        noticed = await _truncate(stage, guest, via, name, cut)
-        await teller.after(design, cut, dead)
+        await recorder.before(backing, cut, dead)
+        noticed = await _truncate(testbed, guest, via, name, cut)
+        await recorder.after(design, cut, dead)
         os.truncate(backing, size)
         await _noticed(guest, name, size)
-        await teller.regrown(dead)
-    return Story(design, via, size, cut, noticed, tuple(teller.told))
+        await recorder.regrown(dead)
+    return Story(design, via, size, cut, noticed, tuple(recorder.accesses))
 
 
-async def _truncate(stage: _Stage, guest: StandIn, via: str, name: str, cut: int) -> float:
+async def _truncate(testbed: _Testbed, guest: StandIn, via: str, name: str, cut: int) -> float:
     """-> milliseconds until the host had acted on it."""
     began = trio.current_time()
-    path = (stage.mount if via == "mount" else stage.backing) / name
+    path = (testbed.mount if via == "mount" else testbed.backing) / name
     await trio.to_thread.run_sync(os.truncate, path, cut)
     if via == "behind":
         await _noticed(guest, name, cut)
@@ -229,19 +149,19 @@ async def _truncate(stage: _Stage, guest: StandIn, via: str, name: str, cut: int
 
 async def _noticed(guest: StandIn, name: str, size: int) -> None:
     """Wait until the file server has seen a change behind the mount."""
-    with trio.fail_after(_NOTICE_SECONDS):
+    with trio.fail_after(story.NOTICE_SECONDS):
         file = guest.session.file(name)
         # inotify has no acknowledgement to wait for
         while (state := file.state()).known_size != size or state.mending:  # noqa: ASYNC110
             await trio.sleep(0.0005)
 
 
-class _Teller:
-    """Makes accesses and writes down what they got."""
+class _Recorder:
+    """Makes accesses and records what they got."""
 
-    def __init__(self, stage: _Stage, guest: StandIn, base: int, first: int, progress: Progress) -> None:
-        self.told: list[Access] = []
-        self._stage = stage
+    def __init__(self, testbed: _Testbed, guest: StandIn, base: int, first: int, progress: Progress) -> None:
+        self.accesses: list[Access] = []
+        self._testbed = testbed
         self._guest = guest
         self._base = base
         self._first = first
@@ -294,12 +214,12 @@ class _Teller:
         self._progress(what)
         at = offset - self._first
         text = f"{op} {at}" + (f" {length}" if length else "")
-        self._stage.host.loops.clear()
+        self._testbed.host.loops.clear()
         began = cpu_seconds(self._guest.process.pid)
         got = await self._end_of(vcpu, text)
-        loops = tuple(self._stage.host.loops)
+        loops = tuple(self._testbed.host.loops)
         cpu = cpu_seconds(self._guest.process.pid) - began
-        self.told.append(self._told(op, what, offset, expected, got, loops, cpu, value, done))
+        self.accesses.append(self._recorded(op, what, offset, expected, got, loops, cpu, value, done))
 
     async def _end_of(self, vcpu: int, text: str) -> Done:
         """What the access got; "stopped" when the host does not resume its vCPU."""
@@ -325,10 +245,10 @@ class _Teller:
         pid = self._guest.process.pid
         return any(
             r.pid == pid and r.delivery is Delivery.STOP and r.failure.vcpu == vcpu
-            for r in self._stage.host.records
+            for r in self._testbed.host.records
         )
 
-    def _told(
+    def _recorded(
         self,
         op: str,
         what: str,

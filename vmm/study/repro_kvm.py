@@ -11,9 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import platform
-import shutil
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +21,16 @@ from daxfault import fsd
 from daxfault.native import PAGE_SIZE, RANGE_SIZE
 from daxfault.native.kvm import Via, unsupported
 from daxfault.native.kvm_script import Got, Op, Result, Step, async_pf
-from daxfault.vmm.errors import Unsupported, UsageError
+from daxfault.vmm.errors import Unsupported
 from daxfault.vmm.host.scratch import scratch
 from daxfault.vmm.kvm.inject import Injection
 from daxfault.vmm.kvm.machine import Machine, machine
 from daxfault.vmm.kvm.window import FileMemory, Rescue
+from daxfault.vmm.study import story
+from daxfault.vmm.study.story import Progress
 
-VIAS = ("mount", "behind")
-SMALLEST = 8 * PAGE_SIZE
-DEFAULT_SIZE = 16 * PAGE_SIZE
-TAIL = 100  # bytes of the last page that survive the truncation
 MANY = 20  # faults without one resolved, for a loop
-_NOTICE_SECONDS = 5.0
 _SLOW_SECONDS = 5.0  # more of watching, on a machine that is busy with other things
-
-Progress = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -79,53 +72,16 @@ class Access:
     answer_us: float | None = None
     ok: bool = False
 
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Story:
-    """One way to truncate."""
-
-    via: str
-    size: int
-    cut: int
-    noticed_ms: float
-    accesses: tuple[Access, ...]
-
-    @property
-    def ok(self) -> bool:
-        return all(access.ok for access in self.accesses)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Outcome:
-    """All stories of one run."""
-
-    kernel: str
-    file: str
-    stories: tuple[Story, ...]
-
-    @property
-    def ok(self) -> bool:
-        return all(story.ok for story in self.stories)
-
     def as_json(self) -> dict[str, Any]:
-        """`version` counts changes of this shape.  Addresses are gvas, in hexadecimal."""
-        stories = []
-        for story in self.stories:
-            shown = dataclasses.asdict(story) | {"ok": story.ok}
-            for access, told in zip(shown["accesses"], story.accesses, strict=True):
-                for name in ("address", "expected_address"):
-                    access[name] = None if access[name] is None else hex(access[name])
-                if told.watched is not None:
-                    access["watched"]["rate"] = told.watched.rate
-            stories.append(shown)
-        return {
-            "version": 1,
-            "guest": "kvm",
-            "kernel": self.kernel,
-            "file": self.file,
-            "ok": self.ok,
-            "stories": stories,
-        }
+        """Addresses are gvas."""
+        fields = story.with_hexadecimal(dataclasses.asdict(self), "address", "expected_address")
+        if self.watched is not None:
+            fields["watched"]["rate"] = self.watched.rate
+        return fields
+
+
+Story = story.Story[Access]
+Outcome = story.Outcome[Access]
 
 
 def check_machine() -> None:
@@ -138,7 +94,7 @@ def check_machine() -> None:
 async def run(
     *,
     file: Path | None = None,
-    vias: Sequence[str] = VIAS,
+    vias: Sequence[str] = story.VIAS,
     seconds: float = 0.5,
     progress: Progress = lambda _: None,
 ) -> Outcome:
@@ -147,31 +103,20 @@ async def run(
     Raises UsageError, Unsupported, GuestEnded, fsd.MountError or OSError, perhaps in groups of one.
     """
     stories = []
-    with scratch() as place:
-        backing, mount = place.backing, place.mount
+    with scratch() as directories:
+        backing, mount = directories.backing, directories.mount
         async with fsd.mounted(fsd.Filesystem(backing), mount):
             for via in vias:
-                progress(f"a KVM guest, truncated {'through' if via == 'mount' else 'behind'} the mount")
-                size = await trio.to_thread.run_sync(_make, backing / via, file)
-                told = _Story(backing / via, mount / via, via, size, seconds, progress)
-                stories.append(await told.tell())
-    return Outcome(platform.release(), str(file) if file else "generated", tuple(stories))
+                progress(f"a KVM guest, truncated {story.through(via)}")
+                size = await trio.to_thread.run_sync(story.make_file, backing / via, file)
+                play = _Play(backing / via, mount / via, via, size, seconds, progress)
+                stories.append(await play.run())
+    return Outcome("kvm", file, tuple(stories))
 
 
-def _make(path: Path, source: Path | None) -> int:
-    try:
-        if source is None:
-            path.write_bytes(os.urandom(DEFAULT_SIZE))
-        else:
-            shutil.copyfile(source, path)
-    except OSError as e:
-        if source is not None and e.filename == os.fspath(source):
-            raise UsageError(f"{source}: {e.strerror}") from e
-        raise Unsupported(f"{path}: {e.strerror}; TMPDIR names another place for it") from e
-    return path.stat().st_size
+class _Play:
+    """One story under way."""
 
-
-class _Story:
     def __init__(
         self, backing: Path, path: Path, via: str, size: int, seconds: float, progress: Progress
     ) -> None:
@@ -181,12 +126,12 @@ class _Story:
         self._size = size
         self._seconds = seconds
         self._progress = progress
-        self._cut = size // 2 // PAGE_SIZE * PAGE_SIZE + TAIL
+        self._cut = story.cut_of(size)
         self._first = self._cut // RANGE_SIZE * RANGE_SIZE  # where in the file the window begins
         self._dead = (self._cut + PAGE_SIZE - 1) // PAGE_SIZE * PAGE_SIZE - self._first
-        self._told: list[Access] = []
+        self._accesses: list[Access] = []
 
-    async def tell(self) -> Story:
+    async def run(self) -> Story:
         async with self._guest() as guest:
             await self._before(guest)
             noticed = await self._truncate()
@@ -201,7 +146,7 @@ class _Story:
             await guest.revive()
             (grown,) = await guest.run(Step(Op.READ, offset=self._dead + PAGE_SIZE, length=32))
             self._note("the file grown again: zeros", grown, Got.OK, right=grown.data == bytes(32))
-        return Story(self._via, self._size, self._cut, noticed, tuple(self._told))
+        return Story(None, self._via, self._size, self._cut, noticed, tuple(self._accesses))
 
     @contextlib.asynccontextmanager
     async def _guest(self) -> AsyncIterator[Machine]:
@@ -232,7 +177,7 @@ class _Story:
     async def _noticed(self, size: int) -> None:
         """Until the kernel believes the mount's file to have `size`: fsd tells it of changes behind
         the mount, and it asks for the size when somebody does."""
-        with trio.fail_after(_NOTICE_SECONDS):
+        with trio.fail_after(story.NOTICE_SECONDS):
             # nobody tells us when it has
             while (await trio.to_thread.run_sync(os.stat, self._path)).st_size != size:  # noqa: ASYNC110
                 await trio.sleep(0.0005)
@@ -251,7 +196,7 @@ class _Story:
             # it was stopped anywhere: KVM may have counted one that the guest has yet to see
             loops &= watched.guest is not None and watched.faults - watched.guest in (0, 1)
         at = step.gva
-        self._told.append(
+        self._accesses.append(
             Access(
                 what,
                 "loop" if loops else "no loop",
@@ -315,7 +260,7 @@ class _Story:
         ok = right and result.got is expected and (done is None or result.done == done)
         ok &= (result.address if failed else None) == address
         ok &= rescued is None or rescue is not None
-        self._told.append(
+        self._accesses.append(
             Access(
                 what=what,
                 got=result.got.name.lower(),
