@@ -9,8 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <unistd.h>
 
+#include "base/cleanup.h"
 #include "internal.h"
 
 static _Thread_local const char *refused = "";
@@ -77,27 +77,20 @@ static void look(int kvm, const struct kvm_cpuid2 *cpuid, struct df_kvm_abilitie
 
 int df_kvm_probe(struct df_kvm_abilities *out)
 {
-	int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC), error = 0, vm;
-	struct kvm_cpuid2 *cpuid;
+	int kvm CLEANUP_CLOSE = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+	int vm CLEANUP_CLOSE = -1;
+	struct kvm_cpuid2 *cpuid CLEANUP_FREE = NULL;
 
 	memset(out, 0, sizeof(*out));
 	if (kvm < 0)
 		return kvm_refused("/dev/kvm");
 	out->api = ioctl(kvm, KVM_GET_API_VERSION, 0);
 	vm = ioctl(kvm, KVM_CREATE_VM, 0);
-	if (vm < 0) {
-		error = kvm_refused("KVM_CREATE_VM");
-		goto out;
-	}
-	close(vm);
+	if (vm < 0)
+		return kvm_refused("KVM_CREATE_VM");
 	cpuid = kvm_cpuid(kvm);
-	if (!cpuid) {
-		error = kvm_refused("KVM_GET_SUPPORTED_CPUID");
-		goto out;
-	}
+	if (!cpuid)
+		return kvm_refused("KVM_GET_SUPPORTED_CPUID");
 	look(kvm, cpuid, out);
-	free(cpuid);
-out:
-	close(kvm);
-	return error;
+	return 0;
 }

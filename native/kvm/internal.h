@@ -43,7 +43,7 @@ struct vcpu {
 	enum vcpu_state state;
 	bool stop;
 	bool held;			/* out of KVM_RUN, for as long as machine->holds */
-	bool told;			/* `exit` has not been read */
+	bool unread;			/* `exit` */
 	uint64_t serial;
 	struct df_kvm_exit exit;
 };

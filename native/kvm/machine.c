@@ -13,6 +13,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
 #include "internal.h"
 
 static int load(struct df_kvm *machine)
@@ -50,12 +51,11 @@ static int add_vcpu(struct df_kvm *machine, struct vcpu *vcpu, uint32_t number, 
 
 static int add_vcpus(struct df_kvm *machine, uint32_t vcpus)
 {
-	struct kvm_cpuid2 *cpuid = kvm_cpuid(machine->kvm);
+	struct kvm_cpuid2 *cpuid CLEANUP_FREE = kvm_cpuid(machine->kvm);
 	int error = cpuid ? 0 : kvm_refused("KVM_GET_SUPPORTED_CPUID");
 
 	for (uint32_t i = 0; i < vcpus && !error; i++)
 		error = add_vcpu(machine, &machine->vcpu[i], i, cpuid);
-	free(cpuid);
 	for (uint32_t i = 0; i < vcpus && !error; i++)
 		error = vcpu_start(&machine->vcpu[i]);
 	return error;
@@ -111,12 +111,6 @@ int df_kvm_new(const struct df_kvm_options *options, struct df_kvm **out)
 	return 0;
 }
 
-static void close_fd(int fd)
-{
-	if (fd >= 0)
-		close(fd);
-}
-
 void df_kvm_free(struct df_kvm *machine)
 {
 	for (uint32_t i = 0; i < machine->vcpus; i++)
@@ -126,13 +120,13 @@ void df_kvm_free(struct df_kvm *machine)
 
 		if (vcpu->run)
 			munmap(vcpu->run, machine->run_len);
-		close_fd(vcpu->stats_fd);
-		close_fd(vcpu->fd);
+		cleanup_close(&vcpu->stats_fd);
+		cleanup_close(&vcpu->fd);
 		pthread_cond_destroy(&vcpu->changed);
 	}
-	close_fd(machine->vm);
-	close_fd(machine->kvm);
-	close_fd(machine->exits_fd);
+	cleanup_close(&machine->vm);
+	cleanup_close(&machine->kvm);
+	cleanup_close(&machine->exits_fd);
 	if (machine->ram)
 		munmap(machine->ram, DF_KVM_RAM_LEN);
 	pthread_cond_destroy(&machine->left);

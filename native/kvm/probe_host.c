@@ -11,6 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
 #include "probe.h"
 
 #define HYPERVISOR	(1U << 31)	/* CPUID 1, %ecx */
@@ -71,8 +72,8 @@ static void look_at_modules(struct probe_host *host, bool vmx, bool svm)
 
 static void look_at_signature(struct probe_host *host)
 {
-	int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
-	struct kvm_cpuid2 *cpuid = kvm < 0 ? NULL : kvm_cpuid(kvm);
+	int kvm CLEANUP_CLOSE = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+	struct kvm_cpuid2 *cpuid CLEANUP_FREE = kvm < 0 ? NULL : kvm_cpuid(kvm);
 
 	for (uint32_t i = 0; cpuid && i < cpuid->nent; i++) {
 		const struct kvm_cpuid_entry2 *entry = &cpuid->entries[i];
@@ -82,9 +83,6 @@ static void look_at_signature(struct probe_host *host)
 		if (entry->function == 0x40000001)
 			host->features = entry->eax;
 	}
-	free(cpuid);
-	if (kvm >= 0)
-		close(kvm);
 }
 
 static void explain(int error, char *to, size_t room)

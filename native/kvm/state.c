@@ -8,30 +8,21 @@
 #include <errno.h>
 #include <string.h>
 
+#include "base/cleanup.h"
 #include "internal.h"
 
-/* -> the vCPU, with the lock held; or NULL */
+/* Under the machine's lock: the vCPU, or NULL. */
 static struct vcpu *stopped(struct df_kvm *machine, uint32_t number)
 {
-	if (number >= machine->vcpus)
+	if (number >= machine->vcpus || machine->vcpu[number].state != VCPU_WAITS)
 		return NULL;
-	pthread_mutex_lock(&machine->lock);
-	if (machine->vcpu[number].state == VCPU_WAITS)
-		return &machine->vcpu[number];
-	pthread_mutex_unlock(&machine->lock);
-	return NULL;
+	return &machine->vcpu[number];
 }
 
 static int busy(void)
 {
 	errno = EBUSY;
 	return kvm_refused("a vCPU that runs, or is not there");
-}
-
-static int done(struct df_kvm *machine, int error)
-{
-	pthread_mutex_unlock(&machine->lock);
-	return error;
 }
 
 static int get_registers(struct vcpu *vcpu, struct df_kvm_registers *out)
@@ -78,16 +69,18 @@ static int put_registers(struct vcpu *vcpu, const struct df_kvm_registers *in)
 
 int df_kvm_registers(struct df_kvm *machine, uint32_t number, struct df_kvm_registers *out)
 {
+	GUARD(&machine->lock);
 	struct vcpu *vcpu = stopped(machine, number);
 
-	return vcpu ? done(machine, get_registers(vcpu, out)) : busy();
+	return vcpu ? get_registers(vcpu, out) : busy();
 }
 
 int df_kvm_set_registers(struct df_kvm *machine, uint32_t number, const struct df_kvm_registers *registers)
 {
+	GUARD(&machine->lock);
 	struct vcpu *vcpu = stopped(machine, number);
 
-	return vcpu ? done(machine, put_registers(vcpu, registers)) : busy();
+	return vcpu ? put_registers(vcpu, registers) : busy();
 }
 
 static int put_cr2(struct vcpu *vcpu, uint64_t cr2)
@@ -125,13 +118,15 @@ static int inject(struct vcpu *vcpu, uint32_t vector, int64_t code, int has_cr2,
 int df_kvm_exception(struct df_kvm *machine, uint32_t number, uint32_t vector, int64_t code, int has_cr2,
 		     uint64_t cr2)
 {
+	GUARD(&machine->lock);
 	struct vcpu *vcpu = stopped(machine, number);
 
-	return vcpu ? done(machine, inject(vcpu, vector, code, has_cr2, cr2)) : busy();
+	return vcpu ? inject(vcpu, vector, code, has_cr2, cr2) : busy();
 }
 
 int df_kvm_machine_check(struct df_kvm *machine, uint32_t number, const struct df_kvm_mce *mce)
 {
+	GUARD(&machine->lock);
 	struct vcpu *vcpu = stopped(machine, number);
 	struct kvm_x86_mce arg = {
 		.status = mce->status,
@@ -141,18 +136,20 @@ int df_kvm_machine_check(struct df_kvm *machine, uint32_t number, const struct d
 		.bank = (uint8_t)mce->bank,
 	};
 
-	return vcpu ? done(machine, kvm_ioctl(vcpu->fd, KVM_X86_SET_MCE, &arg, "KVM_X86_SET_MCE")) : busy();
+	return vcpu ? kvm_ioctl(vcpu->fd, KVM_X86_SET_MCE, &arg, "KVM_X86_SET_MCE") : busy();
 }
 
 int df_kvm_tsc_khz(struct df_kvm *machine, uint32_t number)
 {
+	GUARD(&machine->lock);
 	struct vcpu *vcpu = stopped(machine, number);
 
-	return vcpu ? done(machine, kvm_ioctl(vcpu->fd, KVM_GET_TSC_KHZ, NULL, "KVM_GET_TSC_KHZ")) : busy();
+	return vcpu ? kvm_ioctl(vcpu->fd, KVM_GET_TSC_KHZ, NULL, "KVM_GET_TSC_KHZ") : busy();
 }
 
 int df_kvm_translate(struct df_kvm *machine, uint32_t number, uint64_t gva, uint64_t *gpa)
 {
+	GUARD(&machine->lock);
 	struct vcpu *vcpu = stopped(machine, number);
 	struct kvm_translation arg = { .linear_address = gva };
 	int error;
@@ -161,5 +158,5 @@ int df_kvm_translate(struct df_kvm *machine, uint32_t number, uint64_t gva, uint
 		return busy();
 	error = kvm_ioctl(vcpu->fd, KVM_TRANSLATE, &arg, "KVM_TRANSLATE");
 	*gpa = arg.physical_address;
-	return done(machine, error ? error : arg.valid ? 0 : -ENOENT);
+	return error ? error : arg.valid ? 0 : -ENOENT;
 }

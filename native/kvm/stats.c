@@ -11,6 +11,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
 #include "internal.h"
 
 #define MOST_BYTES 65536
@@ -19,13 +20,6 @@
 int stats_open(int fd)
 {
 	return ioctl(fd, KVM_GET_STATS_FD, NULL);
-}
-
-static int read_all(int fd, char *into)
-{
-	ssize_t n = pread(fd, into, MOST_BYTES, 0);
-
-	return n < 0 ? kvm_refused("reading the statistics") : (int)n;
 }
 
 static int parse(const char *from, size_t len, struct df_kvm_stat *out, int most)
@@ -54,10 +48,10 @@ static int parse(const char *from, size_t len, struct df_kvm_stat *out, int most
 	return n;
 }
 
-/* -> bytes of all of them, at *out, which is the caller's to free; or a negative errno. */
-static int read_stats(struct df_kvm *machine, uint32_t vcpu, char **out)
+int df_kvm_stats(struct df_kvm *machine, uint32_t vcpu, struct df_kvm_stat *out, int most)
 {
-	int n;
+	char *buffer CLEANUP_FREE = NULL;
+	ssize_t n;
 
 	if (vcpu >= machine->vcpus)
 		return -EINVAL;
@@ -65,25 +59,11 @@ static int read_stats(struct df_kvm *machine, uint32_t vcpu, char **out)
 		errno = ENOSYS;
 		return kvm_refused("KVM_GET_STATS_FD");
 	}
-	*out = malloc(MOST_BYTES);
-	if (!*out)
+	buffer = malloc(MOST_BYTES);
+	if (!buffer)
 		return kvm_refused("malloc");
-	n = read_all(machine->vcpu[vcpu].stats_fd, *out);
-	if (n < 0)
-		free(*out);
-	return n;
-}
-
-int df_kvm_stats(struct df_kvm *machine, uint32_t vcpu, struct df_kvm_stat *out, int most)
-{
-	char *buffer;
-	int n = read_stats(machine, vcpu, &buffer);
-
-	if (n < 0)
-		return n;
-	n = parse(buffer, (size_t)n, out, most);
-	free(buffer);
-	return n;
+	n = pread(machine->vcpu[vcpu].stats_fd, buffer, MOST_BYTES, 0);
+	return n < 0 ? kvm_refused("reading the statistics") : parse(buffer, (size_t)n, out, most);
 }
 
 int df_kvm_faults(struct df_kvm *machine, uint32_t vcpu, struct df_kvm_faults *out)

@@ -10,10 +10,10 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "abi/abi.h"
+#include "base/clock.h"
 #include "probe.h"
 
 /* For a guest that has nothing to wait for.  An emulated CPU needs part of a second. */
@@ -21,10 +21,7 @@
 
 double trial_now(void)
 {
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
+	return (double)now_ns() / 1e9;
 }
 
 static bool refused(struct trial *trial, const char *what, int error)

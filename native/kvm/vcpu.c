@@ -3,8 +3,8 @@
  * vcpu.c - the thread of a vCPU: run, describe the exit, wait to be resumed.
  *
  * Owns KVM_RUN.  Every signal is blocked in this thread; inside KVM_RUN two are
- * not (KVM_SET_SIGNAL_MASK): the kick, and the SIGBUS by which KVM tells that a
- * page is poisoned.  They end KVM_RUN with EINTR and are then taken off the
+ * not (KVM_SET_SIGNAL_MASK): the kick, and the SIGBUS with which KVM reports a
+ * poisoned page.  They end KVM_RUN with EINTR and are then taken off the
  * queue, so no handler of the process is touched, and a kick that comes before
  * KVM_RUN is not lost.  Must not touch the guest's memory.
  */
@@ -16,18 +16,13 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "base/thread.h"
 #include "internal.h"
 
 #define KICK (SIGRTMIN + 3)
 #define HOLD_MS 100
-
-static uint64_t now_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
-}
 
 static int open_signals(struct vcpu *vcpu)
 {
@@ -172,23 +167,20 @@ static void complete_mmio(struct vcpu *vcpu, bool write)
 static bool may_run(struct vcpu *vcpu)
 {
 	struct df_kvm *machine = vcpu->machine;
-	bool stop;
 
-	pthread_mutex_lock(&machine->lock);
+	GUARD(&machine->lock);
 	while (machine->holds && !vcpu->stop) {
 		vcpu->held = true;
 		pthread_cond_signal(&machine->left);
 		pthread_cond_wait(&vcpu->changed, &machine->lock);
 	}
 	vcpu->held = false;
-	stop = vcpu->stop;
-	if (!stop)
+	if (!vcpu->stop)
 		vcpu->run->immediate_exit = 0;
-	pthread_mutex_unlock(&machine->lock);
-	return !stop;
+	return !vcpu->stop;
 }
 
-/* Run until there is something to tell. */
+/* Run until there is an exit to report. */
 static void run(struct vcpu *vcpu, struct df_kvm_exit *exit)
 {
 	struct kvm_run *shared = vcpu->run;
@@ -219,13 +211,13 @@ static void run(struct vcpu *vcpu, struct df_kvm_exit *exit)
 	exit->kind = DF_KVM_EXIT_STOPPED;
 }
 
-static void tell(struct vcpu *vcpu, struct df_kvm_exit *exit)
+static void record(struct vcpu *vcpu, struct df_kvm_exit *exit)
 {
 	exit->vcpu = vcpu->number;
 	exit->serial = ++vcpu->serial;
 	exit->time_ns = now_ns();
 	vcpu->exit = *exit;
-	vcpu->told = true;
+	vcpu->unread = true;
 	vcpu->stop = false;
 	vcpu->run->immediate_exit = 0;
 	eventfd_write(vcpu->machine->exits_fd, 1);
@@ -249,7 +241,7 @@ static void *vcpu_thread(void *arg)
 		if (vcpu->state == VCPU_ENDS)
 			break;
 		vcpu->state = VCPU_WAITS;
-		tell(vcpu, &exit);
+		record(vcpu, &exit);
 		pthread_cond_signal(&machine->left);
 	}
 	pthread_mutex_unlock(&machine->lock);
@@ -258,18 +250,13 @@ static void *vcpu_thread(void *arg)
 
 int vcpu_start(struct vcpu *vcpu)
 {
-	sigset_t all, before;
 	int error = open_signals(vcpu);
 
 	if (error)
 		return error;
-	/* what the thread begins with is what its creator has */
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
-	error = pthread_create(&vcpu->thread, NULL, vcpu_thread, vcpu);
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	error = thread_start(&vcpu->thread, vcpu_thread, vcpu, "df-vcpu");
 	if (error) {
-		errno = error;
+		errno = -error;
 		return kvm_refused("pthread_create");
 	}
 	vcpu->started = true;
@@ -301,30 +288,23 @@ static bool inside(const struct df_kvm *machine)
 
 void vcpus_hold(struct df_kvm *machine)
 {
-	struct timespec until;
+	uint64_t until = now_ns() + HOLD_MS * UINT64_C(1000000);
 
-	clock_gettime(CLOCK_REALTIME, &until);
-	until.tv_nsec += HOLD_MS * 1000000L;
-	until.tv_sec += until.tv_nsec / 1000000000;
-	until.tv_nsec %= 1000000000;
-	pthread_mutex_lock(&machine->lock);
+	GUARD(&machine->lock);
 	machine->holds++;
 	for (uint32_t i = 0; i < machine->vcpus; i++)
 		if (machine->vcpu[i].state == VCPU_RUNS)
 			kick(&machine->vcpu[i]);
-	while (inside(machine))
-		if (pthread_cond_timedwait(&machine->left, &machine->lock, &until))
-			break;
-	pthread_mutex_unlock(&machine->lock);
+	while (inside(machine) && clock_wait(&machine->left, &machine->lock, until))
+		;
 }
 
 void vcpus_release(struct df_kvm *machine)
 {
-	pthread_mutex_lock(&machine->lock);
+	GUARD(&machine->lock);
 	machine->holds--;
 	for (uint32_t i = 0; i < machine->vcpus; i++)
 		pthread_cond_broadcast(&machine->vcpu[i].changed);
-	pthread_mutex_unlock(&machine->lock);
 }
 
 void vcpu_end(struct vcpu *vcpu)
@@ -341,35 +321,28 @@ void vcpu_end(struct vcpu *vcpu)
 int df_kvm_resume(struct df_kvm *machine, uint32_t number)
 {
 	struct vcpu *vcpu = &machine->vcpu[number];
-	int error = 0;
 
 	if (number >= machine->vcpus)
 		return -EINVAL;
-	pthread_mutex_lock(&machine->lock);
-	if (vcpu->state != VCPU_WAITS || vcpu->told) {
-		error = -EBUSY;
-	} else {
-		vcpu->state = VCPU_RUNS;
-		pthread_cond_broadcast(&vcpu->changed);
-	}
-	pthread_mutex_unlock(&machine->lock);
-	return error;
+	GUARD(&machine->lock);
+	if (vcpu->state != VCPU_WAITS || vcpu->unread)
+		return -EBUSY;
+	vcpu->state = VCPU_RUNS;
+	pthread_cond_broadcast(&vcpu->changed);
+	return 0;
 }
 
 int df_kvm_stop(struct df_kvm *machine, uint32_t number)
 {
 	struct vcpu *vcpu = &machine->vcpu[number];
-	int error = 0;
 
 	if (number >= machine->vcpus)
 		return -EINVAL;
-	pthread_mutex_lock(&machine->lock);
-	if (vcpu->state == VCPU_RUNS)
-		stop(vcpu);
-	else
-		error = -EALREADY;
-	pthread_mutex_unlock(&machine->lock);
-	return error;
+	GUARD(&machine->lock);
+	if (vcpu->state != VCPU_RUNS)
+		return -EALREADY;
+	stop(vcpu);
+	return 0;
 }
 
 int df_kvm_exits(struct df_kvm *machine, struct df_kvm_exit *out, int most)
@@ -377,21 +350,20 @@ int df_kvm_exits(struct df_kvm *machine, struct df_kvm_exit *out, int most)
 	eventfd_t ignored;
 	int n = 0;
 
-	pthread_mutex_lock(&machine->lock);
+	GUARD(&machine->lock);
 	eventfd_read(machine->exits_fd, &ignored);
 	for (uint32_t i = 0; i < machine->vcpus; i++) {
 		struct vcpu *vcpu = &machine->vcpu[i];
 
-		if (!vcpu->told)
+		if (!vcpu->unread)
 			continue;
 		if (n == most) {
 			eventfd_write(machine->exits_fd, 1);	/* there is more */
 			break;
 		}
 		out[n++] = vcpu->exit;
-		vcpu->told = false;
+		vcpu->unread = false;
 	}
-	pthread_mutex_unlock(&machine->lock);
 	return n;
 }
 

@@ -8,11 +8,10 @@
  */
 #include <errno.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
-#include "internal.h"
-#include "engine/engine.h"
+#include "base/cleanup.h"
 #include "base/uffd.h"
+#include "internal.h"
 
 static int mapped(void *at, uint64_t len, uint64_t *hva)
 {
@@ -76,11 +75,11 @@ int df_window_forbid(uint64_t hva, uint64_t len)
 int df_window_poison(uint64_t hva, uint64_t len)
 {
 	uint64_t aside = 0;
-	int uffd, error = df_window_anonymous(len, &aside);
+	int uffd CLEANUP_CLOSE = df_uffd_open(true);
+	int error = df_window_anonymous(len, &aside);
 
 	if (error)
 		return error;
-	uffd = df_uffd_open(1);
 	error = uffd < 0 ? uffd : uffd_poison_fresh(uffd, aside, len);
 	if (error) {
 		errno = -error;
@@ -90,7 +89,5 @@ int df_window_poison(uint64_t hva, uint64_t len)
 	}
 	if (error)
 		munmap((void *)aside, len);
-	if (uffd >= 0)
-		close(uffd);
 	return error;
 }
