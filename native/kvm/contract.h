@@ -33,7 +33,7 @@ enum {
 
 	DF_KVM_DOORBELL = 0xf0,		/* port: a 32-bit write says one of df_kvm_ring */
 	DF_KVM_VECTOR_READY = 0xec,	/* async_pf: page ready */
-	DF_KVM_VECTOR_ERROR = 0xed,	/* page error, told by an interrupt */
+	DF_KVM_VECTOR_ERROR = 0xed,	/* page error, reported by an interrupt */
 	DF_KVM_VECTOR_IPI = 0xee,
 };
 

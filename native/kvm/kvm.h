@@ -21,7 +21,7 @@ enum df_kvm_exit_kind {
 	DF_KVM_EXIT_EFAULT = 2,		/* KVM_RUN: EFAULT; nothing says where */
 	/* gpa, length, write, value.  It has been completed for KVM, and its effect undone: a
 	 * load stands at its own rip.  A store's rip, and a string instruction's counters, had
-	 * moved on before KVM told of it. */
+	 * moved on before KVM exited. */
 	DF_KVM_EXIT_MMIO = 3,
 	DF_KVM_EXIT_SIGBUS = 4,		/* hva, detail[0]: si_code */
 	DF_KVM_EXIT_STOPPED = 5,	/* df_kvm_stop() */
@@ -137,8 +137,8 @@ int df_kvm_set_registers(struct df_kvm *machine, uint32_t vcpu, const struct df_
 int df_kvm_exception(struct df_kvm *machine, uint32_t vcpu, uint32_t vector, int64_t code, int has_cr2,
 		     uint64_t cr2);
 int df_kvm_machine_check(struct df_kvm *machine, uint32_t vcpu, const struct df_kvm_mce *mce);
-/* Tell the guest, at the access, that it failed; `via`: DF_KVM_VIA_AREA, PF, MC or EVENT.  -EAGAIN: something
- * else is still to be delivered to it, or it has not read what it was told last. */
+/* Report to the guest that the access at which it stands failed; `via`: DF_KVM_VIA_AREA, PF, MC or EVENT.
+ * -EAGAIN: another event is still to be delivered to it, or it has not read the last report. */
 int df_kvm_report(struct df_kvm *machine, uint32_t vcpu, uint32_t via, const struct df_kvm_failure *failure);
 /* *gpa of a gva by the guest's own page tables; -ENOENT when they have none. */
 int df_kvm_translate(struct df_kvm *machine, uint32_t vcpu, uint64_t gva, uint64_t *gpa);

@@ -58,7 +58,7 @@ struct probe_found {
 	bool counted;			/* by KVM's statistics, otherwise by the guest */
 	uint64_t faults;
 	double seconds;			/* in which they were */
-	uint64_t not_present;		/* what the guest was told meanwhile */
+	uint64_t not_present;		/* the guest's own counts meanwhile */
 	uint64_t ready;
 	char why[PROBE_WHY];
 };
@@ -72,9 +72,9 @@ struct probe_rescue {
 	char why[PROBE_WHY];
 };
 
-/* Telling the guest. */
+/* Reporting to the guest. */
 struct probe_injection {
-	bool works;			/* a SIGBUS in ring 3, with the address, told in this way */
+	bool works;			/* a SIGBUS in ring 3, with the address */
 	char why[PROBE_WHY];
 };
 
@@ -86,7 +86,7 @@ struct probe {
 	struct probe_injection injection[PROBE_INJECTIONS];
 	int loop;			/* the case that the rescues were tried on, or -1 */
 	int ended_by;			/* the rescue before the injections, or -1 */
-	int told;			/* the case of the injections, or -1 */
+	int injected;			/* the case of the injections, or -1 */
 	char unusable[PROBE_WHY];	/* why nothing could be asked, or "" */
 	double seconds;
 };

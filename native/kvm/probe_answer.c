@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * probe_answer.c - which ways out of the loop work here, and which ways to tell the
- * guest of the access that failed.
+ * probe_answer.c - which ways out of the loop work here, and which ways to report the
+ * failed access to the guest.
  *
  * Owns no state; each trial has a guest of its own.  The gva needs no decoding: the
  * access is the one that was asked for.
@@ -111,8 +111,8 @@ static bool at_access(const struct trial *trial)
 	       now.cpl == (trial->what->user ? 3 : 0);
 }
 
-/* -> whether the guest has been told; otherwise the vCPU is at the access still, or again. */
-static int tell(struct trial *trial, uint32_t via)
+/* -> -EAGAIN: the vCPU is not at the access, or cannot take the report now. */
+static int report(struct trial *trial, uint32_t via)
 {
 	const struct df_kvm_failure failure = {
 		.gva = (trial->what->user ? DF_KVM_WINDOW_USER : DF_KVM_WINDOW) + TRIAL_OFFSET,
@@ -146,7 +146,7 @@ static void judge(const struct trial *trial, uint32_t via, struct probe_injectio
 static void inject(struct trial *trial, uint32_t via, struct probe_injection *injection)
 {
 	for (int i = 0; i < ATTEMPTS; i++) {
-		int error = tell(trial, via);
+		int error = report(trial, via);
 
 		if (error && error != -EAGAIN) {
 			snprintf(injection->why, sizeof(injection->why), "%s: %s", df_kvm_call(), strerror(-error));
@@ -191,21 +191,21 @@ static bool openly(const struct probe_found *found)
 
 static void try_injections(struct probe *probe)
 {
-	probe->told = probe->ended_by < 0 ? -1 : probe->loop;
-	for (int i = 0; i < PROBE_CASES && probe->told < 0; i++)
+	probe->injected = probe->ended_by < 0 ? -1 : probe->loop;
+	for (int i = 0; i < PROBE_CASES && probe->injected < 0; i++)
 		if (openly(&probe->found[i]))
-			probe->told = i;
+			probe->injected = i;
 	for (int i = 0; i < PROBE_INJECTIONS; i++) {
 		struct probe_injection *injection = &probe->injection[i];
 		struct probe_rescue ignored = { .why = "the access did not fail this time" };
 		struct trial trial;
 
-		if (probe->told < 0) {
+		if (probe->injected < 0) {
 			snprintf(injection->why, sizeof(injection->why), "no access can be had to fail openly");
 			continue;
 		}
 		/* enum df_kvm_via is in the order of probe_injections */
-		if (stopped(&trial, probe, probe->told, probe->ended_by, &ignored))
+		if (stopped(&trial, probe, probe->injected, probe->ended_by, &ignored))
 			inject(&trial, DF_KVM_VIA_AREA + (uint32_t)i, injection);
 		else
 			memcpy(injection->why, ignored.why, sizeof(injection->why));

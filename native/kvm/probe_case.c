@@ -2,7 +2,7 @@
  *
  * probe_case.c - what this kernel makes of an access to a page that is gone.
  *
- * Owns the rule by which a loop is told from a vCPU that is merely slow.  Must not
+ * Owns the rule that tells a loop from a slow vCPU.  Must not
  * end a loop but by ending its machine.
  */
 #include <string.h>
@@ -55,14 +55,14 @@ static struct counts count(const struct trial *trial)
 
 static void judge(const struct counts *a, const struct counts *b, struct probe_found *found)
 {
-	uint64_t told = b->not_present - a->not_present;
+	uint64_t not_present = b->not_present - a->not_present;
 
-	found->not_present = told;
+	found->not_present = not_present;
 	found->ready = b->ready - a->ready;
 	found->seconds = b->at - a->at;
 	/* pf_taken is there since Linux 5.14, but counts nothing on every kind of KVM */
 	found->counted = b->counted && b->taken > a->taken;
-	found->faults = found->counted ? b->taken - a->taken : told;
+	found->faults = found->counted ? b->taken - a->taken : not_present;
 	found->outcome = PROBE_SILENT;
 	if (found->faults >= LOOP_FAULTS && (!found->counted || b->fixed == a->fixed))
 		found->outcome = PROBE_LOOP;

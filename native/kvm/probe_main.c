@@ -48,7 +48,7 @@ static bool parse(int argc, char **argv, double *watch)
 
 int main(int argc, char **argv)
 {
-	struct probe probe = { .watch = 0.25, .loop = -1, .ended_by = -1, .told = -1 };
+	struct probe probe = { .watch = 0.25, .loop = -1, .ended_by = -1, .injected = -1 };
 	double began = trial_now();
 
 	if (!parse(argc, argv, &probe.watch))

@@ -123,13 +123,13 @@ static void put_findings(struct json *j, const struct probe *probe)
 		put_rescue(j, probe_rescues[i], &probe->rescue[i], probe->loop >= 0);
 	json_object_end(j);
 	json_object_begin(j, "told");
-	put_text(j, "case", probe->told < 0 ? NULL : probe_cases[probe->told].name);
+	put_text(j, "case", probe->injected < 0 ? NULL : probe_cases[probe->injected].name);
 	put_text(j, "rescue", probe->ended_by < 0 ? NULL : probe_rescues[probe->ended_by]);
 	json_object_end(j);
 	json_object_begin(j, "injections");
 	for (int i = 0; i < PROBE_INJECTIONS; i++) {
 		json_object_begin(j, probe_injections[i]);
-		if (probe->told < 0)
+		if (probe->injected < 0)
 			json_null(j, "works");
 		else
 			json_bool(j, "works", probe->injection[i].works);

@@ -78,5 +78,5 @@ int df_kvm_report(struct df_kvm *machine, uint32_t vcpu, uint32_t via, const str
 		return error < 0 ? error : 0;
 	}
 	errno = EINVAL;
-	return kvm_refused("a way to tell the guest");
+	return kvm_refused("a way to report to the guest");
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * window.c - the host memory that a memslot lies over: mapped, and, once a part
- * of it is dead, made to fail in a way that KVM tells of.
+ * window.c - the host memory under a memslot: maps it, and makes a part of it that is
+ * dead fail in a way that KVM reports.
  *
  * Owns no state.  Each change is one system call upon the range, so that no vCPU
  * can see a gap: KVM follows it by its MMU notifier.

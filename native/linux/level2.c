@@ -4,7 +4,7 @@
  *
  * Maps the window, which is BAR 2 of QEMU's ivshmem, as any process of root may (Documentation/PCI/sysfs-pci.rst),
  * and has a child of its own load a byte of it again and again.  Twice a second it says on the second serial
- * port, where the kernel says nothing, how far the child is: a JSON object a line.  Must not know
+ * port, which the kernel does not use, how far the child is: a JSON object a line.  Must not know
  * why a load does not end.
  *
  *	{"gva": of the byte, "touches": loads done, "value": of the last, "state": the child's, as in /proc/PID/stat,
@@ -45,7 +45,7 @@ static void nap(long nanoseconds)
 	nanosleep(&(struct timespec){ .tv_nsec = nanoseconds }, NULL);
 }
 
-/* There is nobody to return an error to: init that ends is a kernel panic, which is noticed. */
+/* Nothing is above init to return an error to: its end is a kernel panic, which the host notices. */
 static void die(const char *what)
 {
 	printf("{\"error\": \"%s: %s\"}\n", what, strerror(errno));
@@ -147,7 +147,7 @@ static char state(pid_t child)
 
 /* "page ready" is that interrupt, and on KVM nothing else is (arch/x86/kernel/kvm.c,
  * sysvec_kvm_asyncpf_interrupt); the line is there once it has come. */
-static long long told(void)
+static long long interrupts(void)
 {
 	static char text[1 << 16];
 	char *line;
@@ -164,7 +164,7 @@ static void watch(pid_t child, const struct progress *progress, const uint8_t *a
 	while (waitpid(child, &status, WNOHANG) != child) {
 		printf("{\"gva\": %" PRIuPTR ", \"touches\": %" PRIu64 ", \"value\": %" PRIu64
 		       ", \"state\": \"%c\", \"told\": %lld}\n",
-		       (uintptr_t)at, progress->touches, progress->value, state(child), told());
+		       (uintptr_t)at, progress->touches, progress->value, state(child), interrupts());
 		nap(TELL_NS);
 	}
 	printf("{\"ended\": %d}\n", status);

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * rescue.c - daxfault-rescue: ends a loop of somebody else's virtual machine, from outside.
+ * rescue.c - daxfault-rescue: ends a loop of another process's virtual machine, from outside.
  *
  *	daxfault-rescue PID FILE unmap|forbid|poison
  *
- * What of FILE the process has mapped beyond FILE's end is unmapped, forbidden (PROT_NONE) or replaced by
+ * The process's mappings of FILE beyond FILE's end are unmapped, forbidden (PROT_NONE) or replaced by
  * poisoned memory.  The process's first thread is stopped meanwhile, by ptrace(2), and made to
  * do the system calls; its vCPUs run on.  Must not touch what lies before FILE's end.
  *
@@ -37,7 +37,7 @@ struct tail {
 	uint64_t start, len;
 };
 
-/* The thread that does our system calls. */
+/* The thread that makes our system calls. */
 struct lent {
 	pid_t pid;
 	uint64_t gate;			/* a `syscall` instruction of it */
@@ -153,7 +153,7 @@ static int borrow(pid_t pid, struct lent *thread)
 	return 0;
 }
 
-/* The system call it was in, if any, is begun anew by the kernel: rax and orig_rax are as they were
+/* The kernel restarts the system call it was in, if any: rax and orig_rax are as they were
  * (arch/x86/kernel/signal.c, arch_do_signal_or_restart()). */
 static void give_back(struct lent *thread)
 {
@@ -169,7 +169,7 @@ static int64_t make(struct lent *thread, long number, const uint64_t arguments[6
 
 	regs.rip = thread->gate;
 	regs.rax = (uint64_t)number;
-	regs.orig_rax = (uint64_t)-1;	/* nothing to begin anew */
+	regs.orig_rax = (uint64_t)-1;	/* no system call to restart */
 	regs.rdi = arguments[0];
 	regs.rsi = arguments[1];
 	regs.rdx = arguments[2];
@@ -191,8 +191,8 @@ static int64_t make(struct lent *thread, long number, const uint64_t arguments[6
 
 #define MAKE(thread, number, ...) make(thread, number, (const uint64_t[6]){ __VA_ARGS__ })
 
-/* A userfaultfd belongs to the address space in which it was made, whoever holds it: theirs is
- * fetched, used from here, and closed there. */
+/* A userfaultfd belongs to the address space that made it, whichever process holds it: theirs is
+ * duplicated, used here, and closed there. */
 static int64_t poison_aside(struct lent *thread, uint64_t aside, uint64_t len)
 {
 	int64_t theirs = MAKE(thread, SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * access.c - what a task does to the window.
+ * access.c - the accesses of a task to the window.
  *
  * Owns the accesses: user mode as plain loads and stores, guest kernel mode
  * through guest_kernel.S, and real system calls on window memory.  Each counts

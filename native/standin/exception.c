@@ -3,11 +3,11 @@
  * exception.c - the guest kernel's exception and interrupt entries.
  *
  * Owns the signal handlers of the vCPU threads.  DF_APF_EXCEPTION plays the guest's
- * #PF.  "Not present" parks the task; an error is decided as a kernel does, by where
- * the interrupted instruction lies.  In guest kernel code the exception table says
- * where to go on, or the guest panics; anywhere else it is the user's SIGBUS.  A
- * SIGBUS the processor raised itself, from poison or from a file that ended, goes the
- * same way.  DF_APF_INTERRUPT plays the interrupt that says "ready".
+ * #PF.  "Not present" parks the task.  An error is handled by where the interrupted
+ * instruction lies, as in a kernel: in guest kernel code the exception table has the
+ * fixup, or the guest panics; anywhere else the user gets SIGBUS.  A SIGBUS of the
+ * processor, from poison or past the end of a file, is handled the same way.
+ * DF_APF_INTERRUPT plays the "page ready" interrupt.
  *
  * A handler runs on the stack of the task it interrupts and may switch to another:
  * its frame waits there until the task runs again.  Guest kernel code other than an
@@ -71,8 +71,8 @@ static void kernel_fault(struct task *t, ucontext_t *uc, const struct fault *f)
 }
 
 /* What force_sig_fault() does (kernel/signal.c, force_sig_info_to_task()): a
- * process that cannot be told dies.  send_sig_info(), which June 2020 used, does not
- * insist, and the access is repeated.  The signal stays pending until this
+ * process that blocks or ignores the signal dies.  send_sig_info(), which June 2020 used,
+ * does not force it, and the access is repeated.  The signal stays pending until this
  * handler returns, because SIGBUS is in its mask, and is then delivered with
  * the faulting instruction still the current one. */
 static void user_fault(struct task *t, ucontext_t *uc, const struct fault *f)
@@ -102,7 +102,7 @@ static void user_fault(struct task *t, ucontext_t *uc, const struct fault *f)
 	syscall(SYS_rt_tgsigqueueinfo, getpid(), t->vcpu->tid, SIGBUS, &si);
 }
 
-/* The error is the task's: act upon it where it was interrupted. */
+/* Handle the task's error where it was interrupted. */
 static void fail_access(struct task *t, ucontext_t *uc, const struct fault *f)
 {
 	t->vcpu->last_error = *f;
@@ -123,8 +123,8 @@ static bool touches(const struct task *t, uint64_t address)
 
 /* Whether the interrupted context can be the one that faulted there.  A fault
  * that is woken without an answer is raised a second time, and may be reported
- * a second time when the vCPU has long gone on.  Such an event is dropped, and
- * nothing is lost: what is touched again faults again. */
+ * a second time when the vCPU has long gone on.  Such an event is dropped: the next
+ * access to the page faults again. */
 static bool concerns(const struct task *t, const ucontext_t *uc, uint64_t address)
 {
 	uint64_t at;
@@ -165,7 +165,7 @@ static bool can_sleep(const struct vcpu *v, const struct task *t, uint32_t state
 	return !(state & DF_CPU_KERNEL) || msr & DF_MSR_SEND_ALWAYS;
 }
 
-/* The task that faulted may have been preempted before we heard of it.  Then nobody
+/* The task that faulted may have been preempted before the exception.  Then no task
  * sleeps on the token, and that task takes its fault again. */
 static bool is_of(const struct task *t, const ucontext_t *uc, uint64_t fault)
 {
@@ -176,7 +176,7 @@ static bool is_of(const struct task *t, const ucontext_t *uc, uint64_t fault)
 	return concerns(t, uc, fault);
 }
 
-/* Counted last: whoever reads the count finds what became of it. */
+/* Counts last: a reader of the count finds the outcome. */
 static enum sleepers_park park(struct vcpu *v, const ucontext_t *uc, const struct exception *e,
 			       uint32_t state, struct wakeup *early)
 {
@@ -234,7 +234,7 @@ static bool may_yield(const struct task *t, uint32_t state)
 	       state & DF_CPU_IF && t->preemptible;
 }
 
-/* Back to what was interrupted, after whoever else may run. */
+/* Back to the interrupted context, after the other tasks that may run. */
 static void go_back(struct vcpu *v, uint32_t state)
 {
 	struct task *t = v->current;
@@ -373,7 +373,7 @@ void exception_leave(struct task *t)
 
 /* The disposition is the process's, the mask the calling vCPU's.  With anything
  * but SIGBUS_HANDLE, poison is deadly in guest kernel mode too: the processor's
- * own SIGBUS is the only way it is told. */
+ * SIGBUS is its only report. */
 int exception_sigbus(struct vcpu *v, enum sigbus_disposition disposition)
 {
 	v->sigbus_blocked = disposition == SIGBUS_BLOCK;

@@ -3,15 +3,14 @@
  * fork.c - a touch by a forked child.
  *
  * Owns the child from fork() to wait.  The child's memory is registered with a
- * userfaultfd that the kernel hands to the reader of EVENT_FORK, the host, and
- * to nobody else.  The child is not a vCPU: it has no slot, so it can only be
- * told by poison.  Between fork() and _exit() it may call async-signal-safe
- * functions only, as the other vCPUs' locks are copied in whatever state.
+ * userfaultfd that the kernel gives to the reader of EVENT_FORK, the host, alone.
+ * The child is not a vCPU: it has no slot, so poison is the only way to report an
+ * error to it.  Between fork() and _exit() it may call async-signal-safe functions
+ * only, because the other vCPUs' locks are copied in any state.
  *
- * When the host is lost, its children are too: a host that died leaves them to
- * zeros, which the child notices (window_registered()), and one that only hung
- * up leaves them blocked, so they are killed.  A child forked later is in the
- * hands of takeover() and needs neither.
+ * When the host is lost, its children are too.  A host that died leaves them to
+ * zeros, which the child notices (window_registered()).  One that only hung up
+ * leaves them blocked, so they are killed.  takeover() serves a child forked later.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -27,7 +26,7 @@ enum {
 	/* What a child got; a byte is 0..255, and so is an exit status. */
 	GOT_BYTE = 1,
 	GOT_SIGNAL = 2,
-	GOT_ZEROS = 3,			/* a page nobody answered for */
+	GOT_ZEROS = 3,			/* a page that no host served */
 };
 
 struct got {
@@ -37,7 +36,7 @@ struct got {
 	uint8_t byte;
 };
 
-static int told = -1;			/* the child's end of the pipe */
+static int pipe_out = -1;		/* the child's end */
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pid_t children[VCPU_COUNT];	/* not yet waited for */
@@ -52,7 +51,7 @@ static void child_signal(int sig, siginfo_t *si, void *context)
 	};
 
 	(void)context;
-	if (write(told, &got, sizeof(got)) < 0)
+	if (write(pipe_out, &got, sizeof(got)) < 0)
 		_exit(0);
 	signal(sig, SIG_DFL);
 }
@@ -77,7 +76,7 @@ static void child(uint64_t address)
 	got.byte = *(volatile uint8_t *)(uintptr_t)address;
 	if (!window_registered(address))
 		got.what = GOT_ZEROS;
-	if (write(told, &got, sizeof(got)) < 0)
+	if (write(pipe_out, &got, sizeof(got)) < 0)
 		_exit(0);
 	_exit(got.byte);
 }
@@ -159,7 +158,7 @@ void access_fork(struct task *t, struct access *a)
 	pid = fork();
 	error = errno;
 	if (pid == 0) {
-		told = fds[1];
+		pipe_out = fds[1];
 		child(address);
 	}
 	close(fds[1]);
@@ -167,8 +166,8 @@ void access_fork(struct task *t, struct access *a)
 		failed(t, error);
 	} else {
 		set_child(t->vcpu->id, pid);
-		/* Lost in between: fork_abandon() may have come too early to
-		 * see it, and who read its EVENT_FORK is not known. */
+		/* Lost in between: fork_abandon() may have run too early to
+		 * see it, and the reader of its EVENT_FORK is not known. */
 		if (!was_lost && wire_lost())
 			fork_abandon();
 		parent(t, pid, fds[0]);

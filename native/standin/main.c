@@ -32,7 +32,7 @@ static const char HELP[] =
 "  --window BYTES  size of the window, a multiple of 2M (default 1G)\n"
 "  --abi NAME      mainline, rfc-v1, june-2020, gone, retry or report (default):\n"
 "                  the kvm_para.h that the guest kernel was built with\n"
-"  --no-errors     do not ask to be told of page errors\n"
+"  --no-errors     do not ask for reports of page errors\n"
 "  --no-async      do not enable asynchronous page faults\n"
 "  --as-posted NAME[,NAME...]\n"
 "                  leave defects of RFC v1 in: success-is-error, gla-or, foll-write,\n"

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * report.c - what became of an access, and `stat`.
+ * report.c - the result of an access, and `stat`.
  *
- * Owns the fields of these lines.  Must not know how an access ended as it did.
+ * Owns the fields of these lines.  Must not know how an access came to its end.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -94,7 +94,7 @@ void report_done(const struct task *t, const struct access *a, uint64_t ns)
 	report(t->vcpu->id, t->id, a, &t->result, ns);
 }
 
-/* A dead vCPU, or task, answers too: ESRCH. */
+/* An access of a dead vCPU or task: ESRCH. */
 void report_dead(int vcpu, unsigned int task, const struct access *a)
 {
 	static const struct result dead = { .outcome = OUTCOME_ERROR, .error = ESRCH };

@@ -4,7 +4,7 @@
  *
  * Owns the answer to three orders of events: NOT_PRESENT before READY (the usual
  * one), READY before NOT_PRESENT (a dummy waits for its sleeper, as Linux has it),
- * and a NOT_PRESENT nobody sleeps on, whose READY must not leave a dummy behind.
+ * and a NOT_PRESENT without a sleeper, whose READY must not leave a dummy behind.
  * Pure: no signals, no input or output, no memory of its own.  The tables are
  * short, so they are searched from end to end.
  */
@@ -51,7 +51,7 @@ static int find_declined(const struct sleepers *s, uint32_t token)
 	return -1;
 }
 
-/* `task` was told that its page is not present.  WAS_EARLY fills *early in. */
+/* The page of `task` is not present.  WAS_EARLY fills *early in. */
 enum sleepers_park sleepers_park(struct sleepers *s, uint32_t token, unsigned int task,
 				 struct wakeup *early)
 {
@@ -72,7 +72,7 @@ enum sleepers_park sleepers_park(struct sleepers *s, uint32_t token, unsigned in
 	return SLEEPERS_PARKED;
 }
 
-/* "Not present" came where nobody can sleep: the access is repeated instead. */
+/* No task can sleep where "not present" arrived: the access is repeated instead. */
 void sleepers_decline(struct sleepers *s, uint32_t token)
 {
 	int i;
@@ -106,7 +106,7 @@ int sleepers_wake(struct sleepers *s, uint32_t token, const struct wakeup *wakeu
 		return SLEEPERS_DROPPED;
 	}
 	if (find_early(s, token) >= 0)
-		return SLEEPERS_DROPPED;	/* told twice: the first counts */
+		return SLEEPERS_DROPPED;	/* a second READY: the first counts */
 	s->early[s->next_early].token = token;
 	s->early[s->next_early].wakeup = *wakeup;
 	s->next_early = (s->next_early + 1) % SLEEPERS_EARLY_MAX;

@@ -50,8 +50,8 @@ enum sleepers_park {
 };
 
 enum {					/* beside the number of the task that wakes */
-	SLEEPERS_DUMMY = -1,		/* nobody sleeps on it yet */
-	SLEEPERS_DROPPED = -2,		/* nobody ever will */
+	SLEEPERS_DUMMY = -1,		/* no task sleeps on it yet */
+	SLEEPERS_DROPPED = -2,		/* none ever will */
 };
 
 enum sleepers_park sleepers_park(struct sleepers *s, uint32_t token, unsigned int task,

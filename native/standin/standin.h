@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * standin.h - what the files of the guest stand-in tell each other.
+ * standin.h - what the files of the guest stand-in share.
  *
  * Owns no state.  The layouts that cross to the host are in abi.h; nothing
  * here may be sent.
@@ -8,23 +8,23 @@
  *	main.c		arguments, start, exit code
  *	wire.c		the connection to the host
  *	window.c	the DAX window and its userfaultfd
- *	takeover.c	who answers faults once the host is gone
+ *	takeover.c	answers faults once the host is gone
  *	console.c	commands in
- *	parse.c		what is in them
+ *	parse.c		their words
  *	files.c		open files and their mappings
  *	answer.c	answers out
  *	vcpu.c		vCPU threads, their queues, and which task runs
  *	task.c		tasks: contexts on a vCPU's thread
  *	switch.S	from one stack to another
- *	report.c	what became of an access
- *	access.c	what a task does to the window
+ *	report.c	the result of an access
+ *	access.c	the accesses to the window
  *	laps.c		the same with a stop-watch
  *	fork.c		the same in a forked child
  *	exception.c	the guest kernel's exception and interrupt entries
  *	signals.c	when a vCPU's thread takes its signals
  *	async_pf.c	the guest's half of asynchronous page faults
  *	sleepers.c	which task sleeps on which token
- *	trace.c		what happened, event by event
+ *	trace.c		the events of the guest kernel
  *	guest_kernel.S	guest kernel code and its exception table
  */
 #ifndef DAXFAULT_STANDIN_H

@@ -1,20 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * takeover.c - who answers faults once the host is gone.
+ * takeover.c - answers faults once the host is gone.
  *
  * Owns the guest's copy of the userfaultfd from the moment the connection is
  * lost, and answers every missing page with poison: SIGBUS in user mode, a fixup
  * or a panic in guest kernel mode, EFAULT in system calls.  Never with a page:
- * what would be on it, nobody knows.
+ * its bytes are not known.
  *
  * Nothing is poisoned ahead of its fault.  One UFFDIO_WAKE over the window makes
  * every blocked thread fault again, also those whose fault the host had read
  * already, and from then on each fault passes here.  So ranges that are later
- * emptied (MADV_DONTNEED clears poison), moved or mapped anew fail as well, and
+ * emptied (MADV_DONTNEED clears poison), moved or mapped again fail as well, and
  * pages that the host had installed stay.
  *
  * The other events must be read too: the thread that causes one sleeps in the
- * kernel until somebody does.
+ * kernel until it is read.
  */
 #include <errno.h>
 #include <poll.h>
@@ -47,7 +47,7 @@ static struct fault_to_answer deferred[DEFERRED_MAX];
 static unsigned int ndeferred;
 
 /* Before 6.6 there is no poison.  The next best is to take the page's access
- * away: SIGSEGV, and EFAULT in system calls, which nobody can mistake for the
+ * away: SIGSEGV, and EFAULT in system calls, which cannot be mistaken for the
  * file's bytes.  A child's memory is out of reach, so the child ends. */
 static void deny(int uffd, uint64_t page, pid_t tid)
 {
@@ -99,7 +99,7 @@ static bool answer(const struct fault_to_answer *f)
 	/* EAGAIN: an unread event is about to change the mappings. */
 	if (error == -EAGAIN)
 		return false;
-	/* EEXIST: somebody was faster.  ENOENT: no longer mapped.  EFAULT: past
+	/* EEXIST: another thread was faster.  ENOENT: no longer mapped.  EFAULT: past
 	 * the end of the page cache, a SIGBUS of its own (mm/userfaultfd.c,
 	 * mfill_file_over_size()).  ESRCH: the child is gone. */
 	uffd_wake(f->uffd, f->page, DF_PAGE_SIZE);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * tasks.h - a vCPU, its tasks, their accesses, and whose each field is.
+ * tasks.h - a vCPU, its tasks, their accesses, and the owner of each field.
  *
  * Owns no state.  Read through standin.h.
  */
@@ -152,7 +152,7 @@ enum vcpu_state {
 	VCPU_DEAD,			/* its kernel panicked */
 };
 
-enum vcpu_order {			/* from other threads, told by DF_APF_INTERRUPT */
+enum vcpu_order {			/* from other threads, signalled by DF_APF_INTERRUPT */
 	ORDER_SCHEDULE = 1,
 	ORDER_WAKE_ALL = 2,
 };
@@ -162,7 +162,7 @@ struct vcpu_counters {			/* written by the thread, read by the console */
 	_Atomic uint64_t spurious;	/* signals that found no event */
 	_Atomic uint64_t stray;		/* events for a fault that is over: dropped */
 	_Atomic uint64_t not_present;	/* "not present", all of them */
-	_Atomic uint64_t declined;	/* ... of which nobody could sleep */
+	_Atomic uint64_t declined;	/* ... on which no task could sleep */
 	_Atomic uint64_t ready;		/* tokens done, without an error */
 	_Atomic uint64_t errors;	/* tokens done, with one */
 	_Atomic uint64_t early;		/* ... before their "not present" */
@@ -189,7 +189,7 @@ struct vcpu {
 	/* the vCPU thread's own, and its signal handlers' */
 	struct task *current;
 	unsigned int last_task;
-	bool reschedule;		/* somebody else may run */
+	bool reschedule;		/* another task may run */
 	timer_t tick;
 	uint32_t cpu_state;		/* as in the slot, which the host can write */
 	bool sigbus_blocked;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * trace.c - what a guest kernel's own tracing would show of its page faults.
+ * trace.c - the events that a guest kernel's own tracing would show of its page faults.
  *
  * Owns a ring of events for each vCPU.  Off, it costs a load.  On, each event takes a
  * lock for a few instructions: its vCPU's signals are blocked then, so that a handler
@@ -34,7 +34,7 @@ static struct ring {
 static atomic_bool on;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
-/* Begins with nothing; what had been traced stays when it ends. */
+/* On: begins with no events.  Off: the events stay. */
 void trace_set(bool wanted)
 {
 	int i;
@@ -50,7 +50,7 @@ void trace_set(bool wanted)
 	on = wanted;
 }
 
-/* `task` is -1 where none is concerned. */
+/* `task` is -1 where no task is meant. */
 void trace(const struct vcpu *v, int task, enum trace_what what, uint32_t token, uint64_t gva)
 {
 	struct ring *r = &rings[v->id];
@@ -138,7 +138,7 @@ static bool dump_line(int vcpu, uint64_t *lost)
 	return true;
 }
 
-/* What was traced since the last dump, one vCPU after the other. */
+/* The events since the last dump, one vCPU after the other. */
 void trace_dump(void)
 {
 	uint64_t lost = 0;

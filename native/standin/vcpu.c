@@ -2,7 +2,7 @@
  *
  * vcpu.c - vCPU threads, their queues, and which task runs.
  *
- * Owns the threads and what waits for their tasks.
+ * Owns the threads and the queues of their tasks.
  * One lock guards all queues: it is taken twice an access and never held while the
  * window is touched, nor where the vCPU's signals are open.
  */
@@ -47,7 +47,7 @@ static void account(struct vcpu *v)
 	if (--v->unfinished)
 		return;
 	if (v->state == VCPU_RUNNING)
-		v->state = VCPU_IDLE;	/* who has waited for this may ask at once */
+		v->state = VCPU_IDLE;	/* a waiter may look at once */
 	pthread_cond_broadcast(&finished);
 }
 
@@ -144,7 +144,7 @@ static struct task *next_task(struct vcpu *v)
 	return t;
 }
 
-/* Told under the lock: `stat` after `done` shows what `done` has said. */
+/* Reported under the lock: `stat` after `done` agrees with `done`. */
 static void finish(struct task *t)
 {
 	struct vcpu *v = t->vcpu;
@@ -167,7 +167,7 @@ static void finish(struct task *t)
 	account(v);
 }
 
-/* `sti; hlt`: what comes after the last look is pending, and ends the wait. */
+/* `sti; hlt`: a signal after the last look is pending, and ends the wait. */
 static void idle(struct vcpu *v)
 {
 	if (!irq_restore(v, DF_CPU_IF | DF_CPU_KERNEL) && !v->orders) {
@@ -177,7 +177,7 @@ static void idle(struct vcpu *v)
 	irq_save(v);
 }
 
-/* The guest's timer interrupt, for as long as there is somebody to switch to. */
+/* The guest's timer interrupt, for as long as there is another task to run. */
 static int make_tick(struct vcpu *v)
 {
 	struct sigevent event = {
@@ -292,7 +292,7 @@ int vcpu_kill(int id, unsigned int task)
 	return 0;
 }
 
-/* Writes MSR_EN of every vCPU.  Who turns it off wakes its sleepers itself, as
+/* Writes MSR_EN of every vCPU.  A guest that turns it off wakes its sleepers itself, as
  * kvm_guest_cpu_offline() does: the host forgets them. */
 void vcpu_async(bool on)
 {
@@ -309,7 +309,7 @@ void vcpu_async(bool on)
 	}
 }
 
-/* Nobody will say "ready" any more: let every sleeper repeat its access. */
+/* No "page ready" will come any more: let every sleeper repeat its access. */
 void vcpu_host_lost(void)
 {
 	int i;

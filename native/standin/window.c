@@ -2,7 +2,7 @@
  *
  * window.c - the DAX window: reserved address space and its userfaultfd.
  *
- * Owns the reservation and what is mapped into it.  The guest keeps its own
+ * Owns the reservation and the mappings in it.  The guest keeps its own
  * copy of the userfaultfd it hands to the host, for as long as it lives: when
  * the last reference is closed, the kernel answers every fault with a page of
  * zeros (userfaultfd_release() in fs/userfaultfd.c).
@@ -71,8 +71,8 @@ int window_open(uint64_t len)
 		   UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP;
 	if (offered < 0)
 		return (int)offered;
-	/* Pages write-protected until the first store tell the host which of them
-	 * differ from the file; before 6.4 it has to assume all of them. */
+	/* Write protection until the first store shows the host which pages differ
+	 * from the file; before 6.4 it has to assume all of them. */
 	if (offered & UFFD_FEATURE_WP_UNPOPULATED)
 		features |= UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
 			    UFFD_FEATURE_WP_UNPOPULATED;
@@ -140,7 +140,7 @@ int window_unmap(uint64_t moffset, uint64_t len)
 
 /* Moves part of the window within it.  The hole it leaves belongs to the window
  * and is reserved again, unless another mapping of this process was faster:
- * that one is not ours to replace. */
+ * that one must stay. */
 int window_remap(uint64_t offset, uint64_t len, uint64_t new_offset)
 {
 	if (mremap(at(offset), len, len, MREMAP_MAYMOVE | MREMAP_FIXED, at(new_offset)) ==
@@ -154,7 +154,7 @@ int window_remap(uint64_t offset, uint64_t len, uint64_t new_offset)
 }
 
 /* Whether the page is registered with some userfaultfd that is not the caller's,
- * which the kernel tells by refusing a second one (EBUSY).  A forked child's
+ * for which the kernel refuses a second one (EBUSY).  A forked child's
  * userfaultfd is held by the host alone; when that dies, the kernel unregisters
  * the child's memory before it lets a fault return zeros, so a byte read before
  * a `true` is genuine.  Async-signal-safe. */

@@ -69,8 +69,8 @@ int wire_connect(const char *path)
 }
 
 /* Why a message is not the reply to the call, or NULL.  A reply is as long as
- * its request; a bare header will do where it has nothing to tell, which is
- * when it refuses, or answers a request whose fields the guest knows. */
+ * its request.  A bare header suffices for a refusal, and for a request whose reply
+ * has no field that the guest does not know. */
 static const char *mismatch(const struct df_header *reply, size_t len, int nfds)
 {
 	bool refused = reply->error != 0;

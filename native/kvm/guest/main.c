@@ -118,7 +118,7 @@ static _Noreturn void triple_fault(void)
 {
 	struct { uint16_t limit; uint64_t base; } __attribute__((packed)) none = { 0, 0 };
 
-	/* nothing is mapped at 0, and there is no trap to tell of it */
+	/* nothing is mapped at 0, and there is no trap for it */
 	__asm__ volatile("lidt %0; movb 0, %%al" : : "m"(none) : "rax");
 	__builtin_unreachable();
 }

@@ -224,7 +224,7 @@ static void error_event(struct cpu *cpu, struct frame *frame)
 	cpu->mailbox->events++;
 	end_of_interrupt();
 	if (cpu->area->reason != DF_KVM_REASON_ERROR)
-		return;			/* told by another way already */
+		return;			/* reported in another way already */
 	cpu->area->reason = DF_KVM_REASON_NONE;
 	page_error(cpu, frame, gva, DF_KVM_VIA_EVENT, 0);
 }
