@@ -177,29 +177,25 @@ static size_t count_arguments(const char *first, va_list args)
 	return n;
 }
 
-/* `n` of them and NULL. */
-static void take_arguments(char **argv, const char *first, size_t n, va_list args)
+static void take_arguments(char **argv, const char *first, va_list args)
 {
-	size_t i;
-
-	argv[0] = (char *)first;
-	for (i = 1; i <= n; i++)
-		argv[i] = va_arg(args, char *);
+	for (*argv = (char *)first; *argv; *++argv = va_arg(args, char *))
+		;
 }
+
+/* Declares `argv` in the calling function, and leaves `args` after the NULL. */
+#define TAKE_ARGUMENTS(argv, first, args)			\
+	va_start(args, first);					\
+	char *argv[count_arguments(first, args) + 1];		\
+	va_end(args);						\
+	va_start(args, first);					\
+	take_arguments(argv, first, args)
 
 EXPORT int execl(const char *path, const char *arg, ...)
 {
 	va_list args;
-	size_t n;
 
-	va_start(args, arg);
-	n = count_arguments(arg, args);
-	va_end(args);
-
-	char *argv[n + 1];
-
-	va_start(args, arg);
-	take_arguments(argv, arg, n, args);
+	TAKE_ARGUMENTS(argv, arg, args);
 	va_end(args);
 	return execve(path, argv, environ);
 }
@@ -207,16 +203,8 @@ EXPORT int execl(const char *path, const char *arg, ...)
 EXPORT int execlp(const char *file, const char *arg, ...)
 {
 	va_list args;
-	size_t n;
 
-	va_start(args, arg);
-	n = count_arguments(arg, args);
-	va_end(args);
-
-	char *argv[n + 1];
-
-	va_start(args, arg);
-	take_arguments(argv, arg, n, args);
+	TAKE_ARGUMENTS(argv, arg, args);
 	va_end(args);
 	return execvpe(file, argv, environ);
 }
@@ -225,16 +213,8 @@ EXPORT int execle(const char *path, const char *arg, ...)
 {
 	char *const *envp;
 	va_list args;
-	size_t n;
 
-	va_start(args, arg);
-	n = count_arguments(arg, args);
-	va_end(args);
-
-	char *argv[n + 1];
-
-	va_start(args, arg);
-	take_arguments(argv, arg, n, args);
+	TAKE_ARGUMENTS(argv, arg, args);
 	envp = va_arg(args, char *const *);
 	va_end(args);
 	return execve(path, argv, envp);
