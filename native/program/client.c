@@ -8,7 +8,6 @@
 #include "client.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -16,7 +15,6 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include "abi/compat.h"
 #include "base/packet.h"
 
 enum {
@@ -168,13 +166,6 @@ int client_attach(struct client *c, const char *path, pid_t pid, int *device)
 	if (r)
 		client_close(c);
 	return r;
-}
-
-int client_userfaultfd(int device)
-{
-	if (device >= 0)
-		return (int)raw(SYS_ioctl, device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK, 0);
-	return (int)raw(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK, 0, 0, 0);
 }
 
 int client_serve(struct client *c, int uffd, uint32_t *flags)

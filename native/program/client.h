@@ -12,7 +12,7 @@
  * no cancellation point, no malloc, no lock, less than 2 KiB of stack.  errno may be
  * changed.  Every descriptor made here is CLOEXEC.
  *
- * Results, of all but client_userfaultfd():
+ * Results:
  *      0  done
  *    > 0  errno: the host's refusal.  The connection goes on.
  *    < 0  -errno: no connection, or one that is of no use any more (the host is gone,
@@ -48,12 +48,6 @@ int client_attach(struct client *c, const char *path, pid_t pid, int *device);
 
 /* What mmap() of the program fails with, of a result other than 0. */
 int client_errno(int result);
-
-/* A userfaultfd of the calling process, not yet told UFFDIO_API, which is the host's
- * to do: of `device`, or with -1 by the system call.  -> its descriptor, or -errno.
- * A tracer has its tracee do the same: ioctl(device, USERFAULTFD_IOC_NEW,
- * O_CLOEXEC | O_NONBLOCK), or userfaultfd(O_CLOEXEC | O_NONBLOCK). */
-int client_userfaultfd(int device);
 
 /* Hand over a userfaultfd.  flags: set to enum df_serve_flag.  The caller closes its own. */
 int client_serve(struct client *c, int uffd, uint32_t *flags);

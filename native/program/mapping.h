@@ -33,9 +33,14 @@ struct map_request {
 	int64_t offset;
 };
 
-/* A system call in the program's address space. -> its result, or -errno. */
+/* The program: this process, or a tracee. */
 struct caller {
+	/* A system call in its address space.  -> its result, or -errno. */
 	long (*call)(struct caller *, long number, const uint64_t args[6]);
+	/* A descriptor of ours as one of its own, and the reverse.  -> the copy, or -errno.  NULL: they
+	 * are the same. */
+	long (*lend)(struct caller *, int fd);
+	int (*take)(struct caller *, int fd);
 };
 
 struct mapping {

@@ -12,43 +12,17 @@
 #include "program/cache_maps.h"
 #include "preload.h"
 
-static long call_here(struct caller *c, long number, const uint64_t a[6])
-{
-	long r = syscall(number, a[0], a[1], a[2], a[3], a[4], a[5]);
-
-	(void)c;
-	return r == -1 ? -errno : r;
-}
-
-static struct caller here = { .call = call_here };
-
 /* -> 0, or what mmap() fails with; *dead when it is for the connection. */
 static int map_cache(struct client *client, const struct map_request *q, struct mapping *m, bool *dead)
 {
-	bool private;
-	int cache, error, r;
+	bool demoted;
+	int error = served_map(client, q, &here, m, &demoted, dead);
 
-	r = client_map(client, q->fd, (uint64_t)q->offset, q->len, q->prot, q->flags, &cache, &private);
-	*dead = r < 0;
-	if (r)
-		return client_errno(r);
-	error = mapping_make(m, q, cache, private, &here);
-	syscall(SYS_close, cache);
-	r = client_mapped(client, error ? 0 : m->at, error ? 0 : m->len);
-	if (r < 0)
-		client_close(client);
-	if (error)
-		return error;
-	if (r) {
-		syscall(SYS_munmap, m->at, m->len);
-		return r > 0 ? r : ENODEV;
-	}
-	error = mapping_finish(m, q, &here);
 	if (error)
 		return error;
 	if (wire_unfollowed())
 		syscall(SYS_madvise, m->at, m->len, MADV_DONTFORK);
-	demoted_set(m->at, m->at + m->len, private && request_is_shared(q));
+	demoted_set(m->at, m->at + m->len, demoted);
 	wire_set_mapped();
 	return 0;
 }
@@ -75,8 +49,6 @@ long map_file(const struct map_request *q)
 			error = wire_again(&c);
 			if (!error)
 				error = map_cache(c.client, q, &m, &dead);
-			if (dead)
-				client_close(c.client);
 		}
 	}
 	wire_end(&c);

@@ -20,6 +20,7 @@
 
 #include "program/client.h"
 #include "program/mapping.h"
+#include "program/served.h"
 
 #define EXPORT __attribute__((visibility("default")))
 
@@ -65,6 +66,8 @@ struct conversation {
 	bool owner;			/* it holds the lock */
 	bool fresh;			/* connected in this conversation */
 };
+
+extern struct caller here;		/* of the calling process */
 
 /* Signals blocked, the lock held, connected and served.  -> 0, or what the program's
  * call fails with; wire_end() is due in either case. */

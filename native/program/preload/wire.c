@@ -104,34 +104,30 @@ static int move_high(int fd)
 	return high;
 }
 
+static long call_here(struct caller *c, long number, const uint64_t a[6])
+{
+	long r = syscall(number, a[0], a[1], a[2], a[3], a[4], a[5]);
+
+	(void)c;
+	return r == -1 ? -errno : r;
+}
+
+struct caller here = { .call = call_here };
+
 /* -> 0, or what the program's call fails with. */
 static int serve_new(struct client *c)
 {
 	uint32_t flags;
-	int device, uffd, r;
+	int error = served_begin(c, settings()->socket, own_pid(), &here, &flags);
 
-	r = client_attach(c, settings()->socket, own_pid(), &device);
-	if (r)
-		return client_errno(r);
-	uffd = client_userfaultfd(device);
-	if (device >= 0)
-		syscall(SYS_close, device);
-	if (uffd < 0) {
-		client_close(c);
-		return uffd == -EPERM ? EPERM : client_errno(uffd);
-	}
-	r = client_serve(c, uffd, &flags);
-	syscall(SYS_close, uffd);
-	if (!r) {
-		c->fd = move_high(c->fd);
-		if (c->fd < 0)
-			return EMFILE;
-		if (!(flags & DF_SERVE_CHILDREN))
-			atomic_store(&unfollowed, true);
-		return 0;
-	}
-	client_close(c);
-	return client_errno(r);
+	if (error)
+		return error;
+	c->fd = move_high(c->fd);
+	if (c->fd < 0)
+		return EMFILE;
+	if (!(flags & DF_SERVE_CHILDREN))
+		atomic_store(&unfollowed, true);
+	return 0;
 }
 
 static int reconnect(struct conversation *c)

@@ -7,14 +7,12 @@
  * another program; it has none before it maps.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "abi/compat.h"
 #include "tracer.h"
 
 static long inject_close(struct thread *t, long fd)
@@ -22,57 +20,41 @@ static long inject_close(struct thread *t, long fd)
 	return inject(t, SYS_close, (const uint64_t[6]){ (uint64_t)fd });
 }
 
-/* -> our copy of a userfaultfd that the tracee has made, or -errno. */
-static int take_userfaultfd(struct thread *t, int device)
+static long call_there(struct caller *c, long number, const uint64_t args[6])
 {
-	long fd, theirs;
-	int copy;
+	return inject(((struct tracee *)c)->t, number, args);
+}
 
-	if (device < 0) {
-		fd = inject(t, SYS_userfaultfd, (const uint64_t[6]){ O_CLOEXEC | O_NONBLOCK });
-	} else {
-		theirs = inject_fd(t, device);
-		if (theirs < 0)
-			return (int)theirs;
-		fd = inject(t, SYS_ioctl,
-			    (const uint64_t[6]){ (uint64_t)theirs, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK });
-		inject_close(t, theirs);
-	}
-	if (fd < 0)
-		return (int)fd;
-	copy = take_fd(t, (int)fd);
-	inject_close(t, fd);
-	return copy;
+static long lend(struct caller *c, int fd)
+{
+	return inject_fd(((struct tracee *)c)->t, fd);
+}
+
+static int take(struct caller *c, int fd)
+{
+	return take_fd(((struct tracee *)c)->t, fd);
+}
+
+struct tracee tracee(struct thread *t)
+{
+	return (struct tracee){ .caller = { .call = call_there, .lend = lend, .take = take }, .t = t };
 }
 
 int serve_begin(struct thread *t)
 {
 	struct process *p = process_of(t);
+	struct tracee there = tracee(t);
 	uint32_t flags;
-	int device, uffd, r;
+	int error;
 
 	if (!p)
 		return ESRCH;
 	if (p->client.fd >= 0)
 		return 0;
-	r = client_attach(&p->client, tracer.socket, p->tgid, &device);
-	if (r)
-		return client_errno(r);
-	uffd = take_userfaultfd(t, device);
-	if (device >= 0)
-		close(device);
-	if (uffd < 0) {
-		client_close(&p->client);
-		return -uffd;
-	}
-	r = client_serve(&p->client, uffd, &flags);
-	close(uffd);
-	if (r) {
-		client_close(&p->client);
-		return client_errno(r);
-	}
-	tracer.unfollowed |= !(flags & DF_SERVE_CHILDREN);
-	return 0;
+	error = served_begin(&p->client, tracer.socket, p->tgid, &there.caller, &flags);
+	if (!error)
+		tracer.unfollowed |= !(flags & DF_SERVE_CHILDREN);
+	return error;
 }
 
 struct withdrawal {

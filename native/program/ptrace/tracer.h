@@ -40,6 +40,7 @@
 #include "program/calls.h"
 #include "program/client.h"
 #include "program/mapping.h"
+#include "program/served.h"
 
 #ifndef __x86_64__
 #error daxfault-tracer knows the system calls of x86-64 only
@@ -136,6 +137,12 @@ int take_fd(struct thread *t, int fd);			/* -> our copy of its descriptor, or -e
 
 /* ---- serve.c: a process's conversation with the host.  Inside an injection. */
 
+struct tracee {
+	struct caller caller;
+	struct thread *t;
+};
+
+struct tracee tracee(struct thread *t);
 int serve_begin(struct thread *t);			/* -> 0, or the errno for mmap(); the client is connected */
 enum next serve_adopt(struct thread *t, bool stopped);	/* a forked child, before it runs */
 
