@@ -6,12 +6,12 @@ Owns their shape, and which file an address shows.  Must not catch anything.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
-import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
+
+from daxfault.vmm.programs.address_space import areas
 
 if TYPE_CHECKING:
     from daxfault.native.guard import GuardFault
@@ -83,14 +83,7 @@ def error(records: Sequence[Fault], omitted: int) -> MappingError:
 
 def paths() -> dict[tuple[int, int], str]:
     """What this process has mapped: (st_dev, st_ino) -> path; nothing when the kernel does not say."""
-    found = {}
-    with contextlib.suppress(OSError), open("/proc/self/maps", errors="surrogateescape") as lines:
-        for line in lines:
-            _, _, _, device, inode, *path = line.rstrip("\n").split(maxsplit=5)
-            if path and inode != "0":
-                major, minor = (int(number, 16) for number in device.split(":"))
-                found[os.makedev(major, minor), int(inode)] = path[0]
-    return found
+    return {(area.device, area.inode): area.path for area in areas("self") if area.path and area.inode}
 
 
 def faults(notes: Iterable[GuardFault], known: dict[tuple[int, int], str]) -> list[Fault]:

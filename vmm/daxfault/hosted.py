@@ -9,29 +9,28 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
-import re
+
+from daxfault.vmm.programs.address_space import cached_file
 
 from .faults import Fault
-
-_CACHE = re.compile(r"/memfd:daxfault:(\d+)")
 
 
 def explained(faults: list[Fault]) -> list[Fault]:
     """The same, with the file's own path in place of its page cache's, and why each page failed."""
-    mount = os.environ.get("DAXFAULT_MOUNT")  # see daxfault.vmm.programs.run, Stage.environment()
+    mount = os.environ.get("DAXFAULT_MOUNT")  # of programs.served_mount, environment()
     return [_explained(mount, fault) for fault in faults] if mount else faults
 
 
 def _explained(mount: str, fault: Fault) -> Fault:
-    cache = _CACHE.match(fault.path or "")
-    if cache is None:
+    file = cached_file(fault.path or "")
+    if file is None:
         return fault
     # late, for it is slow, and most programs never come here
     from daxfault.vmm.errors import DaxfaultError
     from daxfault.vmm.programs import control
 
     try:
-        known = control.ask(mount, "failed", pid=os.getpid(), file=int(cache[1]), offset=fault.offset)
+        known = control.ask(mount, "failed", pid=os.getpid(), file=file, offset=fault.offset)
     except DaxfaultError:
         return fault
     return dataclasses.replace(

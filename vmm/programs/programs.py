@@ -28,7 +28,7 @@ from daxfault.vmm.host.host import Host
 from daxfault.vmm.host.peer import close_all
 from daxfault.vmm.host.records import Newest
 from daxfault.vmm.host.session import FileServer
-from daxfault.vmm.programs import address_space as where
+from daxfault.vmm.programs.address_space import area_at, areas, described
 from daxfault.vmm.programs.faults import Rules
 from daxfault.vmm.programs.files import Files, Held
 from daxfault.vmm.programs.session import ProgramSession
@@ -98,13 +98,13 @@ class Programs:
 
     async def sigbus(self, pid: int, message: Sigbus) -> None:
         """A program is about to die; it waits for us to look at it."""
-        # In a thread: its address space may be locked by one that waits for this mount.  Of the thread that
-        # died: a process whose first thread has ended shows nothing.
-        areas = await trio.to_thread.run_sync(where.areas, message.tid or pid)
-        area = where.at(areas, message.address)
+        # In a thread: a task that waits for this mount may hold the lock of the address space.  Of the
+        # thread that died: a process whose first thread has ended shows nothing.
+        mapped = await trio.to_thread.run_sync(areas, message.tid or pid)
+        area = area_at(mapped, message.address)
         held = None if area is None or area.file is None else self.files.find(area.file)
         offset = None if held is None or area is None else message.address - area.start + area.offset
-        stack = tuple(where.described(areas, frame) for frame in message.frames)
+        stack = tuple(described(mapped, frame) for frame in message.frames)
         name = None if held is None else held.name
         self.deaths.add(
             Death(time.monotonic_ns(), pid, message.tid, message.address, message.code, name, offset, stack)

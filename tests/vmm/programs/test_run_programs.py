@@ -19,7 +19,7 @@ from needs import require
 from patience import PATIENCE
 from run_host import RunningHost
 
-from daxfault.vmm.programs import address_space as where
+from daxfault.vmm.programs.address_space import areas
 
 
 def tool(name: str) -> str:
@@ -299,5 +299,5 @@ def test_program_shows_in_its_maps_whose_page_cache_it_maps(run_host: RunningHos
     with run_host.start(sys.executable, "-c", script) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "120\n"
-        assert [area for area in where.areas(process.pid) if area.file is not None]
+        assert [area for area in areas(process.pid) if area.file is not None]
         process.communicate("\n")

@@ -14,7 +14,7 @@ from mapscript import Mapper, compiled
 from patience import looks
 from run_host import RunningHost
 
-from daxfault.vmm.programs import address_space as where
+from daxfault.vmm.programs.address_space import areas
 
 PAGES = 8
 MakeMapper = Callable[..., Mapper]
@@ -204,7 +204,7 @@ def test_debugger_reads_and_writes_pages_that_are_there_and_gets_eio_for_others(
     asked for without FAULT_FLAG_ALLOW_RETRY); process_vm_readv(2) does."""
     one = start(pages=32)
     one("ftrunc f 32p")
-    (area,) = [area for area in where.areas(one.pid) if area.file is not None]
+    (area,) = [area for area in areas(one.pid) if area.file is not None]
     with open(f"/proc/{one.pid}/mem", "r+b", buffering=0) as memory:
         with pytest.raises(OSError, match="Input/output error"):
             os.pread(memory.fileno(), 3, area.start + 3 * 4096)
