@@ -151,7 +151,7 @@ def _check(value: int, what: str) -> int:
 
 
 def probe() -> Abilities:
-    """What /dev/kvm offers.  OSError ENOENT or EACCES without it."""
+    """The abilities of /dev/kvm.  OSError ENOENT or EACCES without it."""
     out = ffi.new("struct df_kvm_abilities *")
     _check(lib.df_kvm_probe(out), "KVM")
     values = {name: getattr(out, name) for name in _ABILITIES}
@@ -181,7 +181,7 @@ class Kvm:
         return memoryview(ffi.buffer(start, length))
 
     def memslot(self, slot: int, gpa: int, length: int, hva: int) -> None:
-        """KVM_SET_USER_MEMORY_REGION, in place of what the slot was; length 0 takes it away.  May block."""
+        """KVM_SET_USER_MEMORY_REGION, in place of the slot's old region; length 0 removes it.  May block."""
         _check(lib.df_kvm_memslot(self._live(), slot, gpa, length, hva), f"memslot {slot}")
 
     def exits_fd(self) -> int:
@@ -277,7 +277,7 @@ class Kvm:
         return {ffi.string(stat.name).decode(): int(stat.value) for stat in out[0:n]}
 
     def faults(self, vcpu: int) -> tuple[int, int]:
-        """Faults taken and fixed, by those counters; for who asks often."""
+        """Faults taken and fixed, by those counters; cheaper than stats()."""
         out = ffi.new("struct df_kvm_faults *")
         _check(lib.df_kvm_faults(self._live(), vcpu, out), f"vCPU {vcpu}")
         return int(out.taken), int(out.fixed)
@@ -289,7 +289,7 @@ class Kvm:
 
     def close(self) -> None:
         """End the vCPUs, wherever they are, and the machine.  Waits for the page that a vCPU is
-        waiting for, so whoever serves it must still be there.  Safe to call twice."""
+        waiting for, so its server must still run.  Safe to call twice."""
         kvm, self._kvm = self._kvm, None
         if kvm is not None:
             lib.df_kvm_free(kvm)
@@ -305,7 +305,7 @@ class Mapping:
 
     @classmethod
     def of_file(cls, fd: int, offset: int, length: int, *, writable: bool = True) -> Mapping:
-        """MAP_SHARED of a file, which may lie on our own mount: mmap(2) waits for nobody."""
+        """MAP_SHARED of a file, which may lie on our own mount: mmap(2) does not wait for the mount."""
         out = ffi.new("uint64_t *")
         _check(lib.df_window_file(fd, offset, length, writable, out), f"descriptor {fd}, {length:#x} bytes")
         return cls(int(out[0]), length, writable=writable)
@@ -348,7 +348,7 @@ class Mapping:
 
 
 def probe_program() -> Path:
-    """daxfault-kvm-probe, which asks this kernel what its KVM makes of a page that is gone."""
+    """daxfault-kvm-probe, which tries how this kernel's KVM handles a page that is gone."""
     return program("daxfault-kvm-probe")
 
 

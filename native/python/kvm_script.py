@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a guest is asked to do, and what it says it did.
+"""Scripts for the KVM guest, and the results that it reports.
 
-Owns the mailbox's bytes.  Believes nothing that stands in it: a mailbox that makes no sense
-raises Nonsense, whatever the guest wrote.
+Owns the mailbox's bytes.  Trusts nothing in it: a mailbox that makes no sense raises Nonsense,
+whatever the guest wrote.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Op(enum.IntEnum):
 
 
 class Got(enum.IntEnum):
-    """What a step came to (enum df_kvm_outcome)."""
+    """The outcome of a step (enum df_kvm_outcome)."""
 
     NOT_RUN = lib.DF_KVM_NOT_RUN
     OK = lib.DF_KVM_OK
@@ -43,7 +43,7 @@ class Got(enum.IntEnum):
 
 
 class Nonsense(Exception):
-    """The mailbox does not hold what a guest in its senses writes."""
+    """The mailbox holds something that no correct guest writes."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def async_pf(*, always: bool = False) -> Step:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Result:
-    """struct df_kvm_result, as the guest tells it; `address` is a gva, `tsc` cycles from the step's begin
+    """struct df_kvm_result, as the guest reports it; `address` is a gva, `tsc` cycles from the step's begin
     to its end."""
 
     got: Got
@@ -131,7 +131,7 @@ class Mailbox:
 
     @property
     def _box(self) -> Any:
-        # asked for anew each time: a machine that is closed refuses
+        # looked up each time: a machine that is closed refuses
         page = self._kvm.ram(lib.DF_KVM_MAILBOX + lib.DF_PAGE_SIZE * self._vcpu, lib.DF_PAGE_SIZE)
         return ffi.from_buffer("struct df_kvm_mailbox *", page, require_writable=True)
 
@@ -149,7 +149,7 @@ class Mailbox:
         box.ran = 0
 
     def results(self, count: int) -> list[Result]:
-        """What became of the script's `count` steps, all of which have been run."""
+        """The results of the script's `count` steps, all of which have been run."""
         box = self._copy()
         if (box.magic, box.vcpu, box.ran) != (lib.DF_KVM_MAGIC, self._vcpu, count):
             raise Nonsense(f"magic {box.magic:#x}, vCPU {box.vcpu}, {box.ran} results of {count} steps")

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The KVM guest's host: its machine, its window, and what becomes of a fault in it that fails.
+"""The KVM guest's host: its machine, its window, and the answers to faults that fail.
 
-    script       what the guest is to do, and what it says it did
-    window       the memory under the window's memslot, and the ways to make a dead tail fail
-    uffd_memory  such memory whose faults come to us
+    window       the memory under the window's memslot, and the rescues that make a dead tail fail
+    uffd_memory  memory for it whose faults this process serves
     decode       which memory an instruction touches
-    fault        what an exit says of the access that failed, and by what it is known
-    inject       the ways to tell the guest
-    detector     a vCPU that faults without end, told from KVM's statistics
+    fault        which access an exit is about, and the evidence for it
+    inject       reports to the guest
+    detector     a vCPU that faults without end, by KVM's statistics
     machine      all of them together
-    repro        the story of `daxfault repro --guest kvm`
+    probe        daxfault-kvm-probe, and its answers in words
 
-Nothing here knows what the guest was asked to do when it decides what has failed.
+Scripts for the guest are native's (kvm_script).  The decision which access failed uses nothing of them.
 """

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A vCPU that faults without end, told from KVM's statistics alone.
+"""A vCPU that faults without end, detected from KVM's statistics alone.
 
-Owns the rule.  Must not decide what becomes of the vCPU.
+Owns the rule.  Must not act on the vCPU.
 
 `pf_taken` counts the faults KVM took, `pf_fixed` those it resolved (arch/x86/kvm/mmu/mmu.c,
 kvm_mmu_do_page_fault()).  A vCPU that makes progress has one fixed for each one or two taken;
 one in the loop has none, with async page faults (1,000 to 6,000 a second) or without, halted by
 KVM and woken over and over (10,000 to 40,000).  A slow page can look the same for a while: this is
-a suspicion, and whoever acts upon it must do nothing that harms an innocent.
+a suspicion, and an action upon it must not harm a guest that only waits.
 """
 
 from __future__ import annotations

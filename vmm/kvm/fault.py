@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an exit says of the access that failed.
+"""Which access an exit is about.
 
-Owns the question where, and by what it is known.  Must not know what the guest was asked to do,
-and must not change the machine but for `at`, which takes a store back.
+Owns the place of the access, and the evidence for it.  Must not know the guest's script, and must not
+change the machine.
 
 | exit   | KVM says          | the rest |
 |--------|-------------------|----------|
 | EFAULT | nothing           | the operands of the instruction at rip; the one that is dead |
-| SIGBUS | the page's hva    | the operand in that page; none: another context, the retry will tell |
+| SIGBUS | the page's hva    | the operand in that page; none: another context; the retry shows it |
 | MMIO   | the gpa, all bits | the operand there.  A store's rip has moved on: the store before it |
 
-MMIO is also what KVM makes of memory that cannot be reached by an instruction which it emulates: the
+MMIO is also the exit for memory that an instruction which KVM emulates cannot reach: the
 hva is poisoned, PROT_NONE or past EOF, and the gpa well inside the memslot (emulator_read_write(),
 arch/x86/kvm/x86.c).  PVM emulates all of ring 0.
 """
@@ -32,7 +32,7 @@ class Fault:
 
     `by`: "exit", "siginfo" or "decoded", for the gpa; the gva is decoded in any case.
     `registers`: as they were before the instruction, at which `rip` is.  `doubtful`: nothing known
-    is dead there; the memslot may have been changed just then, and it is worth a second try.
+    is dead there; the memslot may have changed just then, and the access is to be tried again.
     """
 
     vcpu: int
@@ -50,7 +50,7 @@ class Fault:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Unknown:
-    """It cannot be said which access failed; `why` is for a person.
+    """The access that failed is not known; `why` is for a person.
 
     `elsewhere`: the vCPU is not where the fault was, so it may go on: the access will be repeated.
     """
@@ -122,7 +122,7 @@ def _of_mmio(kvm: Kvm, window: Window, exit: Exit, registers: Registers) -> Faul
     else:
         found = _operand(kvm, exit.vcpu, registers, lambda gpa: gpa == exit.gpa)
         if found is None:
-            return Unknown(f"MMIO load of gpa {exit.gpa:#x} by an instruction that is not known")
+            return Unknown(f"MMIO load of gpa {exit.gpa:#x} by an unknown instruction")
         fault = _fault(exit, registers, found, "exit")
     if isinstance(fault, Fault) and not window.dead(exit.gpa):
         return dataclasses.replace(fault, doubtful=True)
@@ -130,7 +130,7 @@ def _of_mmio(kvm: Kvm, window: Window, exit: Exit, registers: Registers) -> Faul
 
 
 def _of_store(kvm: Kvm, exit: Exit, registers: Registers) -> Fault | Unknown:
-    """The registers are those after it: find the store that ends where rip is, and take it back."""
+    """The registers are those after it: find the store that ends where rip is, and undo it."""
     code = code_at(kvm, exit.vcpu, registers.rip - MOST, 2 * MOST)
     found: list[Fault] = []
     # from the longest on: a prefix belongs to its instruction.  Length 0: rip has not moved,
@@ -154,7 +154,7 @@ def _of_store(kvm: Kvm, exit: Exit, registers: Registers) -> Fault | Unknown:
             if operand.write and kvm.translate(exit.vcpu, operand.gva) == exit.gpa:
                 found.append(Fault(exit.vcpu, operand.gva, exit.gpa, True, "exit", before))
     if not found:
-        return Unknown(f"MMIO store to gpa {exit.gpa:#x} by an instruction that is not known")
+        return Unknown(f"MMIO store to gpa {exit.gpa:#x} by an unknown instruction")
     return found[0]
 
 

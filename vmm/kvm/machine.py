@@ -38,11 +38,11 @@ FAILED = (ExitKind.EFAULT, ExitKind.SIGBUS, ExitKind.MMIO, ExitKind.MEMORY)
 
 
 class GuestEnded(DaxfaultError):
-    """The guest was ended: it broke, or asked for what it cannot have.  The message has the dump."""
+    """The guest was ended: it broke down, or asked for more than it may have.  The message has the dump."""
 
 
 class GuestPanicked(GuestEnded):
-    """The guest ended itself, as a kernel does, for an error nobody had a table entry for."""
+    """The guest's kernel panicked: an error at an instruction without an exception table entry."""
 
 
 class GuestStopped(GuestEnded):
@@ -95,7 +95,7 @@ class Machine:
 
     async def boot(self) -> None:
         """Have every vCPU wait for its first script.  Unsupported: it does not get so far, and the guest has
-        done nothing yet but start.  So this KVM cannot run what a CPU can, whatever it promised."""
+        done nothing yet but start.  So this KVM cannot run the code of a CPU, in spite of its abilities."""
         for vcpu in self.vcpus:
             self._go(vcpu.number)
             try:
@@ -246,11 +246,11 @@ class Machine:
 
     async def _failed(self, me: Vcpu, exit: Exit) -> None:
         if self.injection is None:
-            self._end(me, f"{exit.kind.name}, and nobody tells the guest", GuestStopped)
+            self._end(me, f"{exit.kind.name}, and nothing is reported to the guest", GuestStopped)
             return
         found = await trio.to_thread.run_sync(self._locked, locate, self.kvm, self.window, exit)
         if isinstance(found, Unknown) and not found.elsewhere:
-            self._end(me, f"an access failed, and it cannot be said which: {found.why}")
+            self._end(me, f"an access failed, and which one is not known: {found.why}")
             return
         report = None
         if isinstance(found, Fault):
@@ -286,8 +286,8 @@ async def machine(
     injection: Injection | None = Injection.AREA,
 ) -> AsyncIterator[Machine]:
     """A machine whose vCPUs wait for their first script.  `memory` is called in a thread, since it may
-    open files of our own mount, as those are served that the guest touches.  Without a rescue nobody
-    ends a loop; without an injection the first access that fails openly ends the guest (GuestStopped).
+    open files of our own mount, which also serves what the guest touches.  Without a rescue a loop does
+    not end; without an injection the first access that fails openly ends the guest (GuestStopped).
 
     Unsupported when this machine has no KVM that can run it.
     """

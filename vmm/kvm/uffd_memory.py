@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory under the window whose faults come to us: by the engine, or page by page for experiments.
+"""Memory under the window whose faults this process serves: by the engine, or page by page for experiments.
 
-Owns the userfaultfd and who answers it.  A fault that fails here is poisoned: KVM then raises
+Owns the userfaultfd and its reader.  A fault that fails here is poisoned: KVM then raises
 SIGBUS in the vCPU's thread, and never loops (kvm_send_hwpoison_signal(), arch/x86/kvm/mmu/mmu.c).
 """
 
@@ -23,8 +23,7 @@ from daxfault.vmm.host.uffd_features import bits, has
 class CachedMemory:
     """A file's page cache, its pages installed by the engine's threads; `file` stays the caller's.
 
-    The file's length is the engine's to know: nothing past it is ever installed, and there is
-    nothing to rescue.
+    The engine knows the file's length: it installs nothing past it, and there is nothing to rescue.
     """
 
     def __init__(self, engine: Engine, file: native.File, offset: int = 0) -> None:
@@ -68,7 +67,7 @@ class CachedMemory:
 
 
 class Reply(enum.Enum):
-    """What becomes of a fault in anonymous memory."""
+    """The answer to a fault in anonymous memory."""
 
     COPY = "copy"
     POISON = "poison"
@@ -120,7 +119,7 @@ class AnonymousMemory:
             self._uffd.wake(page, PAGE_SIZE)  # two faults on one page
 
     def release(self) -> None:
-        """Whoever waits gets an error: closing the userfaultfd would feed them zeros."""
+        """A vCPU that waits gets an error: closing the userfaultfd would give it zeros."""
         for page in range(self.mapping.hva, self.mapping.hva + WINDOW_LENGTH, PAGE_SIZE):
             try:
                 self._uffd.poison(page, PAGE_SIZE)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The memory under the window's memslot, and what can be done when its tail is dead.
+"""The memory under the window's memslot, and the rescues for a dead tail.
 
 Owns the mapping and the memslot's extent.  Must not run vCPUs, and must not touch the memory.
 
-A mapping of a file that was truncated does not fail in a way that KVM tells of when the guest
-takes async page faults: the vCPU loops.  A rescue makes it fail openly.  It takes nothing from
-a guest that behaves: the tail is dead as it is.  So it may be done on mere suspicion.
+A mapping of a truncated file does not fail in a way that KVM reports when the guest takes async
+page faults: the vCPU loops.  A rescue makes it fail openly.  It harms no guest, because the tail is
+dead in any case, so a suspicion suffices for it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SLOT = 1
 
 
 class Rescue(enum.StrEnum):
-    """How a dead tail is made to fail, and what the vCPU then exits with."""
+    """How a dead tail is made to fail, and the exit that the vCPU then takes."""
 
     UNMAP = "unmap"  # the file is unmapped: EFAULT
     FORBID = "forbid"  # its mapping is made PROT_NONE: EFAULT
@@ -30,24 +30,24 @@ class Rescue(enum.StrEnum):
 
 
 class Memory(Protocol):
-    """What a window lies over."""
+    """The memory under a window."""
 
     mapping: Mapping
 
     def live(self) -> int:
-        """Bytes from the start that have something behind them; whole pages.  May block."""
+        """Bytes from the start that are not dead; whole pages.  May block."""
         ...
 
     def revive(self, start: int) -> None:
-        """Map what is behind [start, end) again.  May block."""
+        """Map [start, end) again.  May block."""
         ...
 
     async def serve(self) -> None:
-        """Whatever the memory's faults need, until cancelled; perhaps nothing."""
+        """Serve the memory's faults until cancelled; some memory needs nothing."""
         ...
 
     def release(self) -> None:
-        """Whoever waits for a page has it or an error, now and from now on: the machine ends.  May block."""
+        """Answer every fault with its page or an error, from now on: the machine ends.  May block."""
         ...
 
     def close(self) -> None: ...

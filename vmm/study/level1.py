@@ -31,8 +31,8 @@ _VCPUS = (62, 61, 60, 59)
 class WindowFile:
     """Part of a stand-in's window as the only file of a host (session.FileServer and session.Pinned).
 
-    It is read-only, and a page is kept once it was read: nobody notifies a guest when a file of its
-    host changes.
+    It is read-only, and a page is kept once it was read: a host does not notify its guests when a file
+    changes.
     """
 
     inode = 0
@@ -57,7 +57,7 @@ class WindowFile:
         """The file outlives its guests."""
 
     def mapping_changed(self, inode: int) -> None:
-        """Nobody caches what this file shows."""
+        """No cache is to be invalidated."""
 
     def _fetch(self, offset: int, length: int) -> None:
         """In a thread of the engine, or of the retry of poisoned pages."""

@@ -3,7 +3,7 @@
 the guest touches it.
 
 Owns the order of events and what was expected of each; prints nothing.  Each loop is first
-watched with nobody helping, then ended, with the error told to the guest.
+watched without a rescue, then ended, and the error is reported to the guest.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SLOW_SECONDS = 5.0  # more of watching, on a machine that is busy with other th
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Watched:
-    """A loop, while nobody helped.  `faults`: KVM's count (pf_guest, with async page faults, else
+    """A loop, watched without a rescue.  `faults`: KVM's count (pf_guest, with async page faults, else
     pf_taken); `fixed`: those it resolved; `guest`: the guest's own count of pages not present, None
     when it sees nothing; `cpu`: seconds that the vCPU's thread burnt."""
 
@@ -54,7 +54,7 @@ class Watched:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Access:
-    """One access.  `address`: the gva the guest was told; `detect_ms`: from the first fault seen to
+    """One access.  `address`: the gva that the guest got; `detect_ms`: from the first fault seen to
     the suspicion; `rescue_ms`: the rescue itself; `answer_us`: from the exit to the resume."""
 
     what: str
@@ -175,10 +175,10 @@ class _Play:
         return (trio.current_time() - began) * 1e3
 
     async def _noticed(self, size: int) -> None:
-        """Until the kernel believes the mount's file to have `size`: fsd tells it of changes behind
-        the mount, and it asks for the size when somebody does."""
+        """Until the kernel believes the mount's file to have `size`: fsd notifies it of changes behind
+        the mount, and it asks for the size at the next call."""
         with trio.fail_after(story.NOTICE_SECONDS):
-            # nobody tells us when it has
+            # no event says when it has
             while (await trio.to_thread.run_sync(os.stat, self._path)).st_size != size:  # noqa: ASYNC110
                 await trio.sleep(0.0005)
 
@@ -227,7 +227,7 @@ class _Play:
         with trio.move_on_after(self._seconds + _SLOW_SECONDS):
             await trio.sleep(self._seconds)
             while guest.vcpus[0].running and kvm.stats(0)[name] - before[name] < MANY:  # noqa: ASYNC110
-                await trio.sleep(0.001)  # a loop tells nobody of itself
+                await trio.sleep(0.001)  # a loop causes no event
         async with guest.paused() as runs:
             now, seconds = kvm.stats(0), trio.current_time() - began
             watched = Watched(

@@ -25,17 +25,17 @@ from daxfault.vmm.designs.rfc_v1 import POSTED
 from daxfault.vmm.host.host import Host
 from daxfault.vmm.host.session import Session
 
-# what answers a command; `done` and `error` find their own
+# events that answer a command; `done` and `error` name theirs
 _ANSWERS = ("open", "map", "unmap", "close", "stat", "idle", "traced")
 
 
 class StandInError(Exception):
-    """The stand-in refused a command, or went away: `str()` says what it said."""
+    """The stand-in refused a command, or has ended; the message is its own."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Done:
-    """What an access got.  `outcome` is ok, sigbus, sigsegv, efault, short, panic, error or killed.
+    """The result of an access.  `outcome` is ok, sigbus, sigsegv, efault, short, panic, error or killed.
 
     `address` is si_addr, or the gva the guest kernel saw; `error` an errno or 0; `done`
     bytes; `raw` every field the stand-in printed (docs/standin.md).
@@ -273,31 +273,22 @@ async def standin(
     if not async_pf:
         command.append("--no-async")
     try:
-        process = await trio.lowlevel.open_process(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            pass_fds=[theirs.fileno()],
-            start_new_session=True,  # a Ctrl-C is the host's to deal with
-        )
+        process = await _start(command, theirs.fileno())
     except BaseException:
         ours.close()
         raise
     finally:
         theirs.close()
-    try:
+
+    async def session() -> Session:
         try:
-            session: Session = await nursery.start(host.guest, ours, process.pid, design)
+            begun: Session = await nursery.start(host.guest, ours, process.pid, design)
         except RuntimeError as e:  # trio's: it ended before it began
             raise StandInError("the host would not serve the stand-in; its log says why") from e
-        guest = StandIn(process, session)
-        async with trio.open_nursery() as answers:
-            answers.start_soon(guest.read_answers)
-            yield guest
-            answers.cancel_scope.cancel()
-    finally:
-        with trio.CancelScope(shield=True):
-            await _end(process)
+        return begun
+
+    async with _driven(process, session) as guest:
+        yield guest
 
 
 @contextlib.asynccontextmanager
@@ -305,14 +296,28 @@ async def connected(
     path: str | os.PathLike[str], design: Design, *, window: int = 2 * native.RANGE_SIZE
 ) -> AsyncIterator[StandIn]:
     """A stand-in of a host in another process, which listens at `path`; ended when the body ends."""
-    process = await trio.lowlevel.open_process(
-        [*_command(design, window), "--socket", os.fspath(path)],
+    process = await _start([*_command(design, window), "--socket", os.fspath(path)])
+    async with _driven(process) as guest:
+        yield guest
+
+
+async def _start(command: list[str], *fds: int) -> trio.Process:
+    return await trio.lowlevel.open_process(
+        command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        start_new_session=True,
+        pass_fds=fds,
+        start_new_session=True,  # the host handles Ctrl-C
     )
+
+
+@contextlib.asynccontextmanager
+async def _driven(
+    process: trio.Process, session: Callable[[], Awaitable[Session]] | None = None
+) -> AsyncIterator[StandIn]:
+    """Read the answers of a process while the body runs, then end it.  `session` begins our end of it."""
     try:
-        guest = StandIn(process, None)
+        guest = StandIn(process, await session() if session else None)
         async with trio.open_nursery() as answers:
             answers.start_soon(guest.read_answers)
             yield guest
