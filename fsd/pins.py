@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 
+from daxfault.fsd import syscalls
 from daxfault.fsd.in_use import FilesInUse
 from daxfault.fsd.inodes import Inode, Inodes
 from daxfault.fsd.threads import Threads
@@ -60,11 +61,11 @@ class Pins:
         """
         mount, ino = fdinfo(fd)
         if mount != self.mount_id:
-            # another mount point or namespace may show this file system; fstat(2) may need our answer
-            st = await self._threads.kernel(os.fstat, fd)
-            if st.st_dev != self.device:
+            # another mount point or namespace may show this file system
+            if syscalls.device(fd) != self.device:
                 raise OSError(errno.EXDEV, f"descriptor {fd} is not of this mount")
-            ino = st.st_ino
+            if ino < 0:  # fstat(2) needs our answer
+                ino = (await self._threads.kernel(os.fstat, fd)).st_ino
         inode = self._inodes.get(ino)
         if inode.kind != stat.S_IFREG:
             raise OSError(errno.EINVAL, f"descriptor {fd} is not a regular file")

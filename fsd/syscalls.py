@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 from typing import Any
 
 RENAME_NOREPLACE = 1  # linux/fs.h
@@ -23,6 +24,8 @@ AT_FDCWD = -100  # linux/fcntl.h
 CLONE_FILES = 0x400  # linux/sched.h
 
 _FILEID_INO64_GEN = 0x81  # linux/exportfs.h
+AT_EMPTY_PATH = 0x1000
+AT_STATX_DONT_SYNC = 0x4000
 
 _NS = 1_000_000_000
 
@@ -47,6 +50,10 @@ _libc.utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(_Times
 _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 _libc.syncfs.argtypes = (ctypes.c_int,)
 _libc.open_by_handle_at.argtypes = (ctypes.c_int, ctypes.POINTER(_FuseHandle), ctypes.c_int)
+_libc.statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_char_p)
+
+# struct statx (linux/stat.h): its size, and where stx_dev_major and stx_dev_minor are
+_STATX_SIZE, _STATX_DEV = 256, 136
 
 
 def _call(function: Any, *args: Any) -> None:
@@ -107,3 +114,13 @@ def open_fuse_inode(mount_fd: int, nodeid: int) -> int:
 def unshare_files() -> None:
     """unshare(2) with CLONE_FILES: the calling thread gets a descriptor table of its own.  Raises OSError."""
     _call(_libc.unshare, CLONE_FILES)
+
+
+def device(fd: int) -> int:
+    """The st_dev of an open file, of any file system, which is not asked: it may be ours, or hang.
+
+    statx(2) of no field at all; fs/fuse/dir.c, fuse_getattr().  Raises OSError.
+    """
+    found = ctypes.create_string_buffer(_STATX_SIZE)
+    _call(_libc.statx, fd, b"", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, 0, found)
+    return os.makedev(*struct.unpack_from("II", found, _STATX_DEV))

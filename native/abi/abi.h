@@ -19,7 +19,7 @@
 enum {
 	DF_PAGE_SIZE = 4096,
 	DF_RANGE_SIZE = 2097152,	/* virtiofs DAX maps in 2 MiB ranges (fs/fuse/dax.c) */
-	DF_WIRE_VERSION = 2,
+	DF_WIRE_VERSION = 3,
 	DF_REMOVE_MAX = 64,		/* FUSE_REMOVEMAPPING entries in one message */
 };
 
@@ -142,7 +142,9 @@ struct df_serve {			/* reply: the same, flags filled in */
 	uint32_t pad;
 };
 
-/* mmap(2) as the program asked for it, its `fd` sent along.  The reply carries the page
+/* mmap(2) as the program asked for it.  `fd` is a number in the table of the sending thread,
+ * `tid`: the host finds the file there, since a descriptor that it received it would have to
+ * close, which asks the file's server (close(2) of FUSE and NFS).  The reply carries the page
  * cache to map instead, at the same offset, or the errno that mmap() fails with.  With
  * `private` it is to be mapped MAP_PRIVATE: the file was opened read-only, and the kernel
  * registers no shared mapping that could never be stored to (mm/userfaultfd.c). */
@@ -153,6 +155,8 @@ struct df_mmap {			/* reply: the same, `private` filled in */
 	uint32_t prot;			/* PROT_* */
 	uint32_t flags;			/* MAP_* */
 	uint32_t private;
+	int32_t fd;
+	int32_t tid;
 	uint32_t pad;
 };
 

@@ -190,9 +190,11 @@ int client_map(struct client *c, int fd, uint64_t offset, uint64_t len, int prot
 		.len = len,
 		.prot = (uint32_t)prot,
 		.flags = (uint32_t)flags,
+		.fd = fd,
+		.tid = (int32_t)raw(SYS_gettid, 0, 0, 0, 0),
 	};
 	union reply in;
-	int r = call(c, &m.h, sizeof(m), fd, &e, &in, cache);
+	int r = call(c, &m.h, sizeof(m), -1, &e, &in, cache);
 
 	if (r == -EMFILE) {	/* the host believes that we are about to map it */
 		r = client_mapped(c, 0, 0);

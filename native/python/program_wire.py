@@ -44,22 +44,23 @@ class Serve(wire.Message):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Mmap(wire.Message):
-    """mmap(2), with the program's own descriptor; `shared` and `write` are what the errno depends on."""
+    """mmap(2) of descriptor `fd` of thread `tid`; `shared` and `write` are what the errno depends on."""
 
     TYPE = lib.DF_MMAP
     STRUCT = "struct df_mmap"
-    FDS = 1
 
     offset: int
     len: int
     shared: bool
     write: bool
+    fd: int
+    tid: int
 
     @classmethod
     def from_struct(cls, m: Any) -> Self:
         # the kernel judges everything else
         shared, write = m.flags & _MAP_TYPE != mmap.MAP_PRIVATE, bool(m.prot & mmap.PROT_WRITE)
-        return cls(m.h.seq, m.offset, m.len, shared, write)
+        return cls(m.h.seq, m.offset, m.len, shared, write, m.fd, m.tid)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import os
 import random
 import socket
 import struct
+import threading
 from collections.abc import Callable, Iterator, Sequence
 
 from daxfault import native
@@ -19,7 +20,7 @@ from daxfault.native.wire import MESSAGE_MAX
 
 HEADER = struct.Struct("=IIQiI")  # type, len, seq, error, pad
 HELLO = struct.Struct("=IIQiIIiQQII")  # and version, pid, window, window_len, abi, cpuid
-VERSION = 2
+VERSION = 3
 WRITE, READ = 1, 2
 RANGE = native.RANGE_SIZE
 WINDOW = 1 << 40
@@ -148,9 +149,13 @@ def mmapping(
     *,
     prot: int = mmap.PROT_READ | mmap.PROT_WRITE,
     flags: int = mmap.MAP_SHARED,
+    fd: int = -1,
+    tid: int | None = None,
     seq: int = 3,
 ) -> bytes:
-    return message(lib.DF_MMAP, struct.pack("=QQIIII", offset, length, prot, flags, 0, 0), seq=seq)
+    thread = threading.get_native_id() if tid is None else tid
+    fields = struct.pack("=QQIIIiiI", offset, length, prot, flags, 0, fd, thread, 0)
+    return message(lib.DF_MMAP, fields, seq=seq)
 
 
 def mapped(start: int, length: int, *, seq: int = 4) -> bytes:

@@ -12,7 +12,6 @@ import collections
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import functools
 import os
 import select
@@ -227,7 +226,7 @@ class ProgramHost:
                 what = _NAMES[header.type]
                 m = ffi.cast(f"struct df_{what} *", ffi.from_buffer(message))
                 assert header.len == len(message) == ffi.sizeof(f"struct df_{what}")
-                assert len(fds) == (what in ("serve", "mmap"))
+                assert len(fds) == (what == "serve")
                 values = _values(m, what)
                 try:
                     reply, sent = getattr(self, "_" + what)(m, fds, peer)
@@ -266,14 +265,16 @@ class ProgramHost:
         self._start(self._resolve, peer.uffd)
         return _reply("struct df_serve", m, flags=lib.DF_SERVE_CHILDREN if self.children else 0), []
 
-    def _mmap(self, m: Any, fds: list[int], _peer: _Peer) -> tuple[Any, list[int]]:
-        status = os.fstat(fds[0])
+    def _mmap(self, m: Any, _fds: list[int], _peer: _Peer) -> tuple[Any, list[int]]:
+        table = f"/proc/{m.tid}"  # a tracer speaks for another process
+        file = f"{table}/fd/{m.fd}"
+        status = os.stat(file)
         key = status.st_dev, status.st_ino
         if key not in self._caches:
             cache = os.memfd_create(f"daxfault:{len(self._caches) + 1}")
             os.ftruncate(cache, -(-status.st_size // PAGE) * PAGE)
-            self._caches[key] = cache, os.open(f"/proc/self/fd/{fds[0]}", os.O_RDONLY)
-        writable = _access(fds[0]) == os.O_RDWR and m.flags & 0xF != 2
+            self._caches[key] = cache, os.open(file, os.O_RDONLY)
+        writable = _access(f"{table}/fdinfo/{m.fd}") == os.O_RDWR and m.flags & 0xF != 2
         reply = _reply("struct df_mmap", m, offset=m.offset, len=m.len, private=not writable)
         return reply, [self._caches[key][0]]
 
@@ -319,8 +320,9 @@ class ProgramHost:
         raise ProcessLookupError(errno.ESRCH, "unmapped meanwhile")
 
 
-def _access(fd: int) -> int:
-    return fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+def _access(fdinfo: str) -> int:
+    fields = dict(line.split(":", 1) for line in Path(fdinfo).read_text().splitlines())
+    return int(fields["flags"], 8) & os.O_ACCMODE
 
 
 def _values(m: Any, what: str) -> dict[str, Any]:

@@ -75,7 +75,7 @@ class RawProgram:
 
     def cache(self, file: int) -> int:
         """Begin the mmap() of a file; -> its page cache, the caller's to close."""
-        self.send(messages.mmapping(), file)
+        self.send(messages.mmapping(fd=file))
         reply = self.reply()
         assert reply.error == 0
         (fd,) = reply.fds

@@ -7,7 +7,6 @@ protocol raises wire.ProtocolError, with every descriptor it carried closed.
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
 from collections.abc import Callable
@@ -16,28 +15,28 @@ from typing import TypeVar
 import trio
 
 from daxfault.native import wire
+from daxfault.vmm.host.closing import Closing
 
 T = TypeVar("T")
-
-
-async def close_all(fds: list[int]) -> None:
-    """Close descriptors that came from a guest, in a thread: close(2) of a file on our own mount
-    sends FUSE_FLUSH and waits for this very process to answer (fs/fuse/file.c, fuse_flush)."""
-    with trio.CancelScope(shield=True):
-        for fd in fds:
-            await trio.to_thread.run_sync(os.close, fd)
 
 
 class Peer:
     """A guest's unix socket, SOCK_SEQPACKET; `sock` is taken over."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, pid: int) -> None:
         self._sock = trio.socket.from_stdlib_socket(sock)
+        self._closing = Closing(pid)
 
-    async def receive(self, parse: Callable[[bytes, int], T]) -> tuple[T, list[int]] | None:
-        """The next message, as `parse(packet, number of descriptors)` has it, and its descriptors; None at
-        the end of the connection."""
-        room = socket.CMSG_SPACE(wire.FDS_MAX * 4)
+    async def receive(
+        self, parse: Callable[[bytes, int], T], fds_max: int = wire.FDS_MAX
+    ) -> tuple[T, list[int]] | None:
+        """The next message, as `parse(packet, number of descriptors)` has it, and its descriptors, which are
+        for close_fds(); None at the end of the connection.
+
+        More than `fds_max` descriptors break the protocol: the kernel drops them without close(2).
+        """
+        room = socket.CMSG_LEN(fds_max * 4) if fds_max else 0  # CMSG_SPACE would be room for one more
+        await self._closing.room()
         try:
             data, ancillary, flags, _ = await self._sock.recvmsg(
                 wire.MESSAGE_MAX + 1, room, socket.MSG_CMSG_CLOEXEC
@@ -55,8 +54,18 @@ class Peer:
                 return None
             return parse(data, len(fds)), fds
         except wire.ProtocolError:
-            await close_all(fds)
+            self.close_fds(fds)
             raise
+
+    def credentials(self) -> tuple[int, int]:
+        """The process that connected and its user, as they were then (SO_PEERCRED, unix(7))."""
+        found = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        pid, uid, _ = struct.unpack("3i", found)
+        return pid, uid
+
+    def close_fds(self, fds: list[int]) -> None:
+        """Close descriptors that came with a message, without waiting for it."""
+        self._closing.close(fds)
 
     async def send(self, data: bytes, fd: int = -1) -> None:
         """A packet, with a descriptor that stays the caller's."""

@@ -25,7 +25,7 @@ from daxfault.native.uffd import is_userfaultfd
 from daxfault.native.wire import Message, ProtocolError, reply
 from daxfault.vmm.designs import Design
 from daxfault.vmm.host.healer import Mender
-from daxfault.vmm.host.peer import Peer, close_all
+from daxfault.vmm.host.peer import Peer
 from daxfault.vmm.host.uffd_features import bits
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class Session:
     def __init__(
         self, sock: socket.socket, pid: int, engine: Engine, files: FileServer, design: Design
     ) -> None:
-        self._peer = Peer(sock)
+        self._peer = Peer(sock, pid)
         self.pid = pid
         self._engine = engine
         self._files = files
@@ -120,14 +120,14 @@ class Session:
         message, (uffd, area) = received
         assert isinstance(message, wire.Hello)
         if message.pid != self.pid:
-            await close_all([uffd, area])
+            self._peer.close_fds([uffd, area])
             raise ProtocolError(f"says it is process {message.pid}, the kernel says {self.pid}")
         try:
             features = check_uffd(uffd)
         except ProtocolError:
-            await close_all([uffd, area])
+            self._peer.close_fds([uffd, area])
             raise
-        # in a thread, as close_all(): an event area that is unfit is closed
+        # in a thread: an event area that is unfit is closed (closing.py)
         granted = self.design.grants(Abi(message.abi), message.cpuid)
         begin = functools.partial(
             self._engine.guest,
@@ -154,7 +154,7 @@ class Session:
             try:
                 await self._answer(message, fds)
             finally:
-                await close_all(fds)
+                self._peer.close_fds(fds)
 
     async def close(self) -> None:
         """End the service: pages poisoned, stores written back.  release() lets go of the files."""

@@ -7,10 +7,8 @@ Owns the tasks that no single program can have.  Must not know how a program was
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
-import math
 import os
 import socket
 import time
@@ -25,7 +23,6 @@ from daxfault.native import File
 from daxfault.native.program_wire import Sigbus
 from daxfault.vmm.errors import logged
 from daxfault.vmm.host.host import Host
-from daxfault.vmm.host.peer import close_all
 from daxfault.vmm.host.records import Newest
 from daxfault.vmm.host.session import FileServer
 from daxfault.vmm.programs.address_space import area_at, areas, described
@@ -75,7 +72,6 @@ class Programs:
         self._mount = mount
         self.deaths: Newest[Death] = Newest(DEATHS_KEPT)
         self.served = 0  # programs, ever
-        self._to_close, self._closing = trio.open_memory_channel[int](math.inf)
 
     def make(self, sock: socket.socket, pid: int) -> ProgramSession:
         self.served += 1
@@ -122,23 +118,8 @@ class Programs:
             nursery.start_soon(self._watch_unmapped)
             nursery.start_soon(self._write_back)
             nursery.start_soon(self.files.reap)
-            nursery.start_soon(self._close_all)
             nursery.start_soon(self.rules.watch)
             await self.host.accept(path, self.make, user=user, task_status=task_status)
-
-    def close_later(self, fds: list[int]) -> None:
-        for fd in fds:
-            self._to_close.send_nowait(fd)
-
-    async def _close_all(self) -> None:
-        try:
-            async for fd in self._closing:
-                await close_all([fd])
-        finally:
-            self._to_close.close()
-            with contextlib.suppress(trio.WouldBlock, trio.EndOfChannel):
-                while True:
-                    await close_all([self._closing.receive_nowait()])
 
     async def _watch_unmapped(self) -> None:
         async with trio.open_nursery() as nursery:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import socket
@@ -26,10 +25,11 @@ from daxfault.native.uffd import is_userfaultfd
 from daxfault.native.wire import Message, ProtocolError, reply
 from daxfault.vmm.designs import DESIGNS, Design
 from daxfault.vmm.host.healer import Mender
-from daxfault.vmm.host.peer import Peer, close_all
+from daxfault.vmm.host.peer import Peer
 from daxfault.vmm.host.session import HELLO_SECONDS
 from daxfault.vmm.host.uffd_features import bits
 from daxfault.vmm.names import DesignName
+from daxfault.vmm.programs.descriptors import Descriptors
 from daxfault.vmm.programs.files import Files, Held
 
 log = logging.getLogger(__name__)
@@ -53,12 +53,9 @@ _FEATURES = bits(
 
 
 class Observer(Protocol):
-    """Who wants to know what became of programs, and closes what they sent: close(2) of a file of our
-    own mount waits for this very process (fs/fuse/file.c, fuse_flush()), and no program should."""
+    """Who wants to know what became of programs."""
 
     async def sigbus(self, pid: int, message: wire.Sigbus) -> None: ...
-
-    def close_later(self, fds: list[int]) -> None: ...
 
 
 def tracer_of(pid: int) -> int:
@@ -94,7 +91,8 @@ class ProgramSession:
         self.guest: Guest | None = None
         self.design: Design = DESIGNS[DesignName.POISON]
         self.mender = Mender(self._file_of)
-        self._peer = Peer(sock)
+        self._peer = Peer(sock, pid)
+        self._descriptors: Descriptors | None = None  # of who speaks: the program, or its tracer
         self._engine = engine
         self._files = files
         self._observer = observer
@@ -111,30 +109,30 @@ class ProgramSession:
         Raises ProtocolError, OSError, or trio.TooSlowError when that takes longer than `seconds`.
         """
         with trio.fail_after(seconds):
-            message, fds = await self._first()
+            message, _ = await self._first(0)
             if not isinstance(message, wire.Attach):
-                await close_all(fds)
                 raise ProtocolError("an attachment comes first")
             if not self.pid:
                 raise ProtocolError("a process of another pid namespace, whose memory cannot be told")
             if message.pid != self.pid and tracer_of(message.pid) != self.pid:
                 raise ProtocolError(f"says it is process {message.pid}, the kernel says {self.pid}")
+            self._descriptors = Descriptors(*self._peer.credentials())
             self.pid = message.pid
             await self._offer(message)
-            message, fds = await self._first()
+            message, fds = await self._first(1)
         if isinstance(message, wire.Sigbus):
             # a forked child that has mapped nothing itself
             await self._observer.sigbus(self.pid, message)
             await self._peer.send(reply(message))
             raise OSError(errno.EFAULT, "it has died of a mapping")
         if not isinstance(message, wire.Serve):
-            await close_all(fds)
+            self._peer.close_fds(fds)
             raise ProtocolError("a userfaultfd comes second")
         (uffd,) = fds
         try:
             features, children = enable(uffd)
         except BaseException as e:
-            await close_all(fds)
+            self._peer.close_fds(fds)
             if isinstance(e, OSError):
                 await self._peer.send(reply(message, e.errno or errno.EIO))
             raise
@@ -142,8 +140,8 @@ class ProgramSession:
         await self._peer.send(wire.serve_reply(message, children=children))
         return self.guest
 
-    async def _first(self) -> tuple[Message, list[int]]:
-        received = await self._peer.receive(wire.parse)
+    async def _first(self, fds_max: int) -> tuple[Message, list[int]]:
+        received = await self._peer.receive(wire.parse, fds_max)
         if received is None:
             raise ProtocolError("the program closed its connection before it was served")
         return received
@@ -164,12 +162,8 @@ class ProgramSession:
     async def serve(self) -> None:
         """Answer requests, until the address space is gone.  Raises as greet()."""
         assert self.guest is not None
-        while (received := await self._peer.receive(wire.parse)) is not None:
-            message, fds = received
-            try:
-                await self._answer(message, fds)
-            finally:
-                self._observer.close_later(fds)
+        while (received := await self._peer.receive(wire.parse, 0)) is not None:
+            await self._answer(received[0])
         await self._mapped_nowhere()  # nobody will tell of it any more
         while self.guest.alive:  # noqa: ASYNC110 - nobody tells of an exec(2)
             await trio.sleep(_LOOK_SECONDS)
@@ -177,6 +171,8 @@ class ProgramSession:
     async def close(self) -> None:
         """End the service: what is absent is poisoned.  release() lets go of the files."""
         self._peer.close()
+        if self._descriptors is not None:
+            self._descriptors.close()
         self._closed = True
         async with self._looking:
             if self.guest is not None:
@@ -241,10 +237,10 @@ class ProgramSession:
 
     # ---- requests
 
-    async def _answer(self, message: Message, fds: list[int]) -> None:
+    async def _answer(self, message: Message) -> None:
         try:
             if isinstance(message, wire.Mmap):
-                await self._mmap(message, fds[0])
+                await self._mmap(message)
             elif isinstance(message, wire.Mapped):
                 await self._mapped(message)
             elif isinstance(message, wire.Msync):
@@ -258,18 +254,22 @@ class ProgramSession:
             log.info("program %d: %s refused: %s", self.pid, type(message).__name__, e)
             await self._peer.send(reply(message, e.errno or errno.EIO))
 
-    async def _mmap(self, message: wire.Mmap, fd: int) -> None:
+    async def _mmap(self, message: wire.Mmap) -> None:
         if self._mapping is not None:
             raise ProtocolError("an mmap() while another is under way")
-        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
-        if flags & os.O_PATH:
-            raise OSError(errno.EBADF, "opened with O_PATH")
-        writable = flags & os.O_ACCMODE == os.O_RDWR
-        # the kernel's own words for it (mm/mmap.c, do_mmap())
-        if flags & os.O_ACCMODE == os.O_WRONLY or (message.shared and message.write and not writable):
-            raise OSError(errno.EACCES, "the file is not open for that")
-        # d_path() asks no file system
-        held = await self._files.hold(fd, lambda: os.readlink(f"/proc/self/fd/{fd}"))
+        assert self._descriptors is not None
+        path, flags = self._descriptors.open(message.tid, message.fd)
+        try:
+            if flags & os.O_PATH:
+                raise OSError(errno.EBADF, "opened with O_PATH")
+            writable = flags & os.O_ACCMODE == os.O_RDWR
+            # the kernel's own words for it (mm/mmap.c, do_mmap())
+            if flags & os.O_ACCMODE == os.O_WRONLY or (message.shared and message.write and not writable):
+                raise OSError(errno.EACCES, "the file is not open for that")
+            # d_path() asks no file system
+            held = await self._files.hold(path, lambda: os.readlink(f"/proc/self/fd/{path}"))
+        finally:
+            os.close(path)
         try:
             stores = message.shared and writable
             async with held.lock:

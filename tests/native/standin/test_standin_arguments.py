@@ -131,7 +131,7 @@ def test_it_connects_to_a_path(standin: Path, tmp_path: Path) -> None:
 
 def test_hello_hands_over_window_userfaultfd_and_event_area(peer: Peer) -> None:
     kind, length, seq, error, _, version, pid, window, window_len, abi, cpuid = peer.welcome()
-    assert (kind, length, error, version) == (lib.DF_HELLO, HELLO.size, 0, 2)
+    assert (kind, length, error, version) == (lib.DF_HELLO, HELLO.size, 0, 3)
     assert seq > 0
     assert pid == peer.process.pid
     assert window % RANGE == 0
@@ -201,7 +201,7 @@ def test_a_refusal_may_be_a_bare_header(peer: Peer) -> None:
 @pytest.mark.parametrize(
     "changed",
     [
-        {"version": 3},
+        {"version": 4},
         {"version": 0},
         {"cpuid": 0x80000000},
         {"type": lib.DF_HELLO},

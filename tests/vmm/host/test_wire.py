@@ -158,7 +158,7 @@ def test_parse_of_valid_message_cut_or_extended_by_any_length_is_refused(name: s
 @pytest.mark.parametrize(
     ("data", "fds", "why"),
     [
-        (messages.hello(version=3), 2, "version 3"),
+        (messages.hello(version=4), 2, "version 4"),
         (messages.hello(version=0), 2, "version 0"),
         (messages.hello(window=1), 2, "user address space"),
         (messages.hello(window_len=0), 2, "user address space"),
@@ -199,5 +199,5 @@ def test_replies_have_the_requests_type_and_number(seq: int, fh: int, size: int)
     assert struct.unpack_from("=QQ", data, messages.HEADER.size) == (fh, size)
     assert header(reply(wire.Release(seq, fh), 9)) == (1003, messages.HEADER.size, seq, 9, 0)
     greeting = wire.hello_reply(wire.Hello(seq, 1, 0, RANGE_SIZE, 5, 3), 1)
-    assert messages.HELLO.unpack(greeting)[:7] == (1001, len(greeting), seq, 0, 0, 2, os.getpid())
+    assert messages.HELLO.unpack(greeting)[:7] == (1001, len(greeting), seq, 0, 0, 3, os.getpid())
     assert messages.HELLO.unpack(greeting)[7:] == (0, RANGE_SIZE, 5, 1)

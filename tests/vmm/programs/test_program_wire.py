@@ -33,8 +33,9 @@ def valid_messages(draw: st.DrawFn) -> tuple[Message, bytes, int]:
     if kind == lib.DF_MMAP:
         offset, length, prot, flags = draw(NUMBERS), draw(NUMBERS), draw(WORDS), draw(WORDS)
         shared, write = flags & 0xF != mmap.MAP_PRIVATE, bool(prot & mmap.PROT_WRITE)
-        data = messages.mmapping(offset, length, prot=prot, flags=flags, seq=seq)
-        return wire.Mmap(seq, offset, length, shared, write), data, 1
+        fd, tid = draw(INTS), draw(INTS)
+        data = messages.mmapping(offset, length, prot=prot, flags=flags, fd=fd, tid=tid, seq=seq)
+        return wire.Mmap(seq, offset, length, shared, write, fd, tid), data, 0
     if kind == lib.DF_SIGBUS:
         frames = draw(st.lists(NUMBERS, max_size=lib.DF_SIGBUS_FRAMES))
         s = wire.Sigbus(seq, draw(NUMBERS), draw(INTS), draw(INTS), tuple(frames))
@@ -56,7 +57,7 @@ def parsed(data: bytes, fds: int) -> Message | None:
         return None
     assert all(type(v) in (int, bool, tuple) for v in (getattr(m, f.name) for f in dataclasses.fields(m)))
     assert 0 <= m.seq < 2**64
-    assert fds == (1 if isinstance(m, wire.Serve | wire.Mmap) else 0)
+    assert fds == isinstance(m, wire.Serve)
     if isinstance(m, wire.Mapped | wire.Msync):
         assert m.start % PAGE_SIZE == 0
         assert 0 <= m.start <= m.start + m.len <= wire.ADDRESSES
@@ -103,7 +104,7 @@ def test_parse_of_valid_message_gives_its_fields_back(valid: tuple[Message, byte
 SAMPLES = {
     "attach": (messages.attach(), 0),
     "serve": (messages.serve(), 1),
-    "mmap": (messages.mmapping(), 1),
+    "mmap": (messages.mmapping(), 0),
     "mapped": (messages.mapped(PAGE_SIZE, PAGE_SIZE), 0),
     "msync": (messages.msync(PAGE_SIZE, 1), 0),
     "sigbus": (messages.sigbus(1, frames=[1, 2]), 0),
@@ -123,7 +124,7 @@ def test_parse_of_valid_message_cut_or_extended_by_any_length_is_refused(name: s
 @pytest.mark.parametrize(
     ("data", "why"),
     [
-        (messages.attach(version=lib.DF_WIRE_VERSION + 1), "version 3"),
+        (messages.attach(version=lib.DF_WIRE_VERSION + 1), f"version {lib.DF_WIRE_VERSION + 1}"),
         (messages.mapped(1, PAGE_SIZE), "not in user address space"),
         (messages.mapped(PAGE_SIZE, 1), "not in whole pages"),
         (messages.mapped(PAGE_SIZE, 2**64 - PAGE_SIZE), "not in user address space"),

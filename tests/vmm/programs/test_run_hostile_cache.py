@@ -68,7 +68,7 @@ def test_mmap_of_a_file_that_is_only_read_gives_a_page_cache_that_is_only_read(
     run_host: RunningHost, one: RawProgram, file: int
 ) -> None:
     fd = os.open(run_host.mount / "f", os.O_RDONLY)
-    one.send(messages.mmapping(prot=mmap.PROT_READ), fd)
+    one.send(messages.mmapping(prot=mmap.PROT_READ, fd=fd))
     (cache,) = one.reply().fds
     try:
         assert fcntl.fcntl(cache, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY

@@ -124,6 +124,7 @@ def kept_by_none(host: RunningHost) -> Iterator[None]:
     ("data", "fds"),
     [
         (messages.serve(), 1),
+        (messages.mmapping(), 0),
         (messages.mmapping(), 1),
         (messages.mapped(0, PAGE), 0),
         (messages.msync(0, PAGE), 0),
@@ -154,6 +155,7 @@ def test_connection_that_does_not_begin_with_an_attachment_is_ended(
     ("data", "fds"),
     [
         (messages.attach(), 0),
+        (messages.mmapping(), 0),
         (messages.mmapping(), 1),
         (messages.mapped(0, PAGE), 0),
         (messages.msync(0, PAGE), 0),
@@ -238,7 +240,7 @@ def test_mmap_while_another_is_under_way_ends_the_connection(connect: Connect, f
     program = connect()
     program.serve()
     os.close(program.cache(file))
-    assert program.ask(messages.mmapping(), file) == GONE
+    assert program.ask(messages.mmapping(fd=file)) == GONE
 
 
 def test_connection_that_ends_within_an_mmap_lets_the_file_go(
@@ -273,7 +275,7 @@ def test_mmap_of_what_cannot_be_mapped_is_refused_and_the_next_one_is_served(
     program.serve()
     fd = os.open(run_host.mount / path, flags)
     try:
-        assert program.ask(messages.mmapping(prot=prot), fd) == error
+        assert program.ask(messages.mmapping(prot=prot, fd=fd)) == error
     finally:
         os.close(fd)
     cache = program.cache(file)
@@ -287,7 +289,7 @@ def test_mmap_of_a_page_cache_itself_is_refused(connect: Connect, file: int) -> 
     program.serve()
     cache = program.cache(file)
     assert program.ask(messages.mapped(0, 0)) == 0
-    assert program.ask(messages.mmapping(), cache) == errno.EXDEV
+    assert program.ask(messages.mmapping(fd=cache)) == errno.EXDEV
     os.close(cache)
 
 
