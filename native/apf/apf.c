@@ -10,29 +10,77 @@
  * here.
  */
 #include <errno.h>
+#include <fcntl.h>
+#include <linux/magic.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+#include <unistd.h>
 
-#include "engine/internal.h"
+#include "apf.h"
+#include "base/cleanup.h"
 
 #define TOKEN_SHIFT 12			/* alloc_apf_token() */
 #define BELL_MOST 64			/* bytes taken at once; more are as good as one */
 #define LEAVING_NS 1000000u		/* how long a thread may take to hear a signal */
 
-int apf_new(struct df_guest *guest)
+int apf_open(struct df_apf *apf, uint64_t guest, struct df_tracer *tracer)
 {
-	/* 0.5 MiB, of which a guest that never turns async pf on costs no page */
-	guest->vcpus = guest->slots ? calloc(DF_VCPU_MAX, sizeof(*guest->vcpus)) : NULL;
-	return guest->slots && !guest->vcpus ? -ENOMEM : 0;
+	int bell[2];
+
+	*apf = (struct df_apf){ .guest = guest, .tracer = tracer };
+	/* Not an eventfd: its flags would be the guest's to change, too. */
+	if (socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, bell))
+		return -errno;
+	apf->doorbell = bell[0];
+	apf->doorbell_guest = bell[1];
+	pthread_mutex_init(&apf->lock, NULL);
+	return 0;
 }
 
-void apf_free(struct df_guest *guest)
+int apf_share(struct df_apf *apf, int area, const struct df_guest_options *options)
 {
-	free(guest->vcpus);
-	pthread_mutex_destroy(&guest->apf_lock);
+	int seals = fcntl(area, F_GET_SEALS);
+	struct statfs fs;
+	struct stat st;
+
+	apf->options = *options;
+	if (area < 0)
+		return 0;
+	/* A page the guest could cut off would be a SIGBUS for us; so would one of
+	 * hugetlbfs, which it could punch out while the pool is empty. */
+	if (seals < 0 || !(seals & F_SEAL_SHRINK) || fstat(area, &st) || fstatfs(area, &fs) ||
+	    fs.f_type != TMPFS_MAGIC || st.st_size < DF_AREA_SIZE)
+		return -EINVAL;
+	apf->slots = mmap(NULL, DF_AREA_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, area, 0);
+	if (apf->slots == MAP_FAILED) {
+		apf->slots = NULL;
+		return -errno;
+	}
+	/* 0.5 MiB, of which a guest that never turns async pf on costs no page */
+	apf->vcpus = calloc(DF_VCPU_MAX, sizeof(*apf->vcpus));
+	return apf->vcpus ? 0 : -ENOMEM;
+}
+
+void apf_close(struct df_apf *apf)
+{
+	close(apf->doorbell);
+	if (apf->doorbell_guest >= 0)
+		close(apf->doorbell_guest);
+	free(apf->vcpus);
+	pthread_mutex_destroy(&apf->lock);
+	if (apf->slots)
+		munmap(apf->slots, DF_AREA_SIZE);
 }
 
 /* ------------------------------------------------------------------- tokens */
+
+static uint64_t page_of(uint64_t address)
+{
+	return address & ~(uint64_t)(DF_PAGE_SIZE - 1);
+}
 
 static struct df_work *find_work(struct df_vcpu *v, uint32_t token)
 {
@@ -51,13 +99,13 @@ static bool page_outstanding(const struct df_vcpu *v, uint64_t page)
 }
 
 /* alloc_apf_token(), since 5.8 (9ce372b33a2e): 0 means "the slot is free". */
-static uint32_t next_token(const struct df_guest *guest, int vcpu)
+static uint32_t next_token(const struct df_apf *apf, int vcpu)
 {
-	uint32_t *id = &guest->vcpus[vcpu].id;
+	uint32_t *id = &apf->vcpus[vcpu].id;
 
-	if (!((guest->options.token_id + *id) << TOKEN_SHIFT))
+	if (!((apf->options.token_id + *id) << TOKEN_SHIFT))
 		++*id;
-	return (guest->options.token_id + (*id)++) << TOKEN_SHIFT | (uint32_t)vcpu;
+	return (apf->options.token_id + (*id)++) << TOKEN_SHIFT | (uint32_t)vcpu;
 }
 
 static struct df_work *add_work(struct df_vcpu *v, uint32_t token, uint64_t page)
@@ -102,69 +150,69 @@ static struct df_work *oldest_end(struct df_vcpu *v)
 }
 
 /* With interrupts no second end comes before the ACK, which is when KVM looks again. */
-static void take_ack(struct df_guest *guest, int vcpu)
+static void take_ack(struct df_apf *apf, int vcpu)
 {
-	struct df_vcpu *v = &guest->vcpus[vcpu];
-	struct df_slot *slot = &guest->slots[vcpu];
+	struct df_vcpu *v = &apf->vcpus[vcpu];
+	struct df_slot *slot = &apf->slots[vcpu];
 	uint32_t acks = __atomic_load_n(&slot->acks, __ATOMIC_ACQUIRE);
 
 	if (!v->unacked || acks == v->acks)
 		return;
 	v->unacked = false;
-	TRACE(&guest->engine->tracer, .kind = DF_TRACE_ACK, .guest = guest->id, .vcpu = vcpu,
+	TRACE(apf->tracer, .kind = DF_TRACE_ACK, .guest = apf->guest, .vcpu = vcpu,
 	      .tid = (int32_t)__atomic_load_n(&slot->tid, __ATOMIC_RELAXED), .value = acks);
 }
 
 /* kvm_arch_can_dequeue_async_page_present(); in 2020 kvm_can_do_async_pf() */
-static bool may_deliver(struct df_guest *guest, int vcpu)
+static bool may_deliver(struct df_apf *apf, int vcpu)
 {
-	struct df_slot *slot = &guest->slots[vcpu];
+	struct df_slot *slot = &apf->slots[vcpu];
 
-	if (guest->vcpus[vcpu].unacked || !df_slot_room(slot, guest->options.abi))
+	if (apf->vcpus[vcpu].unacked || !df_slot_room(slot, apf->options.abi))
 		return false;
-	if (guest->options.abi != DF_ABI_RFC_V1 || apf_interruptible(guest, vcpu))
+	if (apf->options.abi != DF_ABI_RFC_V1 || apf_interruptible(apf, vcpu))
 		return true;
 	/* an exception: the guest rings when it finds this */
 	__atomic_store_n(&slot->irr, 1, __ATOMIC_SEQ_CST);
-	return apf_interruptible(guest, vcpu);
+	return apf_interruptible(apf, vcpu);
 }
 
 /* kvm_check_async_pf_completion().  One: there is one slot. */
-static void deliver_next(struct df_guest *guest, int vcpu)
+static void deliver_next(struct df_apf *apf, int vcpu)
 {
-	struct df_vcpu *v = &guest->vcpus[vcpu];
-	struct df_slot *slot = &guest->slots[vcpu];
+	struct df_vcpu *v = &apf->vcpus[vcpu];
+	struct df_slot *slot = &apf->slots[vcpu];
 	int tid = (int)__atomic_load_n(&slot->tid, __ATOMIC_RELAXED);
 	struct df_work *work;
 
 	if (!v->enabled)
 		return;
-	take_ack(guest, vcpu);
+	take_ack(apf, vcpu);
 	work = oldest_end(v);
-	if (!work || !may_deliver(guest, vcpu))
+	if (!work || !may_deliver(apf, vcpu))
 		return;
-	TRACE(&guest->engine->tracer, .kind = work->word.bad ? DF_TRACE_ERROR : DF_TRACE_READY,
-	      .guest = guest->id, .address = work->page, .token = work->token, .tid = tid,
+	TRACE(apf->tracer, .kind = work->word.bad ? DF_TRACE_ERROR : DF_TRACE_READY,
+	      .guest = apf->guest, .address = work->page, .token = work->token, .tid = tid,
 	      .vcpu = vcpu, .value = work->word.reason, .error = work->word.error);
 	v->acks = __atomic_load_n(&slot->acks, __ATOMIC_ACQUIRE);
-	df_slot_end(slot, guest->options.abi, &work->word);
+	df_slot_end(slot, apf->options.abi, &work->word);
 	drop_work(v, work);
-	if (guest->options.abi == DF_ABI_RFC_V1) {
-		apf_signal(guest, vcpu, tid, DF_APF_EXCEPTION);
+	if (apf->options.abi == DF_ABI_RFC_V1) {
+		apf_signal(apf, vcpu, tid, DF_APF_EXCEPTION);
 	} else {
 		v->unacked = true;
-		apf_interrupt(guest, vcpu);
+		apf_interrupt(apf, vcpu);
 	}
 }
 
 /* kvm_pv_enable_async_pf(), kvm_clear_async_pf_completion_queue(),
  * kvm_async_pf_wakeup_all().  -> a wake-all is to be delivered. */
-static bool look_at_msr(struct df_guest *guest, int vcpu)
+static bool look_at_msr(struct df_apf *apf, int vcpu)
 {
-	struct df_vcpu *v = &guest->vcpus[vcpu];
-	const struct df_guest_options *options = &guest->options;
+	struct df_vcpu *v = &apf->vcpus[vcpu];
+	const struct df_guest_options *options = &apf->options;
 	bool on = df_abi_enabled(options->abi, options->cpuid,
-				 __atomic_load_n(&guest->slots[vcpu].msr_en, __ATOMIC_ACQUIRE));
+				 __atomic_load_n(&apf->slots[vcpu].msr_en, __ATOMIC_ACQUIRE));
 	struct df_work *all = &v->works[DF_APF_QUEUE];
 
 	if (on == v->enabled)
@@ -177,34 +225,33 @@ static bool look_at_msr(struct df_guest *guest, int vcpu)
 	if (on) {
 		*all = (struct df_work){ .token = DF_TOKEN_ALL };
 		end_work(v, all, &(struct df_word){ 0 });
-		TRACE(&guest->engine->tracer, .kind = DF_TRACE_WAKE_ALL, .guest = guest->id,
+		TRACE(apf->tracer, .kind = DF_TRACE_WAKE_ALL, .guest = apf->guest,
 		      .token = DF_TOKEN_ALL, .vcpu = vcpu);
 	}
 	return on;
 }
 
-bool apf_bell(struct df_guest *guest)
+bool apf_bell(struct df_apf *apf)
 {
 	char bytes[16];
 	bool rang = false, alive = true;
 
 	/* A guest may ring faster than we listen. */
 	for (int i = 0; i < BELL_MOST; i++) {
-		if (recv(guest->doorbell, bytes, sizeof(bytes), MSG_DONTWAIT) >= 0) {
+		if (recv(apf->doorbell, bytes, sizeof(bytes), MSG_DONTWAIT) >= 0) {
 			rang = true;
 		} else if (errno != EINTR) {
 			alive = errno == EAGAIN;
 			break;
 		}
 	}
-	if (!rang || !guest->vcpus)
+	if (!rang || !apf->vcpus)
 		return alive;
-	pthread_mutex_lock(&guest->apf_lock);
+	GUARD(&apf->lock);
 	for (int i = 0; i < DF_VCPU_MAX; i++) {
-		look_at_msr(guest, i);
-		deliver_next(guest, i);
+		look_at_msr(apf, i);
+		deliver_next(apf, i);
 	}
-	pthread_mutex_unlock(&guest->apf_lock);
 	return alive;
 }
 
@@ -214,166 +261,140 @@ bool apf_bell(struct df_guest *guest)
  * meanwhile, may run another task, and repeats the access later: what was asked of this
  * fault concerns nobody then.  A guest that has our signals blocked is sent no second
  * one, so a fault that does not go away is believed in the end. */
-bool apf_left(struct df_guest *guest, int vcpu, uint64_t seen)
+bool apf_left(struct df_apf *apf, int vcpu, uint64_t seen)
 {
 	uint64_t signalled;
 
 	if (vcpu < 0)
 		return false;
-	pthread_mutex_lock(&guest->apf_lock);
-	signalled = guest->vcpus[vcpu].signalled;
-	pthread_mutex_unlock(&guest->apf_lock);
+	pthread_mutex_lock(&apf->lock);
+	signalled = apf->vcpus[vcpu].signalled;
+	pthread_mutex_unlock(&apf->lock);
 	/* Or it had left before its fault was read, and is in our handler. */
 	return signalled > seen ||
 	       (signalled + LEAVING_NS > seen &&
-		(__atomic_load_n(&guest->slots[vcpu].irr, __ATOMIC_ACQUIRE) ||
-		 !(apf_state(guest, vcpu) & DF_CPU_IF)));
+		(__atomic_load_n(&apf->slots[vcpu].irr, __ATOMIC_ACQUIRE) ||
+		 !(apf_state(apf, vcpu) & DF_CPU_IF)));
 }
 
 /* kvm_can_do_async_pf(), __kvm_faultin_pfn(), kvm_setup_async_pf(),
  * kvm_can_deliver_async_pf(), in this order */
-static enum df_wait tell(struct df_guest *guest, int vcpu, struct df_fault *fault)
+static enum df_wait ask(struct df_apf *apf, const struct apf_fault *fault, struct apf_wait *out)
 {
-	struct df_vcpu *v = &guest->vcpus[vcpu];
-	struct df_slot *slot = &guest->slots[vcpu];
-	uint64_t page = PAGE_DOWN(fault->address);
+	int vcpu = out->vcpu;
+	struct df_vcpu *v = &apf->vcpus[vcpu];
+	struct df_slot *slot = &apf->slots[vcpu];
+	uint64_t page = page_of(fault->address);
 	uint64_t msr = __atomic_load_n(&slot->msr_en, __ATOMIC_ACQUIRE);
 	struct df_work *work;
 
-	fault->state = apf_state(guest, vcpu);
-	if (look_at_msr(guest, vcpu)) {
-		deliver_next(guest, vcpu);	/* before any token that it must not wake */
+	out->state = apf_state(apf, vcpu);
+	if (look_at_msr(apf, vcpu)) {
+		deliver_next(apf, vcpu);	/* before any token that it must not wake */
 		return DF_WAIT_HALTED;
 	}
 	if (apf_recall(v, page))
 		return DF_WAIT_SYNC;
-	if (fault->state & DF_CPU_SYSCALL)
+	if (out->state & DF_CPU_SYSCALL)
 		return DF_WAIT_HALTED;
-	if (!(fault->state & DF_CPU_IF))
+	if (!(out->state & DF_CPU_IF))
 		return DF_WAIT_SYNC;
 	if (!v->enabled || page_outstanding(v, page))
 		return DF_WAIT_HALTED;
 	if (v->nworks >= DF_APF_QUEUE)
 		return DF_WAIT_SYNC;
-	if (fault->state & DF_CPU_KERNEL && !(msr & DF_MSR_SEND_ALWAYS))
+	if (out->state & DF_CPU_KERNEL && !(msr & DF_MSR_SEND_ALWAYS))
 		return DF_WAIT_HALTED;
-	fault->token = next_token(guest, vcpu);
-	work = add_work(v, fault->token, page);
+	out->token = next_token(apf, vcpu);
+	work = add_work(v, out->token, page);
 	work->readonly = fault->readonly;
-	if (!df_slot_tell(slot, guest->options.abi, fault->token, fault->address) ||
-	    apf_signal(guest, vcpu, fault->tid, DF_APF_EXCEPTION)) {
+	if (!df_slot_tell(slot, apf->options.abi, out->token, fault->address) ||
+	    apf_signal(apf, vcpu, fault->tid, DF_APF_EXCEPTION)) {
 		drop_work(v, work);
-		fault->token = 0;
+		out->token = 0;
 		return DF_WAIT_HALTED;
 	}
 	return DF_WAIT_TOLD;
 }
 
-void apf_ask(struct df_fault *fault)
+struct apf_wait apf_ask(struct df_apf *apf, const struct apf_fault *fault)
 {
-	struct df_guest *guest = fault->guest;
-	int vcpu;
+	struct apf_wait out = { .wait = DF_WAIT_SYNC, .vcpu = apf_slot(apf, fault->tid) };
 
-	if (fault->asked || fault->mends)
-		return;
-	fault->asked = true;
-	fault->wait = DF_WAIT_SYNC;
-	fault->vcpu = vcpu = apf_slot(guest, fault->tid);
-	if (apf_left(guest, vcpu, fault->seen)) {
-		fault->state = apf_state(guest, vcpu);
-		fault->wait = DF_WAIT_HALTED;
-	} else if (vcpu >= 0) {
-		pthread_mutex_lock(&guest->apf_lock);
-		fault->wait = tell(guest, vcpu, fault);
-		pthread_mutex_unlock(&guest->apf_lock);
+	if (apf_left(apf, out.vcpu, fault->seen)) {
+		out.state = apf_state(apf, out.vcpu);
+		out.wait = DF_WAIT_HALTED;
+	} else if (out.vcpu >= 0) {
+		pthread_mutex_lock(&apf->lock);
+		out.wait = ask(apf, fault, &out);
+		pthread_mutex_unlock(&apf->lock);
 	}
-	TRACE(&guest->engine->tracer,
-	      .kind = fault->wait == DF_WAIT_TOLD ? DF_TRACE_NOT_PRESENT : DF_TRACE_HALT,
-	      .guest = guest->id, .address = fault->address, .offset = fault->offset,
-	      .token = fault->token, .tid = fault->tid, .vcpu = vcpu, .value = fault->wait);
+	TRACE(apf->tracer, .kind = out.wait == DF_WAIT_TOLD ? DF_TRACE_NOT_PRESENT : DF_TRACE_HALT,
+	      .guest = apf->guest, .address = fault->address, .offset = fault->offset,
+	      .token = out.token, .tid = fault->tid, .vcpu = out.vcpu, .value = out.wait);
+	return out;
 }
 
 /* ------------------------------------------------------------------- the end of a wait */
 
 /* What the host knows as the address.  RFC v1 takes EXIT_QUALIFICATION's guest linear
  * address, and our guest kernel's accesses are those that have none. */
-static uint64_t known_gva(struct df_guest *guest, struct df_vcpu *v, uint64_t address,
+static uint64_t known_gva(struct df_apf *apf, struct df_vcpu *v, uint64_t address,
 			  uint32_t state)
 {
-	if (guest->options.abi != DF_ABI_RFC_V1 || !(state & DF_CPU_KERNEL)) {
+	if (apf->options.abi != DF_ABI_RFC_V1 || !(state & DF_CPU_KERNEL)) {
 		v->last_gva = address;
 		return address;
 	}
-	if (guest->options.posted & (DF_POSTED_GLA_OR | DF_POSTED_STALE_GVA))
+	if (apf->options.posted & (DF_POSTED_GLA_OR | DF_POSTED_STALE_GVA))
 		return v->last_gva;
 	return 0;
 }
 
 /* The 1 of get_user_pages() was an error as posted; and GUP for writing fails where
  * the mapping is not for writing. */
-static bool posted_error(const struct df_guest *guest, const struct df_work *work)
+static bool posted_error(const struct df_apf *apf, const struct df_work *work)
 {
-	return (guest->options.posted & DF_POSTED_SUCCESS_IS_ERROR) ||
-	       (guest->options.posted & DF_POSTED_FOLL_WRITE && work->readonly);
+	return (apf->options.posted & DF_POSTED_SUCCESS_IS_ERROR) ||
+	       (apf->options.posted & DF_POSTED_FOLL_WRITE && work->readonly);
 }
 
-void apf_again(struct df_fault *told)
+void apf_again(struct df_apf *apf, int vcpu, uint32_t token)
 {
-	struct df_guest *guest = told->guest;
 	struct df_work *work;
 
-	pthread_mutex_lock(&guest->apf_lock);
-	work = find_work(&guest->vcpus[told->vcpu], told->token);
+	GUARD(&apf->lock);
+	work = find_work(&apf->vcpus[vcpu], token);
 	if (work)
 		work->again = true;
-	pthread_mutex_unlock(&guest->apf_lock);
-	TRACE(&guest->engine->tracer, .kind = DF_TRACE_HALT, .guest = guest->id, .address = told->address,
-	      .offset = told->offset, .tid = told->tid, .vcpu = told->vcpu,
-	      .value = DF_WAIT_HALTED);
 }
 
-bool apf_end(struct df_guest *guest, const struct df_failure *record, bool bad)
+enum apf_end apf_end(struct df_apf *apf, const struct df_failure *record, bool bad)
 {
 	int vcpu = record->vcpu;
-	struct df_vcpu *v = &guest->vcpus[vcpu];
+	struct df_vcpu *v = &apf->vcpus[vcpu];
 	struct df_work *work;
-	bool again = false;
-
-	pthread_mutex_lock(&guest->apf_lock);
-	work = find_work(v, record->token);
-	if (work && !work->ended) {
-		struct df_word word = {
-			.error = record->error,
-			.reason = record->reason,
-			.attempts = record->attempts,
-		};
-
-		word.bad = bad || (posted_error(guest, work) && apf_tells_errors(guest, vcpu));
-		if (word.bad)
-			word.gva = known_gva(guest, v, record->address, record->state);
-		end_work(v, work, &word);
-		again = work->again || df_slot_told(&guest->slots[vcpu], guest->options.abi, record->token);
-		deliver_next(guest, vcpu);
-	}
-	pthread_mutex_unlock(&guest->apf_lock);
-	/* A thread that has our signal blocked still sits in its fault, and will not hear
-	 * the end either; one that came again waits there for another task.  They take the
-	 * fault once more, and are asked anew. */
-	if (again)
-		uffd_wake(guest->uffd, PAGE_DOWN(record->address), PAGE);
-	return work;
-}
-
-void apf_ready(struct df_fault *fault)
-{
-	struct df_failure record = {
-		.address = fault->address,
-		.token = fault->token,
-		.vcpu = fault->vcpu,
-		.state = fault->state,
+	struct df_word word = {
+		.error = record->error,
+		.reason = record->reason,
+		.attempts = record->attempts,
 	};
+	bool again;
 
-	if (fault->token)
-		apf_end(fault->guest, &record, false);
-	fault->token = 0;
+	GUARD(&apf->lock);
+	work = find_work(v, record->token);
+	if (!work)
+		return APF_DROPPED;
+	if (work->ended)
+		return APF_ENDED;
+	word.bad = bad || (posted_error(apf, work) && apf_takes_errors(apf, vcpu));
+	if (word.bad)
+		word.gva = known_gva(apf, v, record->address, record->state);
+	end_work(v, work, &word);
+	again = work->again || df_slot_told(&apf->slots[vcpu], apf->options.abi, record->token);
+	deliver_next(apf, vcpu);
+	/* A thread that has our signal blocked still sits in its fault, and will not get
+	 * the end either; one that came again waits there for another task.  They take the
+	 * fault once more, and are asked again. */
+	return again ? APF_ENDED_WAKE : APF_ENDED;
 }

@@ -1,20 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * apf.h - the host side of async page faults, as the rest of the engine sees it:
- * outstanding tokens, and the ends that wait for a guest to take them.
+ * apf.h - the host side of async page faults: a guest's slots and doorbell, outstanding tokens, and
+ * the ends that wait for the guest to take them.  Must not know what a fault is waiting for.
  */
 #ifndef DAXFAULT_APF_ROOM_H
 #define DAXFAULT_APF_ROOM_H
 
-#include "write.h"
+#include <pthread.h>
+#include <stdatomic.h>
+
 #include "abi/host.h"
+#include "base/trace.h"
+#include "write.h"
 
-struct df_fault;
-struct df_file;
-struct df_guest;
-
-/* A token a guest was told: struct kvm_async_pf.  Nothing points to it; whoever has the
- * token, a fault or a failure, ends it, unless the guest has turned async pf off. */
+/* An outstanding token: struct kvm_async_pf.  Nothing points to it; the fault or failure that has
+ * the token ends it, unless the guest has turned async pf off. */
 struct df_work {
 	uint32_t token;			/* 0: free */
 	bool ended;			/* waits for the guest to take `word` */
@@ -38,44 +38,76 @@ struct df_vcpu {
 	uint64_t error_gfns[DF_APF_QUEUE];		/* 0: none */
 };
 
-/* apf_event.c; under guest->apf_lock */
-int apf_signal(struct df_guest *guest, int vcpu, int tid, int number);
-void apf_interrupt(struct df_guest *guest, int vcpu);
-/* DF_GUEST_ERROR_GFNS: this page failed; forget it. */
-bool apf_recall(struct df_vcpu *v, uint64_t page);
+/* One guest's. */
+struct df_apf {
+	struct df_guest_options options;
+	uint64_t guest;			/* id, for the trace */
+	struct df_tracer *tracer;
+	struct df_slot *slots;		/* shared with the guest: trust nothing in it; or NULL */
+	int doorbell;			/* our end: a byte for every MSR the guest wrote */
+	int doorbell_guest;		/* its end, until it is handed over; or -1 */
+	atomic_bool ended;		/* the guest's process may be another by now */
+	pthread_mutex_t lock;		/* `vcpus`, and writes to slots; a leaf, but for the tracer's */
+	struct df_vcpu *vcpus;		/* DF_VCPU_MAX, or NULL without slots */
+};
 
-/* without it */
-uint32_t apf_state(const struct df_guest *guest, int vcpu);
-bool apf_interruptible(const struct df_guest *guest, int vcpu);
+/* How the vCPU of a fault waits. */
+struct apf_wait {
+	uint32_t wait;			/* enum df_wait */
+	uint32_t token;			/* "not present" was delivered: to be ended, once; or 0 */
+	int32_t vcpu;			/* its slot, or -1 */
+	uint32_t state;			/* enum df_cpu_state */
+};
 
-/* All of these take guest->apf_lock, a leaf. */
-int apf_new(struct df_guest *guest);
-void apf_free(struct df_guest *guest);
-/* The slot of a thread, -1: it has none. */
-int apf_slot(const struct df_guest *guest, int tid);
-/* Decide, once, how this fault waits: sets wait, vcpu, state and, when the guest was
- * told, token. */
-void apf_ask(struct df_fault *fault);
+struct apf_fault {
+	uint64_t address;		/* exact */
+	uint64_t offset;		/* in the file, for the trace */
+	uint64_t seen;			/* when the thread last was in the fault */
+	int32_t tid;
+	bool readonly;			/* the mapping is not for stores */
+};
+
+enum apf_end {
+	APF_DROPPED,			/* the guest has turned async pf off since */
+	APF_ENDED,
+	APF_ENDED_WAKE,			/* and its vCPU sits in a fault on the page: wake that */
+};
+
+/* ---- apf.c: tokens.  All of these take apf->lock. */
+/* The doorbell, and nothing else: slots come with apf_share(). */
+int apf_open(struct df_apf *apf, uint64_t guest, struct df_tracer *tracer);
+int apf_share(struct df_apf *apf, int area, const struct df_guest_options *options);
+void apf_close(struct df_apf *apf);
+/* Decide how a fault waits, and deliver "not present" where it waits for a token. */
+struct apf_wait apf_ask(struct df_apf *apf, const struct apf_fault *fault);
 /* The thread, seen in a fault then, has left it or is about to: it was sent a signal. */
-bool apf_left(struct df_guest *guest, int vcpu, uint64_t seen);
-/* The vCPU that was told of this fault has taken one on the same page: it is halted until
- * this one is over, as in __kvm_faultin_pfn(). */
-void apf_again(struct df_fault *told);
-/* The fault is over, without an error. */
-void apf_ready(struct df_fault *fault);
-/* End a token.  false: the guest has dropped it. */
-bool apf_end(struct df_guest *guest, const struct df_failure *record, bool bad);
-/* Raise an error at the faulting instruction: 0 or a negative errno. */
-int apf_raise(struct df_guest *guest, const struct df_failure *record);
-bool apf_raised(struct df_guest *guest, const struct df_failure *record);
-bool apf_withdraw(struct df_guest *guest, const struct df_failure *record);
-/* Errors in [start, start + len) that nobody has taken yet are no longer true. */
-void apf_heal(struct df_guest *guest, uint64_t start, uint64_t len);
-/* The guest's errors are granted and enabled on this vCPU. */
-bool apf_tells_errors(const struct df_guest *guest, int vcpu);
-/* DF_GUEST_ERROR_GFNS: the next fault there is synchronous. */
-void apf_remember(struct df_guest *guest, int vcpu, uint64_t address);
+bool apf_left(struct df_apf *apf, int vcpu, uint64_t seen);
+/* The vCPU of this token has taken a fault on the same page: it is halted until the token ends, as
+ * in __kvm_faultin_pfn(). */
+void apf_again(struct df_apf *apf, int vcpu, uint32_t token);
+/* End the record's token, with an error if `bad`. */
+enum apf_end apf_end(struct df_apf *apf, const struct df_failure *record, bool bad);
 /* The doorbell rang.  false: it is broken. */
-bool apf_bell(struct df_guest *guest);
+bool apf_bell(struct df_apf *apf);
+
+/* ---- event.c: signals, and errors without a token */
+/* The slot of a thread, -1: it has none. */
+int apf_slot(const struct df_apf *apf, int tid);
+uint32_t apf_state(const struct df_apf *apf, int vcpu);
+bool apf_interruptible(const struct df_apf *apf, int vcpu);
+/* The guest's errors are granted and enabled on this vCPU. */
+bool apf_takes_errors(const struct df_apf *apf, int vcpu);
+/* Under apf->lock: */
+int apf_signal(struct df_apf *apf, int vcpu, int tid, int number);
+void apf_interrupt(struct df_apf *apf, int vcpu);
+bool apf_recall(struct df_vcpu *v, uint64_t page);	/* DF_GUEST_ERROR_GFNS: it failed; forget it */
+/* These take it.  DF_GUEST_ERROR_GFNS: the next fault there is synchronous. */
+void apf_remember(struct df_apf *apf, int vcpu, uint64_t address);
+/* Raise an error at the faulting instruction: 0 or a negative errno. */
+int apf_raise(struct df_apf *apf, const struct df_failure *record);
+bool apf_raised(struct df_apf *apf, const struct df_failure *record);	/* not yet taken */
+bool apf_withdraw(struct df_apf *apf, const struct df_failure *record);
+/* Errors in [start, start + len) that the guest has not taken yet are no longer true. */
+void apf_heal(struct df_apf *apf, uint64_t start, uint64_t len);
 
 #endif

@@ -1,7 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * cache.h - files and their page caches, as the engine's C files know them.  The
- * rules of their locks are in internal.h.
+ * cache.h - a file and its page cache: a memfd, which pages hold the file's bytes, which may have
+ * been stored to, the size, the generation.  Must not know who faults, maps or waits.
+ *
+ * file->lock covers all of it.  A change of the file, whoever made it, is recorded in file->change;
+ * whoever holds the lock applies it to those who wait and map before the lock is released
+ * (engine/change.c).
  */
 #ifndef DAXFAULT_CACHE_H
 #define DAXFAULT_CACHE_H
@@ -14,16 +18,21 @@
 #include <sys/types.h>
 #include <time.h>
 
-#include "engine/engine.h"
 #include "source/source.h"
+
+/* DF_CDEF_BEGIN */
+
+/* Evict pages that nobody stored to when the page caches of this process need more.  0: no limit */
+int df_cache_limit(uint64_t bytes);
+/* Readable when pages that were stored to keep the page caches over their limit; -1: no limit. */
+int df_cache_full_fd(void);
+void df_cache_state(struct df_cache_state *out);
+
+/* DF_CDEF_END */
 
 /* The page cache's own i_size, unless it is `sized`.  It never says where a file ends:
  * the host decides that, fault by fault. */
 #define CACHE_SIZE ((uint64_t)1 << 62)
-
-struct df_fault;
-struct df_poison;
-struct df_region;
 
 #define NOTHING_CLEAN UINT64_MAX	/* df_file.used: nothing there for evict() */
 #define CHUNK_SHIFT 30
@@ -37,18 +46,15 @@ struct df_chunk {
 	uint64_t exposed[CHUNK_PAGES / 64];	/* ... and a guest may have stored to it */
 };
 
-/* One read from the page source into the page cache. */
-struct df_fill {
-	struct df_fill *next;		/* of the file; file->lock */
-	struct df_fill *next_all;	/* of the engine; engine->lock */
-	struct df_engine *engine;
-	struct df_file *file;		/* counted */
-	uint64_t start, len;		/* bytes, page aligned */
-	bool stale;			/* the range changed since it began */
-	bool slow;			/* its source is waited for: so are its waiters told */
-	uint64_t looked;		/* the warden's last round; engine->lock */
-	struct df_fault *waiters;
+/* A file that has changed.  [start, end): bytes read there before are not the file's any more; may
+ * be empty. */
+struct change {
+	bool any;
+	uint64_t start, end;
 };
+
+struct file_mappings;
+struct file_waits;
 
 struct df_file {
 	uint64_t id;
@@ -62,29 +68,40 @@ struct df_file {
 	uint64_t cache_inode;
 	uint64_t size;
 	struct timespec mtime;		/* after our own last change */
-	int untold;			/* enum df_change bits since df_file_recheck() */
+	int unreported;			/* enum df_change bits since df_file_recheck() */
 	atomic_uint_fast64_t generation;	/* counts changes of what a page should hold */
+	struct change change;		/* since the last file_take_change() */
 	struct df_chunk **chunks;	/* sorted by index */
 	size_t nchunks;
 	uint64_t resident;
 	uint64_t hand;			/* evict.c: how far it has come */
 	atomic_uint_fast64_t used;	/* evict.c: when it was last filled, of all fills */
-	struct df_fill *fills;
-	struct df_region *mappings;
-	uint64_t nmappings, nwritable;
-	struct df_poison **poisons;	/* hashed by guest and page */
-	size_t poison_slots;
-	uint64_t npoisons;
-	atomic_uint mends;		/* attempts under way to mend a poisoned page */
-	/* for file_unlock() */
-	struct df_fault *released;	/* to be decided anew */
-	bool mended;			/* attempts have begun that a caller may rely on */
+	/* What the rooms above keep with a file, under its lock.  Freed with it. */
+	struct file_mappings *mappings;	/* space.h */
+	struct file_waits *waits;	/* engine/internal.h */
 };
 
-/* memfd.c: the memfd; under file->lock */
+/* file.c: life, size and changes */
+int file_new(int fd, bool writable, struct df_file **out);	/* takes `fd` over, also on failure */
+void file_get(struct df_file *file);
+void file_put(struct df_file *file);
+/* Under file->lock: */
+int file_notice(struct df_file *file);		/* look at the backing file: -> enum df_change bits */
+void file_changed(struct df_file *file, uint64_t size, bool content);
+/* `len` bytes were written to the backing file, which now has `size`. */
+void file_written(struct df_file *file, const char *bytes, uint64_t offset, uint64_t len, uint64_t size);
+void file_stamp(struct df_file *file);		/* the backing file's mtime is our own doing */
+struct change file_take_change(struct df_file *file);
+static inline uint64_t file_end(const struct df_file *file)	/* first byte past the last page */
+{
+	return PAGE_UP(file->size);
+}
+
+/* memfd.c; under file->lock */
 int file_activate(struct df_file *file, bool sized);	/* -EBUSY: it is the other kind */
 void file_deactivate(struct df_file *file);
 void file_fit(struct df_file *file);		/* the i_size of a sized page cache */
+int file_cache_fd(struct df_file *file, bool writable);	/* a fresh descriptor of it */
 /* Another file with a page cache, whose lock was free and is now held: the one whose pages
  * have been there longest.  Counted; NULL: none. */
 struct df_file *file_other_locked(const struct df_file *than);
@@ -93,43 +110,14 @@ struct df_file *file_of_cache(dev_t device, uint64_t inode);	/* counted, or NULL
 /* evict.c */
 /* [start, end) of the file was just filled: keep within the limit, at the cost of others. */
 void evict(struct df_file *file, uint64_t start, uint64_t end);
-/* Some of the file was written back; file->lock.  -> pages that went. */
+/* Some of the file was written back; file->lock.  -> pages evicted. */
 uint64_t evict_written(struct df_file *file);
-/* All of a file was, and whether for the limit that was in vain. */
+/* All of a file was written back, and whether that freed nothing. */
 void evict_tried(bool in_vain);
-/* Hold up who stores faster than that; no locks held. */
+/* Throttle a guest that stores faster than that; no locks held. */
 void evict_hold(void);
 
-/* keep.c: what the keeper has of a program's */
-void keep_cache(const struct df_file *file);
-void keep_uffd(const struct df_guest *guest);
-void keep_nothing_of_file(const struct df_file *file);
-void keep_nothing_of_guest(const struct df_guest *guest);
-
-/* file.c: life, size and content changes */
-void file_get(struct df_file *file);
-void file_lock(struct df_file *file);
-void file_unlock(struct df_file *file);		/* and what the change set free */
-int file_notice(struct df_file *file);		/* fstat: -> enum df_change bits; locked */
-void file_changed(struct df_file *file, uint64_t size, bool content);
-void file_stamp(struct df_file *file);
-void file_mend_begun(struct df_file *file);	/* count one more attempt */
-void file_mend_ended(struct df_file *file);
-static inline uint64_t file_end(const struct df_file *file)	/* first byte past the last page */
-{
-	return PAGE_UP(file->size);
-}
-
-/* poison.c; under file->lock */
-void poison_add(struct df_region *region, uint64_t page);
-void poison_tried(struct df_file *file, const struct df_guest *guest, uint64_t page, bool healed);
-void poison_forget(struct df_file *file, const struct df_guest *guest, uint64_t start, uint64_t end);
-/* What is poisoned in `from` is poisoned in `to`, which shows the same, too. */
-void poison_copy(const struct df_region *from, struct df_region *to);
-void poison_mend(struct df_file *file);
-
 /* pages.c: the page cache; all under file->lock */
-struct df_chunk *pages_chunk(struct df_file *file, uint64_t offset, bool create);
 /* -ESTALE: a guest has taken some of them out of the memfd, and those are forgotten. */
 int pages_read(struct df_file *file, char *to, uint64_t offset, uint64_t len);
 int pages_write(struct df_file *file, const char *from, uint64_t offset, uint64_t len);

@@ -1,27 +1,27 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * evict.c - the limit on the memory of all page caches: pages that nobody has stored to
- * go, first of the files that were filled longest ago.  Must not write back: what was
- * stored to stays, whatever the limit.  Who writes back is called (df_cache_full_fd()), and
- * whose guests store faster than that is held up for a moment at each fault, as
- * balance_dirty_pages() does.
+ * evict.c - the limit on the memory of all page caches.  Evicts pages that nobody stored to,
+ * first those of the files that were filled longest ago.  Never evicts dirty pages; signals
+ * df_cache_full_fd() so that they get written back, and throttles guests that store faster than
+ * that, at each of their faults, as balance_dirty_pages() does.
  *
- * A page that goes is zapped from its guests and read again when one touches it, which
- * costs a fault; so many go at a time, and within a file they go round like the hand of a
- * clock.
+ * An evicted page is zapped from its guests and read again at the next touch, which costs a
+ * fault.  Many are evicted at a time, and within a file a clock's hand chooses them.
  */
 #include <errno.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-#include "engine/internal.h"
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "cache.h"
 
 #define SLACK 16	/* of the limit, one part is freed at a time */
 #define HOLD_NS 100000000	/* a guest that stores too fast, at most */
 
 static atomic_uint_fast64_t limit;	/* pages; 0: none */
 static atomic_uint_fast64_t fills;
-static atomic_bool hopeless;		/* writing back has freed nothing: nobody is held up for it */
+static atomic_bool hopeless;		/* writing back has freed nothing: do not throttle */
 static atomic_int full_fd = -1;
 static pthread_mutex_t room_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t room_made = PTHREAD_COND_INITIALIZER;
@@ -44,7 +44,7 @@ int df_cache_full_fd(void)
 	return atomic_load(&full_fd);
 }
 
-static void call_for_write_back(void)
+static void request_write_back(void)
 {
 	uint64_t one = 1;
 
@@ -99,10 +99,10 @@ void evict(struct df_file *file, uint64_t start, uint64_t end)
 	while (wanted && (other = file_other_locked(file))) {
 		wanted -= sweep(other, wanted, 0, 0);
 		pthread_mutex_unlock(&other->lock);	/* nothing was released */
-		df_file_put(other);
+		file_put(other);
 	}
 	if (wanted && sweep(file, wanted, start, end) < wanted)
-		call_for_write_back();
+		request_write_back();
 }
 
 uint64_t evict_written(struct df_file *file)
@@ -112,9 +112,8 @@ uint64_t evict_written(struct df_file *file)
 	if (!most || now <= most)
 		return 0;
 	n = sweep(file, now - most + most / SLACK, 0, 0);
-	pthread_mutex_lock(&room_lock);
+	GUARD(&room_lock);
 	pthread_cond_broadcast(&room_made);
-	pthread_mutex_unlock(&room_lock);
 	return n;
 }
 
@@ -136,9 +135,8 @@ void evict_hold(void)
 
 	if (!is_far_over())
 		return;
-	call_for_write_back();
-	pthread_mutex_lock(&room_lock);
+	request_write_back();
+	GUARD(&room_lock);
 	while (is_far_over() && clock_wait(&room_made, &room_lock, until))
 		;
-	pthread_mutex_unlock(&room_lock);
 }

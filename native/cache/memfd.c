@@ -10,13 +10,14 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "engine/internal.h"
+#include "cache.h"
+#include "keeper/keep.h"
 
-/* Files by their page cache: programs' mappings are told by its inode. */
+/* Files with a page cache: a program's mapping is found by its inode. */
 static pthread_mutex_t active_lock = PTHREAD_MUTEX_INITIALIZER;	/* a leaf */
 static struct df_file *active;
 
-/* One that is going may be found here: it is nobody's any more. */
+/* A file may be found here while its last reference goes. */
 static bool get_unless_gone(struct df_file *file)
 {
 	int refs = atomic_load(&file->refs);
@@ -34,7 +35,7 @@ struct df_file *file_other_locked(const struct df_file *than)
 	for (struct df_file *file = active; file; file = file->next_active)
 		if (file != than && (!oldest || atomic_load(&file->used) < atomic_load(&oldest->used)))
 			oldest = file;
-	/* busy: whoever comes next tries again */
+	/* busy: the next to need room tries again */
 	if (oldest && (atomic_load(&oldest->used) == NOTHING_CLEAN ||
 		       pthread_mutex_trylock(&oldest->lock)))
 		oldest = NULL;
@@ -60,7 +61,7 @@ void file_deactivate(struct df_file *file)
 		/* there is nothing left to try */
 	}
 	if (file->sized)
-		keep_nothing_of_file(file);
+		keep_nothing(DF_KEEP_CACHE, file->id);
 	close(file->cache);
 	file->cache = -1;
 }
@@ -124,7 +125,7 @@ int file_activate(struct df_file *file, bool sized)
 	}
 	file->cache = fd;
 	if (sized)
-		keep_cache(file);
+		keep(DF_KEEP_CACHE, file->id, fd);
 	pthread_mutex_lock(&active_lock);
 	file->cache_device = st.st_dev;
 	file->cache_inode = st.st_ino;
@@ -137,37 +138,12 @@ int file_activate(struct df_file *file, bool sized)
 	return 0;
 }
 
-int df_file_retire(struct df_file *file)
-{
-	int some = df_file_write_back(file), error = 0;
-
-	if (some < 0)
-		return some;
-	file_lock(file);
-	if (file->nmappings || file->fills || pages_any_exposed(file)) {
-		error = -EBUSY;
-	} else {
-		pages_free(file);
-		file_deactivate(file);
-	}
-	file_unlock(file);
-	return error ? error : some;
-}
-
-int df_file_cache_fd(struct df_file *file, int flags)
+int file_cache_fd(struct df_file *file, bool writable)
 {
 	char path[64];
 	int fd;
 
-	file_lock(file);
-	file_notice(file);
-	fd = file_activate(file, flags & DF_CACHE_SIZED);
-	if (!fd) {
-		snprintf(path, sizeof(path), "/proc/self/fd/%d", file->cache);
-		fd = open(path, (flags & DF_CACHE_WRITABLE ? O_RDWR : O_RDONLY) | O_CLOEXEC);
-		if (fd < 0)
-			fd = -errno;
-	}
-	file_unlock(file);
-	return fd;
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", file->cache);
+	fd = open(path, (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC);
+	return fd < 0 ? -errno : fd;
 }

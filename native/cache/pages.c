@@ -18,7 +18,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "engine/internal.h"
+#include "cache.h"
 
 static inline bool bit(const uint64_t *map, uint64_t i)
 {
@@ -47,7 +47,7 @@ static size_t find(const struct df_file *file, uint64_t offset)
 	return low;
 }
 
-struct df_chunk *pages_chunk(struct df_file *file, uint64_t offset, bool create)
+static struct df_chunk *chunk_of(struct df_file *file, uint64_t offset, bool create)
 {
 	uint64_t index = offset >> CHUNK_SHIFT;
 	size_t low = find(file, offset);
@@ -126,7 +126,7 @@ int pages_write(struct df_file *file, const char *from, uint64_t offset, uint64_
 
 bool pages_filled(struct df_file *file, uint64_t offset)
 {
-	struct df_chunk *chunk = pages_chunk(file, offset, false);
+	struct df_chunk *chunk = chunk_of(file, offset, false);
 
 	return chunk && bit(chunk->filled, page_in_chunk(offset));
 }
@@ -239,7 +239,7 @@ int pages_fill(struct df_file *file, const char *from, uint64_t start, uint64_t 
 	uint64_t pages;
 	int error;
 
-	if (!pages_chunk(file, start, true) || !pages_chunk(file, end - 1, true))
+	if (!chunk_of(file, start, true) || !chunk_of(file, end - 1, true))
 		return -ENOMEM;
 	error = pages_write(file, from, start, end - start);
 	if (error)

@@ -28,6 +28,24 @@ static struct df_file *next_reading(struct df_engine *engine, uint64_t now)
 	return file;
 }
 
+/* Faults whose page source did not answer in time. */
+static void fail_late(struct df_engine *engine, struct df_file *file, uint64_t now)
+{
+	struct df_fault *late;
+
+	if (pthread_mutex_trylock(&file->lock))
+		return;		/* busy: at the next tick.  Others have deadlines too */
+	late = fill_take_late(file, engine, now);
+	while (late) {
+		struct df_fault *fault = late;
+
+		late = fault->next;
+		engine_fail(fault, file, DF_REASON_TIMEOUT, ETIMEDOUT);
+		fault_free(fault);
+	}
+	pthread_mutex_unlock(&file->lock);
+}
+
 static void keep_sources(struct df_engine *engine, uint64_t now)
 {
 	struct df_file *file;
@@ -35,8 +53,8 @@ static void keep_sources(struct df_engine *engine, uint64_t now)
 	if (!atomic_load(&engine->parked))
 		return;
 	while ((file = next_reading(engine, now))) {
-		fill_expire(engine, file, now);
-		df_file_put(file);
+		fail_late(engine, file, now);
+		file_put(file);
 	}
 }
 
@@ -47,7 +65,7 @@ static struct df_guest *next_child(struct df_engine *engine, uint64_t id)
 
 	pthread_mutex_lock(&engine->lock);
 	for (guest = engine->guests; guest; guest = guest->next)
-		if (guest->child && guest->id < id)
+		if (guest->child && guest->space.id < id)
 			break;
 	if (guest)
 		guest_get(guest);
@@ -55,7 +73,7 @@ static struct df_guest *next_child(struct df_engine *engine, uint64_t id)
 	return guest;
 }
 
-/* Nobody tells when a forked guest ends.  Asking may take as long as its address
+/* No event says that a forked guest ended.  Asking may take as long as its address
  * space is locked: not under our own. */
 static void keep_children(struct df_engine *engine)
 {
@@ -63,14 +81,14 @@ static void keep_children(struct df_engine *engine)
 	struct df_guest *child;
 
 	while ((child = next_child(engine, id))) {
-		id = child->id;
-		if (!uffd_alive(child->uffd))
+		id = child->space.id;
+		if (!space_alive(&child->space))
 			df_guest_free(child);
 		guest_put(child);
 	}
 }
 
-void *warden_run(void *arg)
+void *deadlines_run(void *arg)
 {
 	struct df_engine *engine = arg;
 	uint64_t looked = 0;

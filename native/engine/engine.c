@@ -4,9 +4,7 @@
  * install pages.
  */
 #include <errno.h>
-#include <stdlib.h>
 #include <sys/eventfd.h>
-#include <unistd.h>
 
 #include "internal.h"
 
@@ -28,15 +26,15 @@ int df_engine_new(const struct df_engine_options *options, struct df_engine **ou
 	jobs_init(&engine->pool, engine->options.fill_threads);
 	pthread_cond_init(&engine->tick, NULL);
 	engine->failures_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	engine->left_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	error = engine->failures_fd < 0 || engine->left_fd < 0 ? -errno : 0;
+	engine->unmapped_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	error = engine->failures_fd < 0 || engine->unmapped_fd < 0 ? -errno : 0;
 	if (!error)
-		error = thread_start(&engine->warden, warden_run, engine, "df-warden");
+		error = thread_start(&engine->deadlines, deadlines_run, engine, "df-deadlines");
 	if (error) {
 		if (engine->failures_fd >= 0)
 			close(engine->failures_fd);
-		if (engine->left_fd >= 0)
-			close(engine->left_fd);
+		if (engine->unmapped_fd >= 0)
+			close(engine->unmapped_fd);
 		free(engine);
 		return error;
 	}
@@ -46,12 +44,12 @@ int df_engine_new(const struct df_engine_options *options, struct df_engine **ou
 
 void df_engine_free(struct df_engine *engine)
 {
-	/* Deadlines first: the warden ends forked guests by itself. */
+	/* Deadlines first: that thread ends forked guests by itself. */
 	pthread_mutex_lock(&engine->lock);
 	engine->stopping = true;
 	pthread_cond_broadcast(&engine->tick);
 	pthread_mutex_unlock(&engine->lock);
-	pthread_join(engine->warden, NULL);
+	pthread_join(engine->deadlines, NULL);
 
 	pthread_mutex_lock(&engine->lock);
 	while (engine->guests) {
@@ -63,12 +61,12 @@ void df_engine_free(struct df_engine *engine)
 	}
 	pthread_mutex_unlock(&engine->lock);
 	failures_free(engine);
-	program_free(engine);
+	unmapped_free(engine);
 
 	if (!jobs_stop(&engine->pool))
 		return;		/* a page source that never answers still holds a thread */
 	close(engine->failures_fd);
-	close(engine->left_fd);
+	close(engine->unmapped_fd);
 	trace_destroy(&engine->tracer);
 	free(engine);
 }

@@ -47,12 +47,6 @@ int df_file_cache_fd(struct df_file *file, int flags);
  * -EBUSY: somebody does. */
 int df_file_retire(struct df_file *file);
 
-/* Pages that nobody has stored to go when the page caches of this process need more. */
-int df_cache_limit(uint64_t bytes);
-/* Readable when pages that were stored to keep the page caches over their limit; -1: no limit. */
-int df_cache_full_fd(void);
-void df_cache_state(struct df_cache_state *out);
-
 /* ------------------------------------------------------------------- engine */
 
 int df_engine_new(const struct df_engine_options *options, struct df_engine **out);
@@ -71,10 +65,6 @@ int df_engine_trace(struct df_engine *engine, uint64_t capacity);
 /* Take the oldest out; -> how many. */
 int df_engine_trace_read(struct df_engine *engine, struct df_trace *out, int most);
 
-/* A keeper's socket, the caller's to close; -1: there is none any more.  Of the whole
- * process: page caches have no engine. */
-void df_keeper(int socket);
-
 /* -------------------------------------------------------------------- guest */
 
 /* `uffd` and `area` (the shared area, or -1) are taken over, also on failure. */
@@ -92,9 +82,6 @@ int df_guest_adopt(struct df_guest *guest, int pid, uint64_t start, uint64_t len
 /* Files of which the guest maps something, as far as it is served, at most `most`; -> how many
  * there are. */
 int df_guest_files(struct df_guest *guest, uint64_t *ids, int most);
-/* The same of what the kernel says that a range of a process shows, whoever serves it: also what
- * a forked child has inherited, and what was moved a moment ago.  Or a negative errno. */
-int df_process_files(int pid, uint64_t start, uint64_t len, uint64_t *ids, int most);
 int df_guest_alive(struct df_guest *guest);
 /* Ends the service.  What is left registered is poisoned first: a guest that
  * lives on gets SIGBUS, never zeros. */

@@ -4,8 +4,6 @@
  * answer, nor how it reaches the guest.
  */
 #include <errno.h>
-#include <stdlib.h>
-#include <unistd.h>
 
 #include "internal.h"
 
@@ -16,7 +14,7 @@ static void pending_free(struct df_pending *pending)
 	if (pending->guest)
 		guest_put(pending->guest);
 	if (pending->file)
-		df_file_put(pending->file);
+		file_put(pending->file);
 	free(pending);
 }
 
@@ -45,27 +43,27 @@ void engine_fail(struct df_fault *fault, struct df_file *file, enum df_reason re
 {
 	struct df_guest *guest = fault->guest;
 	struct df_engine *engine = guest->engine;
-	uint64_t now = now_ns(), one = 1;
+	uint64_t now = now_ns();
 	struct df_pending *pending;
 
-	if (fault->mends) {
-		poison_tried(fault->mends, guest, fault->address, false);
+	if (fault->retry) {
+		poison_tried(fault->retry, &guest->space, PAGE_DOWN(fault->address), false);
 		return;
 	}
-	if (guest->options.flags & DF_GUEST_TELL_FAILURES)
-		apf_ask(fault);
+	if (guest->apf.options.flags & DF_GUEST_TELL_FAILURES)
+		fault_ask(fault);
 	if (!fault->asked) {
-		fault->vcpu = apf_slot(guest, fault->tid);
-		fault->state = fault->vcpu < 0 ? 0 : apf_state(guest, fault->vcpu);
+		fault->apf.vcpu = apf_slot(&guest->apf, fault->tid);
+		fault->apf.state = fault->apf.vcpu < 0 ? 0 : apf_state(&guest->apf, fault->apf.vcpu);
 	}
-	if (!fault->token && apf_left(guest, fault->vcpu, fault->seen)) {
-		uffd_wake(guest->uffd, PAGE_DOWN(fault->address), PAGE);
+	if (!fault->apf.token && apf_left(&guest->apf, fault->apf.vcpu, fault->seen)) {
+		space_wake(&guest->space, fault->address);
 		return;
 	}
 	COUNT(engine, failed, 1);
-	TRACE(&engine->tracer, .kind = DF_TRACE_FAIL, .guest = guest->id, .file = file ? file->id : 0,
+	TRACE(&engine->tracer, .kind = DF_TRACE_FAIL, .guest = guest->space.id, .file = file ? file->id : 0,
 	      .address = fault->address, .offset = file ? fault->offset : 0,
-	      .token = fault->token, .tid = fault->tid, .vcpu = fault->vcpu, .value = reason,
+	      .token = fault->apf.token, .tid = fault->tid, .vcpu = fault->apf.vcpu, .value = reason,
 	      .error = error);
 	pending = calloc(1, sizeof(*pending));
 	if (pending) {
@@ -75,7 +73,7 @@ void engine_fail(struct df_fault *fault, struct df_file *file, enum df_reason re
 		pending->seen = fault->seen;
 		pending->deadline = now + engine->options.answer_ns;
 		pending->record = (struct df_failure){
-			.guest = guest->id,
+			.guest = guest->space.id,
 			.file = file ? file->id : 0,
 			.address = fault->address,
 			.offset = file ? fault->offset : 0,
@@ -87,23 +85,21 @@ void engine_fail(struct df_fault *fault, struct df_file *file, enum df_reason re
 			.reason = reason,
 			.attempts = guest_attempt(guest, PAGE_DOWN(fault->address)),
 			.write = fault->write,
-			.token = fault->token,
-			.wait = fault->wait,
-			.vcpu = fault->vcpu,
-			.state = fault->state,
+			.token = fault->apf.token,
+			.wait = fault->apf.wait,
+			.vcpu = fault->apf.vcpu,
+			.state = fault->apf.state,
 		};
 		pthread_mutex_lock(&engine->lock);
 		if (engine->npending < PENDING_MAX && !engine->stopping) {
 			guest_get(guest);
 			if (file)
 				file_get(file);
-			fault->token = 0;
+			fault->apf.token = 0;
 			pending->record.id = engine->next_id++;
 			pending_add(engine, pending);
 			pthread_mutex_unlock(&engine->lock);
-			if (write(engine->failures_fd, &one, sizeof(one)) < 0) {
-				/* the counter is full: its reader is awake */
-			}
+			notify(engine->failures_fd);
 			return;
 		}
 		pthread_mutex_unlock(&engine->lock);
@@ -145,12 +141,12 @@ int df_engine_failures(struct df_engine *engine, struct df_failure *out, int mos
 /* The fault is taken again, or its token is ready. */
 static void let_go(struct df_guest *guest, const struct df_failure *record)
 {
-	uffd_wake(guest->uffd, PAGE_DOWN(record->address), PAGE);
+	space_wake(&guest->space, record->address);
 	if (record->token)
-		apf_end(guest, record, false);
+		token_end(guest, record, false);
 }
 
-/* It stays where it is.  A thread stands in one place: who is stopped a second time had
+/* It stays where it is.  A thread stands in one place: one that is stopped a second time had
  * been elsewhere. */
 static void stop(struct df_engine *engine, struct df_pending *pending)
 {
@@ -180,10 +176,10 @@ static enum df_delivery settle(struct df_engine *engine, struct df_pending *pend
 	enum df_delivery how = DF_DELIVERED_NONE;
 
 	if (file)
-		file_lock(file);
-	if (atomic_load(&guest->dead)) {
+		pthread_mutex_lock(&file->lock);
+	if (atomic_load(&guest->space.dead)) {
 		/* its pages were poisoned when it went */
-	} else if (!file && guest_shows(guest, pending->record.address)) {
+	} else if (!file && space_shows(&guest->space, pending->record.address)) {
 		/* nobody's address then, a file's by now */
 		let_go(guest, &pending->record);
 		how = DF_DELIVERED_HEALED;
@@ -194,7 +190,7 @@ static enum df_delivery settle(struct df_engine *engine, struct df_pending *pend
 		how = deliver(pending, answer, otherwise);
 	}
 	if (file)
-		file_unlock(file);
+		pthread_mutex_unlock(&file->lock);
 
 	if (how == DF_DELIVERED_EVENT) {
 		pthread_mutex_lock(&engine->lock);
@@ -205,10 +201,10 @@ static enum df_delivery settle(struct df_engine *engine, struct df_pending *pend
 	} else if (how == DF_DELIVERED_STOP) {
 		stop(engine, pending);
 	} else if (!pending->read) {
-		/* Poisoned before anybody asked: what failed is told all the same. */
+		/* Poisoned before Python read the record: it gets it all the same. */
 		guest_put(pending->guest);
 		if (file)
-			df_file_put(file);
+			file_put(file);
 		pending->guest = NULL;
 		pending->file = NULL;
 		pending->over = true;
@@ -240,11 +236,11 @@ int df_engine_answer(struct df_engine *engine, uint64_t id, int answer, int othe
 				     (enum df_answer)otherwise) : -ENOENT;
 }
 
-/* Who was stopped goes on: to look again, or to its end. */
+/* A vCPU that was stopped goes on: to look again, or to its end. */
 static bool resumes(const struct df_pending *pending)
 {
 	return pending->stopped &&
-	       (atomic_load(&pending->guest->dead) ||
+	       (atomic_load(&pending->guest->space.dead) ||
 		(pending->file && atomic_load(&pending->file->generation) !=
 					  pending->record.generation));
 }
@@ -257,7 +253,7 @@ static struct df_pending *next_over(struct df_engine *engine, uint64_t now)
 
 		if (pending->over)
 			continue;
-		if (pending->slot >= 0 && !deliver_untaken(pending))
+		if (pending->slot >= 0 && !apf_raised(&pending->guest->apf, &pending->record))
 			return pending_take(engine, p);
 		if (pending->deadline <= now || resumes(pending))
 			return pending_take(engine, p);
@@ -275,7 +271,7 @@ void failures_keep(struct df_engine *engine, uint64_t now)
 		pthread_mutex_unlock(&engine->lock);
 		if (!pending)
 			return;
-		if (pending->slot >= 0 && !deliver_overdue(pending)) {
+		if (pending->slot >= 0 && !apf_withdraw(&pending->guest->apf, &pending->record)) {
 			pending_free(pending);		/* taken: all is well */
 			continue;
 		}

@@ -9,38 +9,91 @@
  * the mapping it was for is gone and the kernel will say so.
  */
 #include <errno.h>
-#include <stdlib.h>
 
 #include "internal.h"
 
+#define TRIES_MAX 3
 #define DENSE ((uint64_t)(16 * PAGE))
 #define FILL_NOW ((uint64_t)(16 * PAGE))	/* read under the lock at most; more is a fill */
 
-struct df_fault *fault_copy(struct df_fault *fault)
-{
-	struct df_fault *copy = malloc(sizeof(*copy));
+/* What became of a fault for now */
+enum step {
+	DONE,
+	WAITS,		/* a copy of the fault waits on a fill */
+	FILL,		/* ... on a new one, which the caller must run */
+	AGAIN,		/* the guest's address space is changing: after its events */
+	REPEAT,		/* look again, at once */
+};
 
-	if (copy) {
-		*copy = *fault;
-		copy->next = NULL;
-		copy->waited = true;
-		fault->token = 0;
-		guest_get(copy->guest);
-		if (copy->mends)
-			file_mend_begun(copy->mends);
-	}
-	return copy;
+static struct install install_of(const struct df_fault *fault)
+{
+	return (struct install){
+		.page = PAGE_DOWN(fault->address),
+		.offset = fault->offset,
+		.write = fault->write,
+		.alone = fault->single,
+		.retry = fault->retry,
+	};
 }
 
-void fault_free(struct df_fault *fault)
+static unsigned bucket(uint64_t ns)
 {
-	struct df_file *mended = fault->mends;
+	unsigned log2 = ns ? 63u - (unsigned)__builtin_clzll(ns) : 0;
 
-	apf_ready(fault);
-	guest_put(fault->guest);
-	free(fault);
-	if (mended)
-		file_mend_ended(mended);
+	return log2 < DF_HISTOGRAM ? log2 : DF_HISTOGRAM - 1;
+}
+
+static void installed(struct df_fault *fault, struct df_file *file, const struct install *install)
+{
+	struct df_guest *guest = fault->guest;
+
+	guest_resolved(guest, install->page);
+	TRACE(&guest->engine->tracer, .kind = DF_TRACE_INSTALL, .guest = guest->space.id,
+	      .file = file->id, .address = fault->address, .offset = fault->offset,
+	      .token = fault->apf.token, .tid = fault->tid,
+	      .vcpu = fault->asked ? fault->apf.vcpu : -1, .value = (uint32_t)install->bytes);
+	if (fault->retry) {
+		poison_tried(file, &guest->space, install->page, true);
+		COUNT(guest->engine, healed, 1);
+	} else {
+		COUNT(guest->engine, latency[bucket(now_ns() - fault->arrived)], 1);
+	}
+}
+
+static enum step install(struct df_fault *fault, struct df_region *region)
+{
+	struct df_guest *guest = fault->guest;
+	struct install install = install_of(fault);
+	enum verdict verdict = fault->stored ? install_store(region, &install)
+					     : install_page(region, &install);
+
+	COUNT(guest->engine, installed, install.pages);
+	switch (verdict) {
+	case VERDICT_INSTALLED:
+		installed(fault, region->file, &install);
+		return DONE;
+	case VERDICT_DONE:
+		return DONE;
+	case VERDICT_AGAIN:
+		COUNT(guest->engine, again, 1);
+		return AGAIN;
+	case VERDICT_LOST:
+		if (fault->tries++ <= TRIES_MAX)
+			return REPEAT;
+		break;
+	case VERDICT_UNMAPPED:
+		/* Unmapped while we looked?  Then the access gets SIGSEGV.  If it
+		 * comes back here it is a mapping that cannot take our page. */
+		if (!fault->retry && guest_attempt(guest, install.page) == 1) {
+			space_wake(&guest->space, install.page);
+			return DONE;
+		}
+		break;
+	case VERDICT_FAILED:
+		break;
+	}
+	engine_fail(fault, region->file, DF_REASON_INSTALL, install.error);
+	return DONE;
 }
 
 /* What to fill for this fault.  Where a random reader has been before it may come
@@ -49,9 +102,10 @@ static void fill_window(const struct df_fault *fault, struct df_region *region, 
 			uint64_t *end)
 {
 	uint64_t around = region->around, block = fault->offset & ~(DENSE - 1);
+	struct install install = install_of(fault);
 
 	if (region->file->source.fetch) {
-		/* A page nobody asked for can fail, or loop, for who has to bring it. */
+		/* A page nobody asked for can fail, or loop, for fetch(). */
 		*start = fault->offset;
 		*end = fault->offset + PAGE;
 		return;
@@ -59,7 +113,7 @@ static void fill_window(const struct df_fault *fault, struct df_region *region, 
 	for (uint64_t at = block; at < block + DENSE && around < DENSE; at += PAGE)
 		if (pages_filled(region->file, at))
 			around = DENSE;
-	install_window(region, fault, around, start, end);
+	install_window(region, &install, around, start, end);
 }
 
 /* A page that can be had at once, before anything else is asked: one that is read
@@ -70,16 +124,22 @@ static bool filled_now(const struct df_fault *fault, struct df_region *region)
 	struct df_file *file = region->file;
 	uint64_t start, end;
 
-	if (fault->stored || fault->error || fault->offset >= file_end(file) || source_injects(&file->source) ||
-	    pages_filled(file, fault->offset) || fill_find(file, fault->offset))
+	if (fault->stored || fault->error || fault->offset >= file_end(file) ||
+	    source_injects(&file->source) || pages_filled(file, fault->offset) ||
+	    fill_find(file, fault->offset))
 		return false;
 	fill_window(fault, region, &start, &end);
-	return end - start <= FILL_NOW && !fill_now(engine, file, fault->offset, start, end) &&
+	return end - start <= FILL_NOW && !read_now(engine, file, fault->offset, start, end) &&
 	       pages_filled(file, fault->offset);
 }
 
-static enum verdict fill_page(struct df_fault *fault, struct df_region *region,
-			      struct df_fill **fill)
+static enum step fail(struct df_fault *fault, struct df_file *file, enum df_reason reason, int error)
+{
+	engine_fail(fault, file, reason, error);
+	return DONE;
+}
+
+static enum step begin_fill(struct df_fault *fault, struct df_region *region, struct df_fill **fill)
 {
 	struct df_file *file = region->file;
 	struct df_engine *engine = fault->guest->engine;
@@ -87,10 +147,8 @@ static enum verdict fill_page(struct df_fault *fault, struct df_region *region,
 	uint64_t start, end;
 
 	/* A source that is slower than those who write to the page. */
-	if (now_ns() - fault->arrived > engine->options.source_ns) {
-		engine_fail(fault, file, DF_REASON_TIMEOUT, ETIMEDOUT);
-		return DONE;
-	}
+	if (now_ns() - fault->arrived > engine->options.source_ns)
+		return fail(fault, file, DF_REASON_TIMEOUT, ETIMEDOUT);
 
 	fill_window(fault, region, &start, &end);
 	copy = fault_copy(fault);
@@ -98,11 +156,25 @@ static enum verdict fill_page(struct df_fault *fault, struct df_region *region,
 	if (!*fill) {
 		if (copy)
 			fault_free(copy);
-		engine_fail(fault, file, DF_REASON_IO, ENOMEM);
-		return DONE;
+		return fail(fault, file, DF_REASON_IO, ENOMEM);
 	}
 	fill_wait(*fill, copy);
 	return FILL;
+}
+
+static enum step wait_for(struct df_fill *fill, struct df_fault *fault)
+{
+	struct df_fault *copy;
+
+	if (fill_awaited(fill, fault))
+		return WAITS;
+	if (fill->slow)
+		fault_ask(fault);
+	copy = fault_copy(fault);
+	if (!copy)
+		return fail(fault, fill->file, DF_REASON_IO, ENOMEM);
+	fill_wait(fill, copy);
+	return WAITS;
 }
 
 static bool drop_clean(struct df_file *file, uint64_t offset)
@@ -112,129 +184,102 @@ static bool drop_clean(struct df_file *file, uint64_t offset)
 	return pages_drop_clean(file, &at, offset + PAGE, 1);
 }
 
-/* Under guest->lock and file->lock. */
-static enum verdict decide_locked(struct df_fault *fault, struct df_region *region, uint64_t page,
-				  struct df_fill **fill)
+/* Under space->lock and file->lock. */
+static enum step decide_locked(struct df_fault *fault, struct df_region *region, struct df_fill **fill)
 {
+	struct df_space *space = &fault->guest->space;
 	struct df_file *file = region->file;
 	int bits, error;
 
 	if (filled_now(fault, region))
-		return install(fault, region, page);
-	bits = file_notice(file);
-	if (bits < 0) {
-		engine_fail(fault, file, DF_REASON_IO, -bits);
-		return DONE;
-	}
-	if (fault->stored && source_injects_store(&file->source, fault->offset) && drop_clean(file, fault->offset)) {
+		return install(fault, region);
+	bits = change_notice(file);
+	if (bits < 0)
+		return fail(fault, file, DF_REASON_IO, -bits);
+	if (fault->stored && source_injects_store(&file->source, fault->offset) &&
+	    drop_clean(file, fault->offset)) {
 		/* The store is repeated, and asks for a page that is to be stored to. */
-		uffd_wake(fault->guest->uffd, page, PAGE);
+		space_wake(space, fault->address);
 		return DONE;
 	}
 	if (fault->stored)
-		return install_store(fault, region, page);
+		return install(fault, region);
 	if (fault->offset >= file_end(file) && file->sized) {
 		/* The kernel settles that itself.  It asked because the fault is from before
 		 * the truncation, or somebody has meddled with the i_size. */
 		file_fit(file);
-		if (fault->mends)
-			poison_tried(file, fault->guest, page, true);
+		if (fault->retry)
+			poison_tried(file, space, PAGE_DOWN(fault->address), true);
 		else
-			uffd_wake(fault->guest->uffd, page, PAGE);
+			space_wake(space, fault->address);
 		return DONE;
 	}
 	if (fault->offset >= file_end(file)) {
 		error = source_gup_error(&file->source, fault->offset);
 		if (!error)
 			return REPEAT;		/* it grew while we looked */
-		engine_fail(fault, file, DF_REASON_EOF, error);
-		return DONE;
+		return fail(fault, file, DF_REASON_EOF, error);
 	}
 	if (pages_filled(file, fault->offset))
-		return install(fault, region, page);
+		return install(fault, region);
 
 	*fill = fill_find(file, fault->offset);
-	if (*fill) {
-		struct df_fault *copy;
-
-		if (fill_awaited(*fill, fault))
-			return WAITS;
-		if ((*fill)->slow)
-			apf_ask(fault);
-		copy = fault_copy(fault);
-		if (!copy) {
-			engine_fail(fault, file, DF_REASON_IO, ENOMEM);
-			return DONE;
-		}
-		fill_wait(*fill, copy);
-		return WAITS;
-	}
-	if (fault->error) {
-		engine_fail(fault, file, DF_REASON_IO, fault->error);
-		return DONE;
-	}
-	return fill_page(fault, region, fill);
+	if (*fill)
+		return wait_for(*fill, fault);
+	if (fault->error)
+		return fail(fault, file, DF_REASON_IO, fault->error);
+	return begin_fill(fault, region, fill);
 }
 
-static enum verdict decide(struct df_fault *fault, struct df_fill **fill)
+static enum step decide_unknown(struct df_fault *fault)
 {
-	struct df_guest *guest = fault->guest;
+	struct df_space *space = &fault->guest->space;
+
+	/* A fault that waited may have waited for a mapping that is gone, or has
+	 * moved: a thread that is still there faults once more. */
+	if (fault->waited)
+		space_wake(space, fault->address);
+	else if (space_discover(space, PAGE_DOWN(fault->address), fault->tid))
+		return REPEAT;
+	else
+		engine_fail(fault, NULL, DF_REASON_NOREGION, EFAULT);
+	return DONE;
+}
+
+static enum step decide(struct df_fault *fault, struct df_fill **fill)
+{
+	struct df_space *space = &fault->guest->space;
 	uint64_t page = PAGE_DOWN(fault->address);
-	enum verdict verdict;
+	enum step step;
 
 	do {
 		struct df_region *region;
 		struct df_file *file;
 
-		verdict = DONE;
-		pthread_rwlock_rdlock(&guest->lock);
-		if (atomic_load(&guest->dead)) {
-			pthread_rwlock_unlock(&guest->lock);
+		pthread_rwlock_rdlock(&space->lock);
+		if (atomic_load(&space->dead)) {
+			pthread_rwlock_unlock(&space->lock);
 			return DONE;
 		}
-		region = region_find(guest, page);
-		if (region && fault->mends && region->file != fault->mends)
+		region = region_find(space, page);
+		if (region && fault->retry && region->file != fault->retry)
 			region = NULL;		/* the address shows another file by now */
 		if (!region) {
-			pthread_rwlock_unlock(&guest->lock);
-			/* One that waited may have waited for a mapping that is gone, or has
-			 * moved: who is still there faults once more. */
-			if (fault->waited)
-				uffd_wake(guest->uffd, page, PAGE);
-			else if (program_discover(guest, page, fault->tid))
-				verdict = REPEAT;
-			else
-				engine_fail(fault, NULL, DF_REASON_NOREGION, EFAULT);
+			pthread_rwlock_unlock(&space->lock);
+			step = decide_unknown(fault);
 			continue;
 		}
 		file = region->file;
 		file_get(file);
 		fault->readonly = !region->writable;
 		fault->offset = region->offset + (page - region->start);
-		file_lock(file);
-		verdict = decide_locked(fault, region, page, fill);
-		pthread_rwlock_unlock(&guest->lock);
+		pthread_mutex_lock(&file->lock);
+		step = decide_locked(fault, region, fill);
+		pthread_rwlock_unlock(&space->lock);
 		file_unlock(file);
-		df_file_put(file);
-	} while (verdict == REPEAT);
-	return verdict;
-}
-
-static struct df_fault *join(struct df_fault *list, struct df_fault *more)
-{
-	struct df_fault **last = &list;
-
-	while (*last)
-		last = &(*last)->next;
-	*last = more;
-	return list;
-}
-
-static void run_fill(void *fill)
-{
-	bool wait;
-
-	faults_run(fill_run(fill, true, &wait), true);
+		file_put(file);
+	} while (step == REPEAT);
+	return step;
 }
 
 static void run_released(void *faults)
@@ -242,13 +287,42 @@ static void run_released(void *faults)
 	faults_run(faults, true);
 }
 
-void faults_submit(struct df_fault *list)
+static void submit(struct df_fault *released)
 {
-	jobs_submit(&list->guest->engine->pool, run_released, list);
+	if (released)
+		jobs_submit(&released->guest->engine->pool, run_released, released);
+}
+
+void file_unlock(struct df_file *file)
+{
+	bool retried;
+
+	submit(change_unlock(file, &retried));
+	/* A caller that made the file longer may rely on it when the call returns; but a
+	 * source that does not answer holds up nobody for long, and the engine's
+	 * own threads not at all. */
+	if (retried && !thread_is_ours())
+		faults_wait_retries(file);
+}
+
+static struct df_fault *run_fill(struct df_fill *fill, bool may_block, bool *wait)
+{
+	struct df_fault *released, *waiters = read_fill(fill, may_block, wait, &released);
+
+	submit(released);
+	return waiters;
+}
+
+static void run_slow(void *fill)
+{
+	bool wait;
+
+	faults_run(run_fill(fill, true, &wait), true);
 }
 
 static struct df_fault *run(struct df_fault *fault, bool may_block)
 {
+	struct df_guest *guest = fault->guest;
 	struct df_fault *more = NULL, *copy;
 	struct df_fill *fill = NULL;
 	bool wait;
@@ -257,22 +331,22 @@ static struct df_fault *run(struct df_fault *fault, bool may_block)
 	case FILL:
 		if (may_block)
 			fill_slow(fill);
-		more = fill_run(fill, may_block, &wait);
+		more = run_fill(fill, may_block, &wait);
 		if (wait) {
-			COUNT(fault->guest->engine, parked, 1);
+			COUNT(guest->engine, parked, 1);
 			fill_slow(fill);
-			jobs_submit(&fault->guest->engine->pool, run_fill, fill);
+			jobs_submit(&guest->engine->pool, run_slow, fill);
 		}
 		break;
 	case AGAIN:
 		copy = fault_copy(fault);
 		if (copy)
-			guest_retry(fault->guest, copy);
+			fault_again(copy);
 		else
-			uffd_wake(fault->guest->uffd, PAGE_DOWN(fault->address), PAGE);
+			space_wake(&guest->space, fault->address);
 		break;
 	case WAITS:
-		COUNT(fault->guest->engine, parked, 1);
+		COUNT(guest->engine, parked, 1);
 		break;
 	case DONE:
 	case REPEAT:
@@ -284,11 +358,13 @@ static struct df_fault *run(struct df_fault *fault, bool may_block)
 void faults_run(struct df_fault *list, bool may_block)
 {
 	while (list) {
-		struct df_fault *fault = list;
+		struct df_fault *fault = list, *more;
 
 		list = fault->next;
 		fault->next = NULL;
-		list = join(run(fault, may_block), list);
+		more = run(fault, may_block);
+		faults_append(&more, list);
+		list = more;
 		fault_free(fault);
 	}
 }
@@ -297,8 +373,8 @@ void fault_arrived(const struct df_fault *fault)
 {
 	struct df_fault copy = *fault;
 
-	TRACE(&fault->guest->engine->tracer, .kind = DF_TRACE_FAULT, .guest = fault->guest->id,
+	TRACE(&fault->guest->engine->tracer, .kind = DF_TRACE_FAULT, .guest = fault->guest->space.id,
 	      .address = fault->address, .tid = fault->tid, .vcpu = -1, .value = fault->write);
 	faults_run(run(&copy, false), false);
-	apf_ready(&copy);
+	fault_ready(&copy);
 }

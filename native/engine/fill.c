@@ -1,18 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * fill.c - reading a page source into the page cache, and the faults that wait
- * for it.  Must not install pages in guests, nor decide what EOF means.
+ * fill.c - reads that are under way, and the faults that wait for them.  Must not read, nor install
+ * pages in guests.
  *
- * What the kernel has in memory is read at once, under file->lock.  For the rest
- * a fill owns its range from fill_begin() to the end of fill_run(): a second
- * fault on it waits, so a page is read once.  The bytes lie in the thread's own
- * buffer until they go into the page cache, under file->lock and only when the
- * range has not changed since: a fill that is stale owns nothing any more.
+ * A fill owns its range from fill_begin() to fill_end(): a second fault on it waits, so a page is
+ * read once.  A fill that is stale, since the file has changed, owns nothing any more.
  */
-#include <errno.h>
-#include <stdlib.h>
-#include <string.h>
-
 #include "internal.h"
 
 #define STALE_MAX 2		/* reads of one page left to themselves */
@@ -22,7 +15,7 @@ struct df_fill *fill_find(struct df_file *file, uint64_t offset)
 	struct df_fill *fill, *stale = NULL;
 	unsigned n = 0;
 
-	for (fill = file->fills; fill; fill = fill->next) {
+	for (fill = file->waits->fills; fill; fill = fill->next) {
 		if (offset < fill->start || offset - fill->start >= fill->len)
 			continue;
 		if (!fill->stale)
@@ -34,29 +27,7 @@ struct df_fill *fill_find(struct df_file *file, uint64_t offset)
 	return n < STALE_MAX ? NULL : stale;
 }
 
-static pthread_key_t buffer_key;
-static pthread_once_t buffer_once = PTHREAD_ONCE_INIT;
-
-static void make_key(void)
-{
-	pthread_key_create(&buffer_key, free);
-}
-
-char *fill_buffer(void)
-{
-	char *buffer;
-
-	pthread_once(&buffer_once, make_key);
-	buffer = pthread_getspecific(buffer_key);
-	if (!buffer) {
-		buffer = aligned_alloc(PAGE, RANGE);
-		pthread_setspecific(buffer_key, buffer);
-	}
-	return buffer;
-}
-
-/* Narrow [*start, *end) to the unfilled pages around `offset` that nobody reads. */
-static void narrow(struct df_file *file, uint64_t offset, uint64_t *start, uint64_t *end)
+void fill_narrow(struct df_file *file, uint64_t offset, uint64_t *start, uint64_t *end)
 {
 	bool filled;
 
@@ -64,7 +35,7 @@ static void narrow(struct df_file *file, uint64_t offset, uint64_t *start, uint6
 		if (pages_filled(file, at))
 			*start = at + PAGE;
 	*end = pages_run(file, offset, *end, &filled);
-	for (struct df_fill *other = file->fills; other; other = other->next) {
+	for (struct df_fill *other = file->waits->fills; other; other = other->next) {
 		uint64_t other_end = other->start + other->len;
 
 		if (other->stale)
@@ -83,13 +54,13 @@ struct df_fill *fill_begin(struct df_engine *engine, struct df_file *file, uint6
 
 	if (!fill)
 		return NULL;
-	narrow(file, offset, &start, &end);
+	fill_narrow(file, offset, &start, &end);
 	fill->file = file;
 	file_get(file);
 	fill->start = start;
 	fill->len = end - start;
-	fill->next = file->fills;
-	file->fills = fill;
+	fill->next = file->waits->fills;
+	file->waits->fills = fill;
 	fill->engine = engine;
 	pthread_mutex_lock(&engine->lock);
 	fill->next_all = engine->fills;
@@ -98,21 +69,6 @@ struct df_fill *fill_begin(struct df_engine *engine, struct df_file *file, uint6
 	TRACE(&engine->tracer, .kind = DF_TRACE_FILL_BEGIN, .file = file->id, .offset = start, .vcpu = -1,
 	      .value = (uint32_t)fill->len);
 	return fill;
-}
-
-static void fill_end(struct df_fill *fill)
-{
-	struct df_engine *engine = fill->engine;
-	struct df_fill **p;
-
-	for (p = &fill->file->fills; *p != fill; p = &(*p)->next)
-		;
-	*p = fill->next;
-	pthread_mutex_lock(&engine->lock);
-	for (p = &engine->fills; *p != fill; p = &(*p)->next_all)
-		;
-	*p = fill->next_all;
-	pthread_mutex_unlock(&engine->lock);
 }
 
 void fill_wait(struct df_fill *fill, struct df_fault *fault)
@@ -125,40 +81,6 @@ void fill_wait(struct df_fill *fill, struct df_fault *fault)
 	atomic_fetch_add(&engine->parked, 1);
 }
 
-/* This thread waits for this page already: a signal had it repeat the access, which
- * it may do as often as it likes.  It can perhaps be told now. */
-bool fill_awaited(const struct df_fill *fill, const struct df_fault *fault)
-{
-	struct df_fault *w = fill->waiters;
-
-	if (fault->token || fault->mends || !fault->tid)
-		return false;
-	while (w && (w->guest != fault->guest || w->tid != fault->tid || w->mends ||
-		     w->offset != fault->offset ||
-		     (!w->token && (w->address != fault->address || w->write != fault->write))))
-		w = w->next;
-	if (!w)
-		return false;
-	if (w->token) {
-		apf_again(w);
-		return true;
-	}
-	w->seen = fault->seen;
-	w->asked = false;
-	if (fill->slow)
-		apf_ask(w);
-	return true;
-}
-
-void fill_slow(struct df_fill *fill)
-{
-	file_lock(fill->file);
-	fill->slow = true;
-	for (struct df_fault *fault = fill->waiters; fault; fault = fault->next)
-		apf_ask(fault);
-	file_unlock(fill->file);
-}
-
 static struct df_fault *take_waiters(struct df_fill *fill)
 {
 	struct df_fault *waiters = fill->waiters;
@@ -169,18 +91,63 @@ static struct df_fault *take_waiters(struct df_fill *fill)
 	return waiters;
 }
 
-static struct df_fault **list_end(struct df_fault **list)
+struct df_fault *fill_end(struct df_fill *fill)
 {
-	while (*list)
-		list = &(*list)->next;
-	return list;
+	struct df_engine *engine = fill->engine;
+	struct df_fill **p;
+
+	for (p = &fill->file->waits->fills; *p != fill; p = &(*p)->next)
+		;
+	*p = fill->next;
+	pthread_mutex_lock(&engine->lock);
+	for (p = &engine->fills; *p != fill; p = &(*p)->next_all)
+		;
+	*p = fill->next_all;
+	pthread_mutex_unlock(&engine->lock);
+	return take_waiters(fill);
+}
+
+/* This thread waits for this page already: a signal had it repeat the access, which
+ * it may do as often as it likes.  "Not present" can perhaps be delivered now. */
+bool fill_awaited(const struct df_fill *fill, const struct df_fault *fault)
+{
+	struct df_fault *w = fill->waiters;
+
+	if (fault->apf.token || fault->retry || !fault->tid)
+		return false;
+	while (w && (w->guest != fault->guest || w->tid != fault->tid || w->retry ||
+		     w->offset != fault->offset ||
+		     (!w->apf.token && (w->address != fault->address || w->write != fault->write))))
+		w = w->next;
+	if (!w)
+		return false;
+	if (w->apf.token) {
+		apf_again(&w->guest->apf, w->apf.vcpu, w->apf.token);
+		TRACE(&w->guest->engine->tracer, .kind = DF_TRACE_HALT, .guest = w->guest->space.id,
+		      .address = w->address, .offset = w->offset, .tid = w->tid,
+		      .vcpu = w->apf.vcpu, .value = DF_WAIT_HALTED);
+		return true;
+	}
+	w->seen = fault->seen;
+	w->asked = false;
+	if (fill->slow)
+		fault_ask(w);
+	return true;
+}
+
+void fill_slow(struct df_fill *fill)
+{
+	GUARD(&fill->file->lock);
+	fill->slow = true;
+	for (struct df_fault *fault = fill->waiters; fault; fault = fault->next)
+		fault_ask(fault);
 }
 
 /* Nobody waits for bytes from before the change.  They ask again for their own
  * page alone, which a busy writer overtakes less easily. */
 void fill_release(struct df_file *file, uint64_t start, uint64_t end)
 {
-	for (struct df_fill *fill = file->fills; fill; fill = fill->next) {
+	for (struct df_fill *fill = file->waits->fills; fill; fill = fill->next) {
 		struct df_fault *waiters;
 
 		if (fill->start >= end || fill->start + fill->len <= start)
@@ -189,156 +156,37 @@ void fill_release(struct df_file *file, uint64_t start, uint64_t end)
 		waiters = take_waiters(fill);
 		for (struct df_fault *fault = waiters; fault; fault = fault->next)
 			fault->single = true;
-		*list_end(&file->released) = waiters;
+		faults_append(&file->waits->released, waiters);
 	}
 }
 
-/* Decided anew by their guest's reader, once guest->lock is free. */
-void fill_leave(struct df_region *region)
+/* Their guest's reader decides them again. */
+void fill_leave(const struct df_region *region)
 {
-	for (struct df_fill *fill = region->file->fills; fill; fill = fill->next) {
+	struct df_file *file = region->file;
+
+	GUARD(&file->lock);
+	for (struct df_fill *fill = file->waits->fills; fill; fill = fill->next) {
 		for (struct df_fault **p = &fill->waiters; *p;) {
 			struct df_fault *fault = *p;
 
-			if (fault->guest != region->guest ||
+			if (&fault->guest->space != region->space ||
 			    fault->address - region->start >= region->len) {
 				p = &fault->next;
 				continue;
 			}
 			*p = fault->next;
 			atomic_fetch_sub(&fill->engine->parked, 1);
-			guest_retry(fault->guest, fault);
+			fault_again(fault);
 		}
 	}
 }
 
-static uint64_t page_of(const struct df_fill *fill, uint64_t offset)
-{
-	return (offset - fill->start) / PAGE;
-}
-
-/* Whether this read fails on purpose, and how: 0 or a positive errno. */
-static int injected(struct df_fill *fill, bool may_block)
-{
-	struct source_ask ask = { fill->start, fill->len, may_block, true, { 0 } };
-	struct df_file *file = fill->file;
-	uint64_t truncate;
-	int error;
-
-	if (!source_injects(&file->source))
-		return 0;
-	pthread_mutex_lock(&file->lock);
-	for (const struct df_fault *w = fill->waiters; w; w = w->next) {
-		ask.retry &= w->mends != NULL;
-		if (w->write)
-			ask.stores[page_of(fill, w->offset) / 64] |= (uint64_t)1 << page_of(fill, w->offset) % 64;
-	}
-	pthread_mutex_unlock(&file->lock);
-	error = source_ask(&file->source, &ask, &truncate);
-	return truncate != SOURCE_UNTRUNCATED ? -df_file_truncate(file, truncate) : error;
-}
-
-/* Put `got` bytes read at `start` into the page cache.  A last page that is partly
- * read is the last of the file, or the rest of it is not known. */
-static int settle(struct df_file *file, char *bytes, uint64_t start, uint64_t got)
-{
-	uint64_t end = start + got, tail = PAGE_UP(end);
-	int error = 0;
-
-	if (end >= file->size) {
-		memset(bytes + got, 0, tail - end);
-		end = tail;
-	}
-	end = PAGE_DOWN(end);
-	if (start < end)
-		error = pages_fill(file, bytes, start, end);
-	if (start < end && !error)
-		evict(file, start, end);
-	return error;
-}
-
-struct df_fault *fill_run(struct df_fill *fill, bool may_block, bool *wait)
-{
-	struct df_file *file = fill->file;
-	struct df_fault *waiters;
-	char *bytes = fill_buffer();
-	uint64_t got = 0;
-	int error = ENOMEM, bits;
-
-	*wait = false;
-	if (bytes)
-		error = injected(fill, may_block);
-	if (error)
-		got = 0;
-	else if (may_block)
-		got = source_bring(&file->source, bytes, fill->start, fill->len, &error);
-	else
-		got = source_peek(&file->source, bytes, fill->start, fill->len, &error);
-	if (!may_block && error == EAGAIN) {
-		*wait = true;
-		return NULL;
-	}
-
-	file_lock(file);
-	bits = file_notice(file);	/* was it the EOF we knew? */
-	fill_end(fill);
-	waiters = take_waiters(fill);
-	COUNT(fill->engine, filled, got);
-	TRACE(&fill->engine->tracer, .kind = DF_TRACE_FILL_END, .file = file->id, .offset = fill->start,
-	      .vcpu = -1, .value = (uint32_t)got, .error = error);
-	if (fill->stale) {
-		/* Read across a change: these bytes are neither old nor new. */
-		COUNT(fill->engine, retries, 1);
-	} else {
-		int refused = settle(file, bytes, fill->start, got);
-
-		if (refused)
-			error = -refused;
-		else if (!error && got < fill->len && fill->start + got < file->size)
-			error = EIO;	/* neither bytes, nor EOF, nor an error */
-		/* The error may be of another page than the waiter's own: each
-		 * asks once more for that page alone before it is believed. */
-		for (struct df_fault *fault = waiters; fault && error; fault = fault->next) {
-			if (fill->len == PAGE)
-				fault->error = bits < 0 ? -bits : error;
-			fault->single = true;
-		}
-	}
-	file_unlock(file);
-	df_file_put(file);
-	free(fill);
-	return waiters;
-}
-
-/* Under file->lock nothing can change the file meanwhile, so there is no
- * generation to compare. */
-int fill_now(struct df_engine *engine, struct df_file *file, uint64_t offset, uint64_t start,
-	     uint64_t end)
-{
-	char *bytes = fill_buffer();
-	uint64_t got;
-	int error;
-
-	if (!bytes)
-		return -ENOMEM;
-	narrow(file, offset, &start, &end);
-	got = source_peek(&file->source, bytes, start, end - start, &error);
-	COUNT(engine, filled, got);
-	if (error)
-		return -error;
-	if (got < end - start && start + got < file->size)
-		return -EIO;
-	return settle(file, bytes, start, got);
-}
-
-/* Faults whose page source did not answer in time. */
-void fill_expire(struct df_engine *engine, struct df_file *file, uint64_t now)
+struct df_fault *fill_take_late(struct df_file *file, const struct df_engine *engine, uint64_t now)
 {
 	struct df_fault *late = NULL;
 
-	if (pthread_mutex_trylock(&file->lock))
-		return;		/* busy: at the next tick.  Others have deadlines too */
-	for (struct df_fill *fill = file->fills; fill; fill = fill->next) {
+	for (struct df_fill *fill = file->waits->fills; fill; fill = fill->next) {
 		for (struct df_fault **p = &fill->waiters; *p;) {
 			struct df_fault *fault = *p;
 
@@ -347,17 +195,19 @@ void fill_expire(struct df_engine *engine, struct df_file *file, uint64_t now)
 				continue;
 			}
 			*p = fault->next;
-			atomic_fetch_sub(&engine->parked, 1);
+			atomic_fetch_sub(&fault->guest->engine->parked, 1);
 			fault->next = late;
 			late = fault;
 		}
 	}
-	while (late) {
-		struct df_fault *fault = late;
+	return late;
+}
 
-		late = fault->next;
-		engine_fail(fault, file, DF_REASON_TIMEOUT, ETIMEDOUT);
-		fault_free(fault);
+void fill_state(const struct df_file *file, struct df_file_state *out)
+{
+	for (struct df_fill *fill = file->waits->fills; fill; fill = fill->next) {
+		out->fills++;
+		for (struct df_fault *fault = fill->waiters; fault; fault = fault->next)
+			out->waiting++;
 	}
-	file_unlock(file);
 }

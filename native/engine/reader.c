@@ -11,106 +11,152 @@
 #include <errno.h>
 #include <poll.h>
 #include <sys/epoll.h>
-#include <unistd.h>
 
-#include "engine/internal.h"
+#include "internal.h"
 
 #define BATCH 32
 #define RETRY_MS 20		/* after a read that failed */
 #define LAST_ROUNDS 64		/* of events, when the guest is let go */
+#define JOIN_NS 1000000000u	/* how long a reader may take to see its end */
 
 /* The child of a fork: the kernel hands us its userfaultfd, registered like its
  * parent's.  Whatever goes wrong here, it must not read zeros. */
-static void adopt_child(struct df_guest *parent, int uffd)
+static void serve_child(struct df_guest *parent, int uffd)
 {
+	struct df_space *space = &parent->space;
+	struct df_region *removed = NULL;
+	struct df_poison *retry = NULL;
 	struct df_guest *child = NULL;
-	int error = guest_alloc(parent->engine, uffd, 0, &child);
+	int error = guest_alloc(parent->engine, uffd, space->tracks, space->program, &child);
 
-	pthread_rwlock_rdlock(&parent->lock);
 	if (!error) {
 		child->child = true;
-		child->tracks = parent->tracks;
-		child->options.flags = parent->options.flags & DF_GUEST_PROGRAM;
-		if (child->options.flags)
-			keep_uffd(child);
-		error = region_copy(child, parent);
+		pthread_rwlock_rdlock(&space->lock);
+		error = region_copy(&child->space, space, &retry);
+		pthread_rwlock_unlock(&space->lock);
+		faults_retry(retry, true);
 	}
 	if (!error)
-		error = guest_start(child);
-	if (error)
-		for (size_t i = 0; i < parent->nregions; i++)
-			uffd_poison_absent(uffd, parent->regions[i]->start,
-					   parent->regions[i]->len);
-	pthread_rwlock_unlock(&parent->lock);
-	if (error && child) {
-		region_remove(child, 0, UINT64_MAX);
+		error = reader_start(child);
+	if (!error)
+		return;
+	space_poison_child(space, uffd);
+	if (child) {
+		region_remove(&child->space, 0, UINT64_MAX, &removed);
+		regions_removed(removed);
 		guest_put(child);
-	} else if (error) {
+	} else {
 		close(uffd);
 	}
 }
 
-static void event(struct df_guest *guest, const struct uffd_msg *msg, uint64_t arrived)
+static void count(struct df_engine *engine, uint32_t event)
 {
-	struct df_engine *engine = guest->engine;
-
-	switch (msg->event) {
-	case UFFD_EVENT_PAGEFAULT: {
-		struct df_fault fault = {
-			.guest = guest,
-			.address = msg->arg.pagefault.address,
-			.arrived = arrived,
-			.seen = arrived,
-			.tid = (int32_t)msg->arg.pagefault.feat.ptid,
-			.write = !!(msg->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE),
-			.stored = !!(msg->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP),
-		};
-
+	switch (event) {
+	case UFFD_EVENT_PAGEFAULT:
 		COUNT(engine, faults, 1);
-		fault_arrived(&fault);
 		break;
-	}
 	case UFFD_EVENT_FORK:
 		COUNT(engine, events_fork, 1);
-		adopt_child(guest, (int)msg->arg.fork.ufd);
 		break;
 	case UFFD_EVENT_REMAP:
 		COUNT(engine, events_remap, 1);
-		pthread_rwlock_wrlock(&guest->lock);
-		region_move(guest, msg->arg.remap.from, msg->arg.remap.to, msg->arg.remap.len);
-		pthread_rwlock_unlock(&guest->lock);
 		break;
 	case UFFD_EVENT_REMOVE:
-		/* MADV_DONTNEED took the guest's page table entries, not the page
-		 * cache; the next touch is a fault like any other. */
 		COUNT(engine, events_remove, 1);
 		break;
 	case UFFD_EVENT_UNMAP:
 		COUNT(engine, events_unmap, 1);
-		pthread_rwlock_wrlock(&guest->lock);
-		region_remove(guest, msg->arg.remove.start, msg->arg.remove.end);
-		pthread_rwlock_unlock(&guest->lock);
 		break;
 	}
 }
 
+static void act(struct df_guest *guest, const struct uffd_msg *msg, uint64_t arrived)
+{
+	bool changes = msg->event != UFFD_EVENT_PAGEFAULT;
+	struct space_event event;
+
+	count(guest->engine, msg->event);
+	if (changes)
+		pthread_rwlock_wrlock(&guest->space.lock);
+	space_event(&guest->space, msg, &event);
+	faults_retry(event.retry, true);
+	if (changes)
+		pthread_rwlock_unlock(&guest->space.lock);
+	regions_removed(event.removed);
+	if (event.kind == SPACE_FORK)
+		serve_child(guest, event.uffd);
+	if (event.kind == SPACE_FAULT)
+		fault_arrived(&(struct df_fault){
+			.guest = guest,
+			.address = event.address,
+			.arrived = arrived,
+			.seen = arrived,
+			.tid = event.tid,
+			.write = event.write,
+			.stored = event.stored,
+		});
+}
+
 /* -> events handled, or a negative errno */
-static int events_take(struct df_guest *guest)
+static int take_events(struct df_guest *guest)
 {
 	struct uffd_msg msgs[BATCH];
-	uint64_t arrived;
-	int n, old;
+	int n = space_events_begin(&guest->space, msgs, BATCH);
+	uint64_t arrived = n > 0 ? now_ns() : 0;
 
-	/* Odd while there may be events that were read and not yet acted upon. */
-	atomic_fetch_add(&guest->turn, 1);
-	pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, &old);	/* see join_reader() */
-	n = uffd_read(guest->uffd, msgs, BATCH);
-	pthread_setcancelstate(old, NULL);
-	arrived = n > 0 ? now_ns() : 0;
 	for (int i = 0; i < n; i++)
-		event(guest, &msgs[i], arrived);
-	atomic_fetch_add(&guest->turn, 1);
+		act(guest, &msgs[i], arrived);
+	space_events_end(&guest->space);
 	return n;
+}
+
+static void listen_to_bell(struct df_guest *guest)
+{
+	/* A bell that the guest broke would ring for ever. */
+	if (!apf_bell(&guest->apf))
+		epoll_ctl(guest->asides, EPOLL_CTL_DEL, guest->apf.doorbell, NULL);
+}
+
+static void read_all(struct df_guest *guest)
+{
+	uint64_t spin = guest->engine->options.spin_ns, until = 0, value;
+	struct df_space *space = &guest->space;
+	int n = 0;
+
+	while (!atomic_load(&space->dead)) {
+		/* No descriptor left for a forked child (EMFILE), or no memory: the
+		 * event waits, so try again, but not at once. */
+		struct pollfd fds[] = {
+			{ .fd = n < 0 ? -1 : space->uffd, .events = POLLIN },
+			{ .fd = guest->asides, .events = POLLIN },
+		};
+
+		if (poll(fds, 2, n < 0 ? RETRY_MS : -1) < 0)
+			continue;
+		if (fds[1].revents) {
+			if (read(guest->kick, &value, sizeof(value)) < 0) {
+				/* it was the doorbell, or another kick took it */
+			}
+			listen_to_bell(guest);
+		}
+		if (fds[0].revents & (POLLERR | POLLHUP)) {
+			n = space_unblock(space) ? -EBADF : -EAGAIN;
+			continue;	/* the guest has made it blocking */
+		}
+		do {
+			n = take_events(guest);
+			faults_run(faults_take_again(guest), false);
+			if (n > 0)
+				evict_hold();
+			if (spin && n > 0)
+				until = now_ns() + spin;
+			else if (spin && guest->apf.slots)
+				listen_to_bell(guest);
+			/* a batch that was not full has emptied the queue */
+		} while (!atomic_load(&space->dead) &&
+			 (n == BATCH || (n >= 0 && spin && now_ns() < until)));
+	}
 }
 
 static void leave(void *arg)
@@ -124,54 +170,8 @@ static void leave(void *arg)
 	guest_put(guest);
 }
 
-static void listen_to_bell(struct df_guest *guest)
-{
-	/* A bell that the guest broke would ring for ever. */
-	if (!apf_bell(guest))
-		epoll_ctl(guest->asides, EPOLL_CTL_DEL, guest->doorbell, NULL);
-}
-
-static void read_all(struct df_guest *guest)
-{
-	uint64_t spin = guest->engine->options.spin_ns, until = 0, value;
-	int n = 0;
-
-	while (!atomic_load(&guest->dead)) {
-		/* No descriptor left for a forked child (EMFILE), or no memory: the
-		 * event waits, so try again, but not at once. */
-		struct pollfd fds[] = {
-			{ .fd = n < 0 ? -1 : guest->uffd, .events = POLLIN },
-			{ .fd = guest->asides, .events = POLLIN },
-		};
-
-		if (poll(fds, 2, n < 0 ? RETRY_MS : -1) < 0)
-			continue;
-		if (fds[1].revents) {
-			if (read(guest->kick, &value, sizeof(value)) < 0) {
-				/* it was the doorbell, or another kick took it */
-			}
-			listen_to_bell(guest);
-		}
-		if (fds[0].revents & (POLLERR | POLLHUP)) {
-			n = guest_unblock(guest) ? -EBADF : -EAGAIN;
-			continue;	/* the guest has made it blocking */
-		}
-		do {
-			n = events_take(guest);
-			faults_run(guest_take_again(guest), false);
-			if (n > 0)
-				evict_hold();
-			if (spin && n > 0)
-				until = now_ns() + spin;
-			else if (spin && guest->slots)
-				listen_to_bell(guest);
-			/* a batch that was not full has emptied the queue */
-		} while (!atomic_load(&guest->dead) &&
-			 (n == BATCH || (n >= 0 && spin && now_ns() < until)));
-	}
-}
-
-void *events_read(void *arg)
+/* A reader's life. */
+static void *reader(void *arg)
 {
 	struct df_guest *guest = arg;
 	int old;
@@ -181,15 +181,55 @@ void *events_read(void *arg)
 	read_all(guest);
 	/* While its address space is changing the kernel poisons nothing, but wants
 	 * its events read. */
-	if (atomic_load(&guest->dead) && uffd_alive(guest->uffd))
+	if (space_alive(&guest->space))
 		for (int i = 0; i < LAST_ROUNDS; i++) {
-			struct pollfd fd = { .fd = guest->uffd, .events = POLLIN };
+			struct pollfd fd = { .fd = guest->space.uffd, .events = POLLIN };
 
 			if (poll(&fd, 1, 0) > 0 && fd.revents == POLLIN)
-				events_take(guest);
-			if (guest_poison(guest) != -EAGAIN)
+				take_events(guest);
+			if (space_poison_absent(&guest->space) != -EAGAIN)
 				break;
 		}
 	pthread_cleanup_pop(1);
 	return NULL;
+}
+
+int reader_start(struct df_guest *guest)
+{
+	struct df_engine *engine = guest->engine;
+	int error = space_unblock(&guest->space);
+
+	if (error)
+		return error;
+	guest_get(guest);
+	error = thread_start(&guest->thread, reader, guest, "df-guest");
+	if (error) {
+		guest_put(guest);
+		return error;
+	}
+	GUARD(&engine->lock);
+	guest->next = engine->guests;
+	engine->guests = guest;
+	return 0;
+}
+
+void reader_end(struct df_guest *guest)
+{
+	uint64_t until = now_ns() + JOIN_NS;
+	bool ended;
+	void *how;
+
+	guest_kick(guest);
+	pthread_mutex_lock(&guest->small);
+	while (!guest->ended && clock_wait(&guest->end, &guest->small, until))
+		;
+	ended = guest->ended;
+	pthread_mutex_unlock(&guest->small);
+	/* The descriptor's O_NONBLOCK is the guest's to clear: then the reader may
+	 * be in a read(2) that nothing ends but this. */
+	if (!ended)
+		pthread_cancel(guest->thread);
+	pthread_join(guest->thread, &how);
+	if (how == PTHREAD_CANCELED)
+		space_poison_absent(&guest->space);
 }

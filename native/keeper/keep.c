@@ -6,8 +6,7 @@
 #include <stdatomic.h>
 
 #include "base/packet.h"
-#include "engine/internal.h"
-#include "keeper/keeper.h"
+#include "keep.h"
 
 static atomic_int keeper = -1;
 
@@ -24,22 +23,12 @@ static void say(const struct keep *message, int fd)
 		packet_send(to, message, sizeof(*message), &fd, fd >= 0);
 }
 
-void keep_cache(const struct df_file *file)
+void keep(enum keep_kind what, uint64_t id, int fd)
 {
-	say(&(struct keep){ .kind = DF_KEEP_CACHE, .id = file->id }, file->cache);
+	say(&(struct keep){ .kind = what, .id = id }, fd);
 }
 
-void keep_uffd(const struct df_guest *guest)
+void keep_nothing(enum keep_kind what, uint64_t id)
 {
-	say(&(struct keep){ .kind = DF_KEEP_UFFD, .id = guest->id }, guest->uffd);
-}
-
-void keep_nothing_of_file(const struct df_file *file)
-{
-	say(&(struct keep){ .kind = DF_KEEP_NOTHING, .what = DF_KEEP_CACHE, .id = file->id }, -1);
-}
-
-void keep_nothing_of_guest(const struct df_guest *guest)
-{
-	say(&(struct keep){ .kind = DF_KEEP_NOTHING, .what = DF_KEEP_UFFD, .id = guest->id }, -1);
+	say(&(struct keep){ .kind = DF_KEEP_NOTHING, .what = what, .id = id }, -1);
 }

@@ -1,49 +1,50 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * poison.c - which pages of which guests are poisoned: they follow their region
- * when it moves, is forked or goes, and are tried again when their file changes.
- * All of it under file->lock.  Must not poison, nor install.
+ * poison.c - which pages of which address spaces are poisoned: they follow their region when it
+ * moves, is forked or goes, and are read again when their file changes.  All of it under
+ * file->lock.  Must not install.
  *
- * A poisoned page lies in a region of its file, so it needs no count of either, and
- * stands here once, however often its guest drops it and has it poisoned anew.
+ * A poisoned page lies in a region of its file, so it needs no count of either, and is listed
+ * once, however often its guest drops it and has it poisoned again.
  */
+#include <errno.h>
 #include <stdlib.h>
 
-#include "engine/internal.h"
+#include "space.h"
 
-static size_t slot(const struct df_file *file, const struct df_guest *guest, uint64_t page)
+static size_t slot(const struct df_file *file, const struct df_space *space, uint64_t page)
 {
-	uint64_t hash = (page / PAGE + guest->id * 0x9e3779b97f4a7c15u) * 0x9e3779b97f4a7c15u;
+	uint64_t hash = (page / PAGE + space->id * 0x9e3779b97f4a7c15u) * 0x9e3779b97f4a7c15u;
 
-	return (size_t)(hash >> 32) & (file->poison_slots - 1);
+	return (size_t)(hash >> 32) & (file->mappings->poison_slots - 1);
 }
 
-static struct df_poison **find(struct df_file *file, const struct df_guest *guest, uint64_t page)
+static struct df_poison **find(struct df_file *file, const struct df_space *space, uint64_t page)
 {
 	static struct df_poison *none;
 	struct df_poison **p = &none;
 
-	if (file->poison_slots)
-		p = &file->poisons[slot(file, guest, page)];
-	while (*p && ((*p)->guest != guest || (*p)->page != page))
+	if (file->mappings->poison_slots)
+		p = &file->mappings->poisons[slot(file, space, page)];
+	while (*p && ((*p)->space != space || (*p)->page != page))
 		p = &(*p)->next;
 	return p;
 }
 
 static bool grow(struct df_file *file)
 {
-	size_t old = file->poison_slots, slots = old ? old * 4 : 16;
-	struct df_poison **from = file->poisons, *poison;
+	size_t old = file->mappings->poison_slots, slots = old ? old * 4 : 16;
+	struct df_poison **from = file->mappings->poisons, *poison;
 
-	file->poisons = calloc(slots, sizeof(struct df_poison *));
-	if (!file->poisons) {
-		file->poisons = from;
+	file->mappings->poisons = calloc(slots, sizeof(struct df_poison *));
+	if (!file->mappings->poisons) {
+		file->mappings->poisons = from;
 		return old;		/* longer chains, then */
 	}
-	file->poison_slots = slots;
+	file->mappings->poison_slots = slots;
 	for (size_t i = 0; i < old; i++)
 		while ((poison = from[i])) {
-			struct df_poison **to = &file->poisons[slot(file, poison->guest, poison->page)];
+			struct df_poison **to = &file->mappings->poisons[slot(file, poison->space, poison->page)];
 
 			from[i] = poison->next;
 			poison->next = *to;
@@ -59,49 +60,40 @@ static void drop(struct df_file *file, struct df_poison **p)
 
 	*p = poison->next;
 	free(poison);
-	file->npoisons--;
+	file->mappings->npoisons--;
 }
 
-/* Have the page read again by its guest's own reader, for whom no fork and no move
- * can come in between. */
-static void try_again(struct df_file *file, struct df_poison *poison)
+static void list_retry(struct df_poison *poison, struct df_poison **retry)
 {
-	struct df_fault fault = {
-		.guest = poison->guest,
-		.address = poison->page,
-		.arrived = now_ns(),
-		.mends = file,
-	};
-	struct df_fault *copy = fault_copy(&fault);
-
-	poison->trying = copy;
-	if (copy)
-		guest_retry(poison->guest, copy);
+	poison->trying = true;
+	poison->next_retry = *retry;
+	*retry = poison;
 }
 
 void poison_add(struct df_region *region, uint64_t page)
 {
 	struct df_file *file = region->file;
-	struct df_poison *poison = *find(file, region->guest, page);
+	struct df_poison *poison = *find(file, region->space, page);
 
-	if (poison || (file->npoisons >= file->poison_slots && !grow(file)))
+	if (poison || (file->mappings->npoisons >= file->mappings->poison_slots && !grow(file)))
 		return;
 	poison = malloc(sizeof(*poison));
 	if (!poison)
 		return;
 	*poison = (struct df_poison){
-		.guest = region->guest,
+		.space = region->space,
+		.file = file,
 		.page = page,
 		.offset = region->offset + (page - region->start),
 	};
-	poison->next = file->poisons[slot(file, region->guest, page)];
-	file->poisons[slot(file, region->guest, page)] = poison;
-	file->npoisons++;
+	poison->next = file->mappings->poisons[slot(file, region->space, page)];
+	file->mappings->poisons[slot(file, region->space, page)] = poison;
+	file->mappings->npoisons++;
 }
 
-void poison_tried(struct df_file *file, const struct df_guest *guest, uint64_t page, bool healed)
+void poison_tried(struct df_file *file, const struct df_space *space, uint64_t page, bool healed)
 {
-	struct df_poison **p = find(file, guest, page);
+	struct df_poison **p = find(file, space, page);
 
 	if (*p && healed)
 		drop(file, p);
@@ -109,28 +101,28 @@ void poison_tried(struct df_file *file, const struct df_guest *guest, uint64_t p
 		(*p)->trying = false;
 }
 
-void poison_forget(struct df_file *file, const struct df_guest *guest, uint64_t start, uint64_t end)
+void poison_forget(struct df_file *file, const struct df_space *space, uint64_t start, uint64_t end)
 {
-	for (size_t i = 0; file->npoisons && i < file->poison_slots; i++)
-		for (struct df_poison **p = &file->poisons[i]; *p;) {
-			if ((*p)->guest == guest && (*p)->page >= start && (*p)->page < end)
+	for (size_t i = 0; file->mappings->npoisons && i < file->mappings->poison_slots; i++)
+		for (struct df_poison **p = &file->mappings->poisons[i]; *p;) {
+			if ((*p)->space == space && (*p)->page >= start && (*p)->page < end)
 				drop(file, p);
 			else
 				p = &(*p)->next;
 		}
 }
 
-void poison_copy(const struct df_region *from, struct df_region *to)
+void poison_copy(const struct df_region *from, struct df_region *to, struct df_poison **retry)
 {
 	struct df_file *file = from->file;
 	struct df_poison **found;
 	size_t n = 0;
 
 	/* Adding may move what is walked: first collect, then add. */
-	found = file->npoisons ? calloc(file->npoisons, sizeof(*found)) : NULL;
-	for (size_t i = 0; found && i < file->poison_slots; i++)
-		for (struct df_poison *p = file->poisons[i]; p; p = p->next)
-			if (p->guest == from->guest && p->page - from->start < from->len &&
+	found = file->mappings->npoisons ? calloc(file->mappings->npoisons, sizeof(*found)) : NULL;
+	for (size_t i = 0; found && i < file->mappings->poison_slots; i++)
+		for (struct df_poison *p = file->mappings->poisons[i]; p; p = p->next)
+			if (p->space == from->space && p->page - from->start < from->len &&
 			    p->offset - to->offset < to->len)
 				found[n++] = p;
 	for (size_t i = 0; i < n; i++) {
@@ -138,22 +130,60 @@ void poison_copy(const struct df_region *from, struct df_region *to)
 		struct df_poison *poison;
 
 		poison_add(to, page);
-		poison = *find(file, to->guest, page);
+		poison = *find(file, to->space, page);
 		/* an attempt under way is for the old place */
 		if (poison && !poison->trying)
-			try_again(file, poison);
+			list_retry(poison, retry);
 	}
 	free(found);
 }
 
-/* The file changed: try those again that lie inside it. */
-void poison_mend(struct df_file *file)
+bool poison_retry(struct df_file *file, struct df_poison **retry)
 {
-	for (size_t i = 0; file->npoisons && i < file->poison_slots; i++)
-		for (struct df_poison *p = file->poisons[i]; p; p = p->next)
+	struct file_mappings *mappings = file->mappings;
+	bool any = false;
+
+	for (size_t i = 0; mappings->npoisons && i < mappings->poison_slots; i++)
+		for (struct df_poison *p = mappings->poisons[i]; p; p = p->next)
 			if (p->offset < file_end(file)) {
-				file->mended = true;
+				any = true;
 				if (!p->trying)
-					try_again(file, p);
+					list_retry(p, retry);
 			}
+	return any;
+}
+
+enum poison_result poison_page(struct df_space *space, struct df_file *file, uint64_t address)
+{
+	uint64_t page = PAGE_DOWN(address), done;
+	struct df_region *region = file ? file->mappings->first : NULL;
+	int error;
+
+	while (region && (region->space != space || page - region->start >= region->len))
+		region = region->next;
+	/* By now the address may show something else, which is sound. */
+	if (file && !region) {
+		uffd_wake(space->uffd, page, PAGE);
+		return POISON_WOKEN;
+	}
+	error = uffd_poison(space->uffd, page, PAGE, &done);
+	/* Nothing can have installed the page since the decision: with a file its
+	 * lock is held.  So it is a marker that stands in the way, or poison. */
+	if (error == -EEXIST && space->tracks && !uffd_unmark(space->uffd, page, PAGE))
+		error = uffd_poison(space->uffd, page, PAGE, &done);
+	switch (error) {
+	case 0:
+		if (region)
+			poison_add(region, page);
+		return POISON_DONE;
+	case -ESRCH:
+		return POISON_GONE;
+	case -EINVAL:
+		return POISON_UNKNOWN;
+	default:
+		/* EEXIST: present or poisoned already.  EAGAIN, ENOENT: the address
+		 * space is changing.  The access repeats and is decided again. */
+		uffd_wake(space->uffd, page, PAGE);
+		return POISON_WOKEN;
+	}
 }

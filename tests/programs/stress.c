@@ -26,8 +26,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "cache/cache.h"
 #include "engine/engine.h"
-#include "keeper/keeper.h"
+#include "keeper/keep.h"
 #include "base/uffd.h"
 #include "stress_host.h"
 

@@ -1,0 +1,156 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * read.c - from a page source into the page cache.  Must not install pages in guests, nor decide
+ * what EOF means.
+ *
+ * What the kernel has in memory is read at once, under file->lock.  The rest is a fill: its bytes
+ * lie in the thread's own buffer until they go into the page cache, under file->lock and only when
+ * the range has not changed since.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "internal.h"
+
+static pthread_key_t buffer_key;
+static pthread_once_t buffer_once = PTHREAD_ONCE_INIT;
+
+static void make_key(void)
+{
+	pthread_key_create(&buffer_key, free);
+}
+
+char *read_buffer(void)
+{
+	char *buffer;
+
+	pthread_once(&buffer_once, make_key);
+	buffer = pthread_getspecific(buffer_key);
+	if (!buffer) {
+		buffer = aligned_alloc(PAGE, RANGE);
+		pthread_setspecific(buffer_key, buffer);
+	}
+	return buffer;
+}
+
+/* Whether this read fails on purpose, and how: 0 or a positive errno.  *released: as read_fill(). */
+static int injected(struct df_fill *fill, bool may_block, struct df_fault **released)
+{
+	struct source_ask ask = { fill->start, fill->len, may_block, true, { 0 } };
+	struct df_file *file = fill->file;
+	uint64_t truncate, page;
+	bool retried;
+	int error;
+
+	if (!source_injects(&file->source))
+		return 0;
+	pthread_mutex_lock(&file->lock);
+	for (const struct df_fault *w = fill->waiters; w; w = w->next) {
+		ask.retry &= w->retry != NULL;
+		page = (w->offset - fill->start) / PAGE;
+		ask.stores[page / 64] |= (uint64_t)!!w->write << page % 64;
+	}
+	pthread_mutex_unlock(&file->lock);
+	error = source_ask(&file->source, &ask, &truncate);
+	if (truncate != SOURCE_UNTRUNCATED) {
+		pthread_mutex_lock(&file->lock);
+		error = -change_truncate(file, truncate);
+		*released = change_unlock(file, &retried);
+	}
+	return error;
+}
+
+/* Put `got` bytes read at `start` into the page cache.  A last page that is partly
+ * read is the last of the file, or the rest of it is not known. */
+static int settle(struct df_file *file, char *bytes, uint64_t start, uint64_t got)
+{
+	uint64_t end = start + got, tail = PAGE_UP(end);
+	int error = 0;
+
+	if (end >= file->size) {
+		memset(bytes + got, 0, tail - end);
+		end = tail;
+	}
+	end = PAGE_DOWN(end);
+	if (start < end)
+		error = pages_fill(file, bytes, start, end);
+	if (start < end && !error)
+		evict(file, start, end);
+	return error;
+}
+
+struct df_fault *read_fill(struct df_fill *fill, bool may_block, bool *wait, struct df_fault **released)
+{
+	struct df_file *file = fill->file;
+	struct df_fault *waiters, *others;
+	bool retried;
+	char *bytes = read_buffer();
+	uint64_t got = 0;
+	int error = ENOMEM, bits;
+
+	*wait = false;
+	*released = NULL;
+	if (bytes)
+		error = injected(fill, may_block, released);
+	if (error)
+		got = 0;
+	else if (may_block)
+		got = source_bring(&file->source, bytes, fill->start, fill->len, &error);
+	else
+		got = source_peek(&file->source, bytes, fill->start, fill->len, &error);
+	if (!may_block && error == EAGAIN) {
+		*wait = true;
+		return NULL;
+	}
+
+	pthread_mutex_lock(&file->lock);
+	bits = change_notice(file);	/* was it the EOF we knew? */
+	waiters = fill_end(fill);
+	COUNT(fill->engine, filled, got);
+	TRACE(&fill->engine->tracer, .kind = DF_TRACE_FILL_END, .file = file->id, .offset = fill->start,
+	      .vcpu = -1, .value = (uint32_t)got, .error = error);
+	if (fill->stale) {
+		/* Read across a change: these bytes are neither old nor new. */
+		COUNT(fill->engine, retries, 1);
+	} else {
+		int refused = settle(file, bytes, fill->start, got);
+
+		if (refused)
+			error = -refused;
+		else if (!error && got < fill->len && fill->start + got < file->size)
+			error = EIO;	/* neither bytes, nor EOF, nor an error */
+		/* The error may be of another page than the waiter's own: each
+		 * asks once more for that page alone before it is believed. */
+		for (struct df_fault *fault = waiters; fault && error; fault = fault->next) {
+			if (fill->len == PAGE)
+				fault->error = bits < 0 ? -bits : error;
+			fault->single = true;
+		}
+	}
+	others = change_unlock(file, &retried);
+	faults_append(released, others);
+	file_put(file);
+	free(fill);
+	return waiters;
+}
+
+/* Under file->lock nothing can change the file meanwhile, so there is no
+ * generation to compare. */
+int read_now(struct df_engine *engine, struct df_file *file, uint64_t offset, uint64_t start,
+	     uint64_t end)
+{
+	char *bytes = read_buffer();
+	uint64_t got;
+	int error;
+
+	if (!bytes)
+		return -ENOMEM;
+	fill_narrow(file, offset, &start, &end);
+	got = source_peek(&file->source, bytes, start, end - start, &error);
+	COUNT(engine, filled, got);
+	if (error)
+		return -error;
+	if (got < end - start && start + got < file->size)
+		return -EIO;
+	return settle(file, bytes, start, got);
+}

@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * unmapped.c - what follows when a guest no longer maps a range: its faults there do not wait any
+ * longer, and Python is notified that a program no longer maps a file.  Must not decide what becomes
+ * of the file.
+ */
+#include "internal.h"
+
+struct unmapped {
+	struct unmapped *next;
+	struct df_unmapped record;
+};
+
+static void report(struct df_guest *guest, const struct df_file *file)
+{
+	struct df_engine *engine = guest->engine;
+	struct unmapped *unmapped = malloc(sizeof(*unmapped));
+
+	if (!unmapped)
+		return;		/* it is let go when the guest is */
+	unmapped->record = (struct df_unmapped){ guest->space.id, file->id };
+	pthread_mutex_lock(&engine->lock);
+	unmapped->next = engine->unmapped;
+	engine->unmapped = unmapped;
+	pthread_mutex_unlock(&engine->lock);
+	notify(engine->unmapped_fd);
+}
+
+void regions_removed(struct df_region *removed)
+{
+	for (struct df_region *region = removed, *next; region; region = next) {
+		struct df_space *space = region->space;
+
+		next = region->next;
+		fill_leave(region);
+		if (region->last && space->program && !atomic_load(&space->dead))
+			report(guest_of(space), region->file);
+		region_free(region);
+	}
+}
+
+int df_engine_unmapped_fd(struct df_engine *engine)
+{
+	return engine->unmapped_fd;
+}
+
+int df_engine_unmapped(struct df_engine *engine, struct df_unmapped *out, int most)
+{
+	uint64_t value;
+	int n = 0;
+
+	if (read(engine->unmapped_fd, &value, sizeof(value)) < 0) {
+		/* nothing new since the last call; there may be some left over */
+	}
+	GUARD(&engine->lock);
+	while (engine->unmapped && n < most) {
+		struct unmapped *unmapped = engine->unmapped;
+
+		out[n++] = unmapped->record;
+		engine->unmapped = unmapped->next;
+		free(unmapped);
+	}
+	return n;
+}
+
+void unmapped_free(struct df_engine *engine)
+{
+	while (engine->unmapped) {
+		struct unmapped *next = engine->unmapped->next;
+
+		free(engine->unmapped);
+		engine->unmapped = next;
+	}
+}
