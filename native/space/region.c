@@ -210,19 +210,3 @@ int region_copy(struct df_space *to, struct df_space *from, struct df_poison **r
 	}
 	return 0;
 }
-
-int space_map(struct df_space *space, uint64_t start, uint64_t len, struct df_file *file,
-	      uint64_t offset, bool writable)
-{
-	space_settle(space);
-	GUARD_WRITE(&space->lock);
-	return atomic_load(&space->dead) ? -ESRCH
-					 : region_add(space, start, len, file, offset, writable);
-}
-
-void space_unmap(struct df_space *space, uint64_t start, uint64_t end, struct df_region **removed)
-{
-	space_settle(space);
-	GUARD_WRITE(&space->lock);
-	region_remove(space, start, end, removed);
-}

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * space.c - an address space as a whole: its userfaultfd, waiting for its events, poisoning what it
- * lacks, write protection.  Must not change the table of regions.
+ * space.c - an address space as a whole: its userfaultfd, waiting for its events, mapping and
+ * unmapping on request, poisoning what it lacks, write protection.  Must not read events.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -141,4 +141,20 @@ bool space_protect(struct df_file *file, uint64_t start, uint64_t end)
 		all &= error == -ESRCH || (!error && !(atomic_load(&region->space->turn) % 2));
 	}
 	return all;
+}
+
+int space_map(struct df_space *space, uint64_t start, uint64_t len, struct df_file *file,
+	      uint64_t offset, bool writable)
+{
+	space_settle(space);
+	GUARD_WRITE(&space->lock);
+	return atomic_load(&space->dead) ? -ESRCH
+					 : region_add(space, start, len, file, offset, writable);
+}
+
+void space_unmap(struct df_space *space, uint64_t start, uint64_t end, struct df_region **removed)
+{
+	space_settle(space);
+	GUARD_WRITE(&space->lock);
+	region_remove(space, start, end, removed);
 }

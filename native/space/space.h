@@ -86,6 +86,9 @@ int space_wake(const struct df_space *space, uint64_t address);	/* the page's wa
 void space_settle(struct df_space *space);
 /* ... and all there are were read; or -EAGAIN */
 int space_catch_up(struct df_space *space);
+int space_map(struct df_space *space, uint64_t start, uint64_t len, struct df_file *file,
+	      uint64_t offset, bool writable);
+void space_unmap(struct df_space *space, uint64_t start, uint64_t end, struct df_region **removed);
 /* Poison every page that is absent; -EAGAIN: not all, the address space is changing. */
 int space_poison_absent(struct df_space *space);
 /* The same for the child of a fork that cannot be served; `parent` has the regions. */
@@ -106,10 +109,6 @@ void region_move(struct df_space *space, uint64_t from, uint64_t to, uint64_t le
 		 struct df_region **removed, struct df_poison **retry);
 int region_copy(struct df_space *to, struct df_space *from, struct df_poison **retry);
 void region_free(struct df_region *region);
-/* These take the lock. */
-int space_map(struct df_space *space, uint64_t start, uint64_t len, struct df_file *file,
-	      uint64_t offset, bool writable);
-void space_unmap(struct df_space *space, uint64_t start, uint64_t end, struct df_region **removed);
 
 /* ---- events.c */
 enum space_event_kind {
