@@ -3,6 +3,9 @@
  * change.c - what follows from a change of a file for those who wait for it or map it.  All of it
  * under file->lock, which the change was made under: in one step with it.  Must not decide a fault.
  */
+#include <errno.h>
+#include <limits.h>
+
 #include "internal.h"
 
 void change_apply(struct df_file *file)
@@ -36,6 +39,8 @@ int change_truncate(struct df_file *file, uint64_t size)
 {
 	int error;
 
+	if (size > (uint64_t)LLONG_MAX)
+		return -EFBIG;
 	file_notice(file);	/* our stamp must not hide a stranger's change */
 	error = source_truncate(&file->source, size);
 	if (!error) {

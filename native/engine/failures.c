@@ -116,12 +116,9 @@ int df_engine_failures_fd(struct df_engine *engine)
 
 int df_engine_failures(struct df_engine *engine, struct df_failure *out, int most)
 {
-	uint64_t value;
 	int n = 0;
 
-	if (read(engine->failures_fd, &value, sizeof(value)) < 0) {
-		/* nothing new since the last call; there may be some left over */
-	}
+	take_notice(engine->failures_fd);
 	pthread_mutex_lock(&engine->lock);
 	for (struct df_pending **p = &engine->pending; *p && n < most;) {
 		struct df_pending *pending = *p;

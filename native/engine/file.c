@@ -148,8 +148,6 @@ int df_file_truncate(struct df_file *file, uint64_t size)
 {
 	int error;
 
-	if (size > (uint64_t)LLONG_MAX)
-		return -EFBIG;
 	pthread_mutex_lock(&file->lock);
 	error = change_truncate(file, size);
 	file_unlock(file);

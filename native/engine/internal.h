@@ -147,13 +147,22 @@ struct df_engine {
 #define COUNT(engine, field, n) \
 	__atomic_fetch_add(&(engine)->counters.field, (uint64_t)(n), __ATOMIC_RELAXED)
 
-/* Python sleeps on this descriptor. */
+/* Wake the reader of an eventfd. */
 static inline void notify(int eventfd)
 {
 	uint64_t one = 1;
 
 	if (write(eventfd, &one, sizeof(one)) < 0) {
 		/* the counter is full: its reader is awake */
+	}
+}
+
+static inline void take_notice(int eventfd)
+{
+	uint64_t value;
+
+	if (read(eventfd, &value, sizeof(value)) < 0) {
+		/* nothing new since the last time */
 	}
 }
 

@@ -120,7 +120,7 @@ static void listen_to_bell(struct df_guest *guest)
 
 static void read_all(struct df_guest *guest)
 {
-	uint64_t spin = guest->engine->options.spin_ns, until = 0, value;
+	uint64_t spin = guest->engine->options.spin_ns, until = 0;
 	struct df_space *space = &guest->space;
 	int n = 0;
 
@@ -135,9 +135,7 @@ static void read_all(struct df_guest *guest)
 		if (poll(fds, 2, n < 0 ? RETRY_MS : -1) < 0)
 			continue;
 		if (fds[1].revents) {
-			if (read(guest->kick, &value, sizeof(value)) < 0) {
-				/* it was the doorbell, or another kick took it */
-			}
+			take_notice(guest->kick);	/* or it was the doorbell */
 			listen_to_bell(guest);
 		}
 		if (fds[0].revents & (POLLERR | POLLHUP)) {

@@ -46,12 +46,9 @@ int df_engine_unmapped_fd(struct df_engine *engine)
 
 int df_engine_unmapped(struct df_engine *engine, struct df_unmapped *out, int most)
 {
-	uint64_t value;
 	int n = 0;
 
-	if (read(engine->unmapped_fd, &value, sizeof(value)) < 0) {
-		/* nothing new since the last call; there may be some left over */
-	}
+	take_notice(engine->unmapped_fd);
 	GUARD(&engine->lock);
 	while (engine->unmapped && n < most) {
 		struct unmapped *unmapped = engine->unmapped;
