@@ -90,7 +90,10 @@ class Attributes:
                 attr.st_mtime_ns if fields.update_mtime else None,
             )
         note_own_change(node)
-        return self._replies.attributes(node, os.fstat(self._inodes.fd(node)))
+        st = os.fstat(self._inodes.fd(node))
+        if fields.update_size:
+            node.size_settled(st.st_size)
+        return self._replies.attributes(node, st)
 
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
         """The backing file system's figures, its limit on the length of a name among them."""

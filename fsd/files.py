@@ -19,6 +19,7 @@ What the kernel may cache, decided at each open:
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import stat
 import time
@@ -26,7 +27,7 @@ import time
 from pyfuse3 import EntryAttributes, FileInfo, RequestContext
 
 from daxfault import native
-from daxfault.fsd.changes import Changes
+from daxfault.fsd.changes import Changes, note_own_change
 from daxfault.fsd.entries import PERMISSIONS, Entries, checked
 from daxfault.fsd.handles import Handles, OpenFile
 from daxfault.fsd.in_use import FilesInUse
@@ -71,8 +72,8 @@ class Files:
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         """Open by inode; the kernel has checked permissions and resolved O_CREAT, O_EXCL and O_NOFOLLOW.
 
-        O_APPEND is the kernel's (it sends the offset), O_DIRECT only concerns
-        its cache, and O_TRUNC arrives here (FUSE_ATOMIC_O_TRUNC).
+        O_DIRECT only concerns the kernel's cache, O_TRUNC arrives here (FUSE_ATOMIC_O_TRUNC), and for
+        O_APPEND the kernel sends the offset of each write (_is_append).
         """
         return await self._open(self._inodes.get(inode), flags, ctx)
 
@@ -103,7 +104,7 @@ class Files:
         inode = self._inodes.get(entry.st_ino)
         try:
             self._in_use.adopt(inode, fd, writable=True)
-            info = self._handle_of(inode, keep_cache=False)
+            info = self._handle_of(inode, flags, ctx, keep_cache=False)
         except BaseException:
             self._inodes.forget(inode.nodeid, 1)
             raise
@@ -130,24 +131,27 @@ class Files:
         try:
             if flags & os.O_TRUNC:
                 if ctx.uid != 0:
-                    _clear_set_id(file)
+                    self._clear_set_id(inode)
                 await self._threads.storage(file.truncate, 0)
+                inode.size_settled(0)
             if first:
                 keep_cache = self._in_use.unchanged_since_closed(inode)
             else:
                 keep_cache = not self._changes.recheck(inode)
             if time.monotonic() < inode.stores_until:  # pages may have changed without a trace (changes.py)
                 keep_cache = False
-            return self._handle_of(inode, keep_cache=keep_cache)
+            return self._handle_of(inode, flags, ctx, keep_cache=keep_cache)
         except BaseException:
             self._in_use.unuse(inode)
             raise
 
-    def _handle_of(self, inode: Inode, *, keep_cache: bool) -> FileInfo:
+    def _handle_of(self, inode: Inode, flags: int, ctx: RequestContext, *, keep_cache: bool) -> FileInfo:
         """A new handle, to which the caller's use of `inode` now belongs."""
         assert inode.file is not None
         direct_io = self._direct_io or inode.file.mapped_writable
-        fh = self._handles.add(OpenFile(inode, direct_io=direct_io))
+        fh = self._handles.add(
+            OpenFile(inode, direct_io=direct_io, append=bool(flags & os.O_APPEND), by_user=ctx.uid != 0)
+        )
         return FileInfo(fh=fh, direct_io=direct_io, keep_cache=keep_cache and not direct_io)
 
     async def read(self, fh: int, off: int, size: int) -> Buffer:
@@ -162,6 +166,9 @@ class Files:
             found = file.read(off, size, nowait=True)
         except BlockingIOError:
             found = await self._threads.storage(file.read, off, size)
+        if handle.inode.older_sizes and not handle.direct_io:
+            # whole pages are asked for, and only if they begin below the size (mm/readahead.c)
+            handle.inode.size_at_least((off + size - 1) // mmap.PAGESIZE * mmap.PAGESIZE + 1)
         if file.mapped_writable and not handle.direct_io:
             self._invalidation.invalidate(handle.inode.nodeid)
         return found
@@ -177,18 +184,29 @@ class Files:
         """
         handle = self._handles.get(fh)
         handle.written = True
+        if handle.direct_io and handle.by_user:
+            self._clear_set_id(handle.inode)
         write = _file(handle).write
         begin = time.monotonic()
         self.writes_begun += 1
         try:
+            append = handle.append and _is_append(handle.inode, off)
+            at = os.fstat(_file(handle).fileno()).st_size if append else off
             if begin < self.storage_slow_until:
-                return await self._threads.storage(write, off, buf)
-            written = write(off, buf)
+                written = await self._threads.storage(write, at, buf)
+            else:
+                written = write(at, buf)
+                if time.monotonic() - begin > SLOW_WRITE:
+                    self.storage_slow_until = time.monotonic() + SLOW_PERIOD
         finally:
             self.writes_ended += 1
-        end = time.monotonic()
-        if end - begin > SLOW_WRITE:
-            self.storage_slow_until = end + SLOW_PERIOD
+        inode = handle.inode
+        if append:
+            inode.size_settled(off + written)
+        else:
+            inode.size_at_least(off + written)
+        if at != off:  # the kernel has put the data at the wrong place in its cache
+            self._invalidation.invalidate(inode.nodeid, size=True)
         return written
 
     async def flush(self, fh: int) -> None:
@@ -206,23 +224,37 @@ class Files:
     async def release(self, fh: int) -> None:
         self._in_use.unuse(self._handles.remove(fh).inode)
 
+    def _clear_set_id(self, inode: Inode) -> None:
+        """Clear the set-ID bits of `inode`, which is in use: they must not outlast a change by a user.
+
+        The kernel asks for that before write(2) and truncate(2) (file_remove_privs in fs/inode.c).  It
+        leaves to us O_TRUNC, and write(2) with direct_io (FUSE_WRITE_KILL_SUIDGID, which pyfuse3 does
+        not pass on); and the backing kernel keeps the bits, since we are root.
+        """
+        assert inode.file is not None
+        mode = os.fstat(inode.file.fileno()).st_mode
+        cleared = mode & ~stat.S_ISUID
+        if mode & stat.S_IXGRP:
+            cleared &= ~stat.S_ISGID
+        if cleared != mode:
+            os.fchmod(inode.file.fileno(), cleared & PERMISSIONS)
+            note_own_change(inode)
+            self._invalidation.invalidate(inode.nodeid, data=False)
+
     def close(self) -> None:
         """Forget every open file; a second call does nothing."""
         self._handles.clear()
 
 
-def _clear_set_id(file: native.File) -> None:
-    """Clear the set-ID bits that must not outlast a change of the file by a user.
+def _is_append(inode: Inode, off: int) -> bool:
+    """Whether a write at `off`, through a handle that was opened with O_APPEND, is an append.
 
-    The kernel asks for that before write(2) and truncate(2) (file_remove_privs in
-    fs/inode.c), but leaves O_TRUNC to us, and the backing kernel keeps them for root.
+    The kernel appends at the size it uses, and does not ask for the size before: something may have been
+    appended behind the mount meanwhile, and then the offset is wrong.  A write elsewhere comes after
+    fcntl(2) has cleared O_APPEND, or writes back a page of a mapping.  That page lies below the size, and
+    before it was stored to the kernel has read it from us, which showed us the size (`read`).
     """
-    mode = os.fstat(file.fileno()).st_mode
-    cleared = mode & ~stat.S_ISUID
-    if mode & stat.S_IXGRP:
-        cleared &= ~stat.S_ISGID
-    if cleared != mode:
-        os.fchmod(file.fileno(), cleared & PERMISSIONS)
+    return off == inode.kernel_size or off in inode.older_sizes
 
 
 def _file(handle: OpenFile) -> native.File:

@@ -17,13 +17,19 @@ T = TypeVar("T")
 
 
 class OpenFile:
-    """An open regular file.  It is one use of `inode` (in_use.py)."""
+    """An open regular file.  It is one use of `inode` (in_use.py).
 
-    __slots__ = ("direct_io", "inode", "written")
+    `direct_io`: the kernel caches none of its data.  `append`: it was opened with O_APPEND.  `by_user`: its
+    opener was not root.
+    """
 
-    def __init__(self, inode: Inode, *, direct_io: bool) -> None:
+    __slots__ = ("append", "by_user", "direct_io", "inode", "written")
+
+    def __init__(self, inode: Inode, *, direct_io: bool, append: bool, by_user: bool) -> None:
         self.inode = inode
         self.direct_io = direct_io
+        self.append = append
+        self.by_user = by_user
         self.written = False  # since the last flush
 
 

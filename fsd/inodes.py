@@ -41,6 +41,8 @@ PATH_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 LEAST_DESCRIPTORS = 16  # more than any one request needs at a time
 
+MOST_SIZES = 16  # of an inode that are remembered
+
 _FIRST_SPARE = 1 << 63
 
 
@@ -75,13 +77,17 @@ class Inode:
     requests that need `file`, which exists exactly while it is not 0 (in_use.py); `closed_state` is the
     state in which the last user closed it.
 
+    `kernel_size` is the size that the kernel was given last, `older_sizes` are earlier ones that it may
+    still use: it drops a size that it receives while a write is under way, or has not received it yet.
+
     The rest is for changes behind the mount (changes.py): `own_ctime_ns` is the ctime of a change of our
     own, `event_due` says that a change was found whose event has not been read, and `stores_until`, of
     time.monotonic(), until when pages may change without a trace.
     """
 
-    __slots__ = ("children", "closed_state", "dev", "event_due", "fd", "file", "ino", "kind", "lookups",
-                 "name", "nodeid", "own_ctime_ns", "parent", "stores_until", "uses")  # fmt: skip
+    __slots__ = ("children", "closed_state", "dev", "event_due", "fd", "file", "ino", "kernel_size", "kind",
+                 "lookups", "name", "nodeid", "older_sizes", "own_ctime_ns", "parent", "stores_until",
+                 "uses")  # fmt: skip
 
     def __init__(self, nodeid: int, st: os.stat_result, fd: int | None) -> None:
         self.nodeid = nodeid
@@ -96,12 +102,33 @@ class Inode:
         self.uses = 0
         self.file: native.File | None = None
         self.closed_state: tuple[int, int, int] | None = None
+        self.kernel_size = st.st_size
+        self.older_sizes: tuple[int, ...] = ()
         self.own_ctime_ns = 0
         self.event_due = False
         self.stores_until = 0.0
 
     def __repr__(self) -> str:
         return f"<Inode {self.nodeid} {self.name!r} lookups={self.lookups} uses={self.uses}>"
+
+    # ---- the size that the kernel uses
+
+    def size_sent(self, size: int) -> None:
+        """Attributes with this size are being sent: the kernel may use it from now on, or drop it."""
+        if size != self.kernel_size:
+            self.older_sizes = (self.kernel_size, *self.older_sizes[: MOST_SIZES - 1])
+            self.kernel_size = size
+
+    def size_settled(self, size: int) -> None:
+        """The kernel will use this size, and none that was sent before."""
+        self.kernel_size = size
+        self.older_sizes = ()
+
+    def size_at_least(self, size: int) -> None:
+        """The kernel has just used a size that is not less."""
+        self.kernel_size = max(self.kernel_size, size)
+        if self.older_sizes:
+            self.older_sizes = tuple(older for older in self.older_sizes if older >= size)
 
 
 class Inodes:

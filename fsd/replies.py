@@ -28,6 +28,7 @@ class Replies:
         While a guest maps the file for writing, times change without a request: then the kernel must
         not keep the attributes.
         """
+        inode.size_sent(st.st_size)
         entry = EntryAttributes()
         entry.st_ino = inode.nodeid
         entry.st_mode = st.st_mode

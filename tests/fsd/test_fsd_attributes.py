@@ -47,23 +47,43 @@ def test_chown_of_file_and_symlink_changes_each_itself(mnt: FsdMount) -> None:
     assert (os.stat(mnt.source / "f").st_uid, os.stat(mnt.source / "f").st_gid) == (21, 22)
 
 
-def test_chown_and_changes_by_a_user_clear_the_set_id_bits(make_mount: MakeMount) -> None:
+@pytest.mark.parametrize("direct_io", [False, True])
+def test_chown_and_changes_by_a_user_clear_the_set_id_bits(make_mount: MakeMount, direct_io: bool) -> None:
     require_root()
-    mnt = make_mount(allow_other=True)
-    for name in ("owned", "written", "cut", "emptied"):
-        (mnt.path / name).write_text("text")
-        os.chown(mnt.path / name, NOBODY, NOBODY)
-        os.chmod(mnt.path / name, 0o6777)
+    mnt = make_mount(allow_other=True, direct_io=direct_io)
+    native = mnt.source.parent / "native"
+    native.mkdir(mode=0o755)
+    for root in (mnt.path, native):
+        for name in ("owned", "written", "appended", "cut", "emptied"):
+            (root / name).write_text("text")
+            os.chown(root / name, NOBODY, NOBODY)
+            os.chmod(root / name, 0o6777)
+            os.stat(root / name)
 
     def change() -> None:
         os.chown("owned", -1, NOBODY)
         with open("written", "r+") as file:
             file.write("x")
+        with open("appended", "a") as file:
+            file.write("x")
         os.truncate("cut", 1)
         os.close(os.open("emptied", os.O_WRONLY | os.O_TRUNC))
 
-    assert as_user(NOBODY, NOBODY, mnt.path, change) == ""
+    for root in (mnt.path, native):
+        assert as_user(NOBODY, NOBODY, root, change) == ""
+        assert {stat.S_IMODE(entry.stat().st_mode) for entry in root.iterdir()} == {0o777}
     assert {stat.S_IMODE(entry.stat().st_mode) for entry in mnt.source.iterdir()} == {0o777}
+
+
+@pytest.mark.parametrize("direct_io", [False, True])
+def test_write_by_root_keeps_the_set_id_bits(make_mount: MakeMount, direct_io: bool) -> None:
+    require_root()
+    mnt = make_mount(direct_io=direct_io)
+    (mnt.path / "f").write_text("text")
+    os.chmod(mnt.path / "f", 0o6777)
+    with open(mnt.path / "f", "r+") as file:
+        file.write("x")
+    assert stat.S_IMODE(os.stat(mnt.path / "f").st_mode) == 0o6777
 
 
 def test_chown_to_nobody_new_marks_the_ctime(mnt: FsdMount) -> None:

@@ -5,6 +5,7 @@ attr_timeout is a minute here: what is seen sooner was told to the kernel.
 """
 
 import contextlib
+import fcntl
 import mmap
 import os
 import signal
@@ -263,3 +264,59 @@ def test_killed_server_ends_although_it_waits_for_its_own_answer(slow: FsdMount)
     assert slow._child.wait(PATIENCE) == -signal.SIGKILL
     assert errno_of(os.fstat, fd) in ("ENOTCONN", "ECONNABORTED")
     assert errno_of(os.close, fd) == "ENOTCONN"  # of the FLUSH; the descriptor is closed
+
+
+@pytest.fixture(params=["mount", "mount without a cache", "native"])
+def roots(make_mount: MakeMount, request: pytest.FixtureRequest) -> tuple[Path, Path]:
+    """A directory, and the directory behind it; on the native file system both are the same."""
+    mount = make_mount(attr_timeout=60, direct_io=request.param == "mount without a cache")
+    return mount.source if request.param == "native" else mount.path, mount.source
+
+
+@pytest.mark.parametrize("size", [4, 4096, 3 << 20])
+@pytest.mark.parametrize("how", [os.O_WRONLY, os.O_RDWR])
+def test_append_after_an_append_behind_the_mount_overwrites_nothing(
+    roots: tuple[Path, Path], size: int, how: int
+) -> None:
+    path, behind = roots[0] / "log", roots[1] / "log"
+    expected = b""
+    appending = os.open(path, how | os.O_CREAT | os.O_APPEND)
+    other = os.open(behind, os.O_WRONLY | os.O_APPEND)
+    for number, fd in enumerate((appending, other, appending, appending, other, other, appending)):
+        text = bytes([ord("a") + number]) * size
+        assert os.write(fd, text) == size
+        expected += text
+        assert behind.read_bytes() == expected
+    eventually(lambda: path.read_bytes() == expected, "the mount shows it")
+    assert os.fstat(appending).st_size == len(expected)
+    os.close(other)
+    os.close(appending)
+
+
+def test_write_through_a_descriptor_that_appends_no_more_goes_to_its_offset(roots: tuple[Path, Path]) -> None:
+    path = roots[0] / "f"
+    path.write_bytes(b"0123456789")
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND)
+    os.write(fd, b"ab")
+    fcntl.fcntl(fd, fcntl.F_SETFL, 0)
+    for offset in (0, 3):
+        os.pwrite(fd, b"c", offset)
+    os.close(fd)
+    assert (roots[1] / "f").read_bytes() == b"c12c456789ab"
+
+
+def test_mapping_of_a_descriptor_that_appends_is_written_back_in_place(slow: FsdMount) -> None:
+    for root in (slow.path, slow.source):
+        fd = os.open(root / "f", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC)
+        os.write(fd, b"a" * 4096)
+        os.truncate(root / "f", 3 * 4096)
+        with mmap.mmap(fd, 0) as area:
+            for page in range(3):  # each written back by itself, the second where the append ended
+                area[page * 4096] = ord("b")
+                area.flush(page * 4096, 4096)
+            area[4096] = ord("c")
+            os.write(fd, b"end")
+            area.flush()
+        os.close(fd)
+        pages = (b"b" + b"a" * 4095, b"c" + bytes(4095), b"b" + bytes(4095))
+        assert (slow.source / "f").read_bytes() == b"".join(pages) + b"end"
