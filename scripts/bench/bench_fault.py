@@ -38,7 +38,7 @@ from daxfault import native
 from daxfault.vmm.cli import output
 from daxfault.vmm.designs import DESIGNS
 from daxfault.vmm.host.host import hosting
-from daxfault.vmm.host.plain_files import DirectFiles
+from daxfault.vmm.host.plain_files import PlainFiles
 from daxfault.vmm.study.standin import standin
 
 CONTENDERS = ("man page", "man page, file", "engine", "engine, cached")
@@ -76,7 +76,7 @@ async def engine(pages: int, stride: int, seed: int, file: Path, cpus: set[int])
     """One guest of the engine: cold, then everything cached and nothing mapped."""
     length = pages * native.PAGE_SIZE
     async with (
-        hosting(DirectFiles()) as (host, nursery),
+        hosting(PlainFiles()) as (host, nursery),
         standin(host, nursery, DESIGNS["report"], window=length) as guest,
     ):
         pin(cpus)  # the engine's threads too
@@ -98,7 +98,7 @@ async def errors(count: int, file: Path, cpus: set[int]) -> dict[str, list[int]]
     found: dict[str, list[int]] = {"user access, SIGBUS": [], "system call, EFAULT": []}
     file.write_bytes(b"x")  # noqa: ASYNC240 - nobody else is waiting
     async with (
-        hosting(DirectFiles()) as (host, nursery),
+        hosting(PlainFiles()) as (host, nursery),
         standin(host, nursery, DESIGNS["report"], window=length) as guest,
     ):
         pin(cpus)

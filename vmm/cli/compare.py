@@ -19,7 +19,7 @@ from daxfault.vmm.names import Defect, DesignName
 if TYPE_CHECKING:
     from daxfault.vmm.designs import Design
     from daxfault.vmm.study.compare import Comparison
-    from daxfault.vmm.study.compare.kvm.mechanisms import Way
+    from daxfault.vmm.study.compare.kvm.mechanisms import Mechanism
 
 # Written out here, for the imports that know these names are slow; a test compares them.
 
@@ -154,7 +154,7 @@ def compare(
     designs = [DESIGNS[name] for name in chosen] if in_model else []
     designs += _posted(as_posted or [])
     picks = [name.value for name in rescue or []], [name.value for name in injection or []]
-    ways = _ways(chosen, *picks, every=not design and not in_model) if on_kvm else []
+    mechanisms = _on_kvm(chosen, *picks, every=not design and not in_model) if on_kvm else []
     columns = [name.value for name in column or ColumnName]
     _check_columns(columns, guest)
     if html is not None and not html.absolute().parent.is_dir():
@@ -163,7 +163,7 @@ def compare(
     async def run(progress: output.Progress) -> Comparison:
         return await comparison.run(
             designs=designs,
-            ways=ways,
+            mechanisms=mechanisms,
             columns=[name for name in columns if name != ColumnName.NESTED],
             seconds=seconds,
             in_nested=ColumnName.NESTED in columns and in_model,
@@ -199,16 +199,16 @@ def _posted(names: list[Defect]) -> list[Design]:
     return [as_posted([name]) for name in chosen]
 
 
-def _ways(designs: list[str], rescues: list[str], injections: list[str], *, every: bool) -> list[Way]:
-    """Those of KVM: by what they do, when that was asked for; the designs' realities; or `every` one."""
-    from daxfault.vmm.study.compare.kvm.mechanisms import WAYS, of_designs
+def _on_kvm(designs: list[str], rescues: list[str], injections: list[str], *, every: bool) -> list[Mechanism]:
+    """Those with these rescues and injections; without either, those of the designs, or `every` one."""
+    from daxfault.vmm.study.compare.kvm.mechanisms import MECHANISMS, of_designs
 
     if not rescues and not injections:
-        return list(WAYS.values()) if every else of_designs(designs)
+        return list(MECHANISMS.values()) if every else of_designs(designs)
     return [
-        way
-        for way in WAYS.values()
-        if (not rescues or way.rescue in rescues) and (not injections or way.injection in injections)
+        one
+        for one in MECHANISMS.values()
+        if (not rescues or one.rescue in rescues) and (not injections or one.injection in injections)
     ]
 
 

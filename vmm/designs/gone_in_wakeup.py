@@ -8,11 +8,11 @@ its status is "ready" or "gone".  Guest kernels are told too (SEND_ALWAYS).
 from __future__ import annotations
 
 from daxfault.native import Abi, Cpuid
-from daxfault.vmm.designs.ready_event import ToldOnly
+from daxfault.vmm.designs.ready_event import ExtendsReady
 from daxfault.vmm.names import DesignName
 
 
-class GoneInWakeup(ToldOnly):
+class GoneInWakeup(ExtendsReady):
     """Say "gone" beside the token."""
 
     name: str = DesignName.GONE_IN_WAKEUP

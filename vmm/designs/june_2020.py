@@ -8,11 +8,11 @@ guest kernels are not told "not present" and so not told of errors.
 from __future__ import annotations
 
 from daxfault.native import Abi, Cpuid
-from daxfault.vmm.designs.ready_event import ToldOnly
+from daxfault.vmm.designs.ready_event import ExtendsReady
 from daxfault.vmm.names import DesignName
 
 
-class June2020(ToldOnly):
+class June2020(ExtendsReady):
     """Set PAGE_ERROR in ready_flags beside the token."""
 
     name: str = DesignName.JUNE_2020

@@ -11,7 +11,7 @@ from daxfault.native import Answer, Failure, GuestFlag, Wait
 from daxfault.vmm.designs.design import Design, Verdict
 
 
-class ToldOnly(Design):
+class ExtendsReady(Design):
     """Report what was told, wake what is halted, stop the rest."""
 
     flags = GuestFlag.TELL_FAILURES

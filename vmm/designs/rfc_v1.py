@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from daxfault.native import Abi, Cpuid, Posted
-from daxfault.vmm.designs.ready_event import ToldOnly
+from daxfault.vmm.designs.ready_event import ExtendsReady
 from daxfault.vmm.names import Defect, DesignName
 
 POSTED: dict[str, Posted] = {name: Posted[name.name] for name in Defect if name is not Defect.ALL}
 
 
-class RfcV1(ToldOnly):
+class RfcV1(ExtendsReady):
     """Tell reason 3 to the task that sleeps on the token."""
 
     name: str = DesignName.RFC_V1

@@ -31,7 +31,7 @@ class _Ailing:
     clean: bool = False
 
 
-class Mender:
+class Healer:
     """Mends the files of one guest while `run` runs."""
 
     def __init__(self, find: Callable[[int], File | None]) -> None:

@@ -27,7 +27,7 @@ from daxfault.native import Answer, Engine, Failure, Guest
 from daxfault.native.wire import ProtocolError
 from daxfault.vmm.designs import Design, Verdict
 from daxfault.vmm.errors import alone, logged
-from daxfault.vmm.host.healer import Mender
+from daxfault.vmm.host.healer import Healer
 from daxfault.vmm.host.records import Newest, Record
 from daxfault.vmm.host.session import HELLO_SECONDS, FileServer, Session
 from daxfault.vmm.host.watchdog import Loop, Watchdog
@@ -44,7 +44,7 @@ class Served(Protocol):
     pid: int
     design: Design
     guest: Guest | None
-    mender: Mender
+    healer: Healer
 
     async def greet(self, seconds: float) -> Guest: ...
 
@@ -101,7 +101,7 @@ class Host:
             task_status.started(session)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._until_death, session.pid, nursery.cancel_scope)
-                nursery.start_soon(session.mender.run)
+                nursery.start_soon(session.healer.run)
                 await session.serve()
                 nursery.cancel_scope.cancel()
         except Exception as e:
@@ -225,7 +225,7 @@ class Host:
                     self.engine.answer(failure, Answer.POISON)
                 session = self._sessions.get(failure.guest)
                 if session is not None:
-                    session.mender.failed(failure)
+                    session.healer.failed(failure)
             if not failures:
                 poll.poll()
 

@@ -14,13 +14,13 @@ import stat
 from daxfault.native import File
 
 
-class DirectPinned:
+class PlainPinned:
     """A file in use; see daxfault.vmm.host.session.Pinned."""
 
-    def __init__(self, owner: DirectFiles, key: tuple[int, int], file: File) -> None:
+    def __init__(self, owner: PlainFiles, key: tuple[int, int], file: File) -> None:
         self.file = file
         self.inode = key[1]
-        self._owner: DirectFiles | None = owner
+        self._owner: PlainFiles | None = owner
         self._key = key
 
     def release(self) -> None:
@@ -35,13 +35,13 @@ class _Use:
     pins: int = 0
 
 
-class DirectFiles:
+class PlainFiles:
     """A daxfault.vmm.host.session.FileServer over whatever guests open."""
 
     def __init__(self) -> None:
         self._uses: dict[tuple[int, int], _Use] = {}
 
-    async def pin(self, fd: int) -> DirectPinned:
+    async def pin(self, fd: int) -> PlainPinned:
         """OSError EINVAL when `fd` is not a regular file, else as open(2)."""
         st = os.fstat(fd)
         if not stat.S_ISREG(st.st_mode):
@@ -51,7 +51,7 @@ class DirectFiles:
         if use is None:
             use = self._uses[key] = _Use(self._open(fd))
         use.pins += 1
-        return DirectPinned(self, key, use.file)
+        return PlainPinned(self, key, use.file)
 
     def _open(self, fd: int) -> File:
         # opened anew: the guest's descriptor may be O_APPEND, and shares its offset

@@ -24,7 +24,7 @@ from daxfault.native import guest_wire as wire
 from daxfault.native.uffd import is_userfaultfd
 from daxfault.native.wire import Message, ProtocolError, reply
 from daxfault.vmm.designs import Design
-from daxfault.vmm.host.healer import Mender
+from daxfault.vmm.host.healer import Healer
 from daxfault.vmm.host.peer import Peer
 from daxfault.vmm.host.uffd_features import bits
 
@@ -105,7 +105,7 @@ class Session:
         self._lingering: dict[int, Opened] = {}  # by inode: released while a child mapped it
         self._orphans = False
         self._mappings: list[Mapping] = []
-        self.mender = Mender(self._file_of)
+        self.healer = Healer(self._file_of)
         self._next_fh = 1
 
     async def greet(self, seconds: float = HELLO_SECONDS) -> Guest:
@@ -309,7 +309,7 @@ class Session:
         if any(mapping.opened is opened for mapping in self._mappings):
             raise OSError(errno.EBUSY, f"{opened.name} is still mapped")
         del self._opened[message.fh]
-        async with self.mender.lock:
+        async with self.healer.lock:
             spare: Opened | None = opened
             if opened.pinned.file.mapped_by_children:
                 spare = self._lingering.get(opened.pinned.inode)

@@ -24,7 +24,7 @@ from daxfault.native.uffd import enable as enable_features
 from daxfault.native.uffd import is_userfaultfd
 from daxfault.native.wire import Message, ProtocolError, reply
 from daxfault.vmm.designs import DESIGNS, Design
-from daxfault.vmm.host.healer import Mender
+from daxfault.vmm.host.healer import Healer
 from daxfault.vmm.host.peer import Peer
 from daxfault.vmm.host.session import HELLO_SECONDS
 from daxfault.vmm.host.uffd_features import bits
@@ -90,7 +90,7 @@ class ProgramSession:
         self.pid = pid
         self.guest: Guest | None = None
         self.design: Design = DESIGNS[DesignName.POISON]
-        self.mender = Mender(self._file_of)
+        self.healer = Healer(self._file_of)
         self._peer = Peer(sock, pid)
         self._descriptors: Descriptors | None = None  # of who speaks: the program, or its tracer
         self._engine = engine
@@ -229,7 +229,7 @@ class ProgramSession:
         return self.guest is not None and file in self.guest.files()
 
     async def _let_go(self, file: int) -> None:
-        async with self.mender.lock:
+        async with self.healer.lock:
             # an mmap() may have come while it was waited for
             held = self._held.pop(file, None) if self._closed or not self._maps(file) else None
         if held is not None:

@@ -18,8 +18,8 @@ from daxfault.vmm.study import compare
 from daxfault.vmm.study.compare import Cell, Comparison, Outcome, Row
 from daxfault.vmm.study.compare.kvm.behaviour import KVM_BEHAVIOUR, run_cell
 from daxfault.vmm.study.compare.kvm.differ import WHY, differences
-from daxfault.vmm.study.compare.kvm.mechanisms import WAYS, Under, Way, of_designs
-from daxfault.vmm.study.compare.kvm.trial import KvmGround
+from daxfault.vmm.study.compare.kvm.mechanisms import MECHANISMS, Mechanism, Under, of_designs
+from daxfault.vmm.study.compare.kvm.trial import KvmTestbed
 from daxfault.vmm.study.compare.table import beside
 
 SECONDS = 0.1
@@ -38,7 +38,7 @@ ENDS: dict[str, tuple[tuple[Outcome, ...], bool, str]] = {
     "panic": ((Outcome.PANIC,), True, "panics"),
     "bytes": ((Outcome.BYTES,), True, "bytes"),
 }
-# docs/compare.md; of the ways: kernel, unmap+stop, those with a rescue and an injection, the engine's
+# docs/compare.md; of the mechanisms: kernel, unmap+stop, those with a rescue and an injection, the engine's
 CELLS = {
     "user-read":         "told   stop  sigbus   sigbus",
     "user-write":        "told   stop  sigbus   sigbus",
@@ -57,15 +57,15 @@ CELLS = {
 }  # fmt: skip
 # how the guest is told when its interrupts are off, or not KVM's
 MASKED = ("interrupts-off", "user-masked", "no-irqchip")
-IMPOSSIBLE = [name for name, way in WAYS.items() if way.impossible]
-POSSIBLE = [name for name, way in WAYS.items() if not way.impossible]
+IMPOSSIBLE = [name for name, mechanism in MECHANISMS.items() if mechanism.impossible]
+POSSIBLE = [name for name, mechanism in MECHANISMS.items() if not mechanism.impossible]
 
 
-def kind(way: Way) -> int:
+def kind(mechanism: Mechanism) -> int:
     """Which of the columns of CELLS."""
-    if way.under is Under.ENGINE:
+    if mechanism.under is Under.ENGINE:
         return 3
-    return 2 if way.injection else 1 if way.rescue else 0
+    return 2 if mechanism.injection else 1 if mechanism.rescue else 0
 
 
 def run(**asked: object) -> Comparison:
@@ -77,32 +77,32 @@ def run(**asked: object) -> Comparison:
 
 @pytest.fixture(scope="module")
 def found() -> Comparison:
-    """Every way, every question about behaviour."""
-    return run(designs=[], ways=list(WAYS.values()), columns=list(KVM_BEHAVIOUR))
+    """Every mechanism, every question about behaviour."""
+    return run(designs=[], mechanisms=list(MECHANISMS.values()), columns=list(KVM_BEHAVIOUR))
 
 
-def cell(found: Comparison, way: str, column: str) -> Cell:
-    return next(row for row in found.rows if row.name == way).cells[column]
+def cell(found: Comparison, mechanism: str, column: str) -> Cell:
+    return next(row for row in found.rows if row.name == mechanism).cells[column]
 
 
-def tried(found: Comparison, way: str, column: str) -> Cell:
+def tried(found: Comparison, mechanism: str, column: str) -> Cell:
     """The cell; a machine that cannot have it says why, and the test asks for no more."""
-    got = cell(found, way, column)
+    got = cell(found, mechanism, column)
     require(got.outcome is not Outcome.UNTRIED, got.detail)
     return got
 
 
 def test_cells_of_the_table_are_those_of_the_comparison() -> None:
     assert set(CELLS) == set(KVM_BEHAVIOUR)
-    assert {way.models for way in WAYS.values() if way.models} == set(DESIGNS)
+    assert {mechanism.models for mechanism in MECHANISMS.values() if mechanism.models} == set(DESIGNS)
     assert len(of_designs(list(DESIGNS))) == len(DESIGNS)
 
 
 @pytest.mark.parametrize("column", CELLS)
-@pytest.mark.parametrize("way", POSSIBLE)
-def test_cell_of_a_way_is_as_documented(found: Comparison, way: str, column: str) -> None:
-    outcomes, ok, words = ENDS[CELLS[column].split()[kind(WAYS[way])]]
-    got = tried(found, way, column)
+@pytest.mark.parametrize("mechanism", POSSIBLE)
+def test_cell_of_a_way_is_as_documented(found: Comparison, mechanism: str, column: str) -> None:
+    outcomes, ok, words = ENDS[CELLS[column].split()[kind(MECHANISMS[mechanism])]]
+    got = tried(found, mechanism, column)
     assert got.outcome in outcomes, got
     assert got.ok == ok, got
     assert words in got.text
@@ -110,12 +110,14 @@ def test_cell_of_a_way_is_as_documented(found: Comparison, way: str, column: str
 
 
 @pytest.mark.parametrize("column", CELLS)
-@pytest.mark.parametrize("way", [name for name in POSSIBLE if WAYS[name].injection])
-def test_cell_with_an_error_was_told_in_the_way_of_its_name(found: Comparison, way: str, column: str) -> None:
-    got = tried(found, way, column)
+@pytest.mark.parametrize("mechanism", [name for name in POSSIBLE if MECHANISMS[name].injection])
+def test_cell_with_an_error_was_told_in_the_way_of_its_name(
+    found: Comparison, mechanism: str, column: str
+) -> None:
+    got = tried(found, mechanism, column)
     if got.outcome not in (Outcome.SIGBUS, Outcome.EFAULT):
         return
-    injection = WAYS[way].injection
+    injection = MECHANISMS[mechanism].injection
     if injection is Injection.EVENT and column in MASKED:
         assert ", by area; told by area, since" in got.detail
     else:
@@ -123,10 +125,10 @@ def test_cell_with_an_error_was_told_in_the_way_of_its_name(found: Comparison, w
     assert got.address_exact
 
 
-@pytest.mark.parametrize("way", POSSIBLE)
-def test_cells_tell_what_was_seen_in_order_of_time(found: Comparison, way: str) -> None:
+@pytest.mark.parametrize("mechanism", POSSIBLE)
+def test_cells_tell_what_was_seen_in_order_of_time(found: Comparison, mechanism: str) -> None:
     for column in CELLS:
-        got = cell(found, way, column)
+        got = cell(found, mechanism, column)
         if got.outcome is Outcome.UNTRIED:
             continue
         times = [event["ns"] for event in got.events]
@@ -137,10 +139,10 @@ def test_cells_tell_what_was_seen_in_order_of_time(found: Comparison, way: str) 
             assert any("error" in what or what == "#PF, bit 15" for what in told), (column, told)
 
 
-@pytest.mark.parametrize("way", IMPOSSIBLE)
-def test_cells_of_a_way_that_takes_another_kernel_say_so(found: Comparison, way: str) -> None:
+@pytest.mark.parametrize("mechanism", IMPOSSIBLE)
+def test_cells_of_a_way_that_takes_another_kernel_say_so(found: Comparison, mechanism: str) -> None:
     for column in CELLS:
-        got = cell(found, way, column)
+        got = cell(found, mechanism, column)
         assert (got.outcome, got.ok, got.events) == (Outcome.UNTRIED, None, [])
         assert "another kernel" in got.detail
 
@@ -155,7 +157,7 @@ def test_promise_of_the_engines_memory_is_kept(found: Comparison) -> None:
 
 
 @pytest.mark.parametrize(
-    ("way", "lacks", "column", "why"),
+    ("mechanism", "lacks", "column", "why"),
     [
         ("kernel", "async_pf", "user-read", "no asynchronous page faults"),
         ("kernel", "stats", "async-off", "KVM's statistics"),
@@ -165,13 +167,13 @@ def test_promise_of_the_engines_memory_is_kept(found: Comparison) -> None:
     ],
 )
 def test_cell_on_a_machine_that_lacks_something_is_untried_and_names_it(
-    way: str, lacks: str, column: str, why: str
+    mechanism: str, lacks: str, column: str, why: str
 ) -> None:
     require_kvm()
     can = dataclasses.replace(probe(), **{lacks: False})
 
     # found out before anything is made
-    got = trio.run(run_cell, KvmGround(None, can), WAYS[way], column)  # type: ignore[arg-type]
+    got = trio.run(run_cell, KvmTestbed(None, can), MECHANISMS[mechanism], column)  # type: ignore[arg-type]
     assert got.outcome is Outcome.UNTRIED
     assert why in got.detail
 
@@ -181,7 +183,9 @@ def test_cell_on_a_machine_that_lacks_something_is_untried_and_names_it(
 
 def test_rows_of_kvm_stand_beside_the_design_they_are_the_reality_of() -> None:
     of_model = [Row(name, "") for name in ("mainline", "report")]
-    on_kvm = [Row(name, "", "kvm", WAYS[name].models) for name in ("kernel", "unmap+mc", "engine+event")]
+    on_kvm = [
+        Row(name, "", "kvm", MECHANISMS[name].models) for name in ("kernel", "unmap+mc", "engine+event")
+    ]
     assert [row.name for row in beside(of_model, on_kvm)] == [
         "mainline",
         "kernel",
@@ -197,7 +201,7 @@ def test_every_difference_between_model_and_kvm_has_a_reason() -> None:
     designs = ["mainline", "rfc-v1", "exit-to-user", "inject-on-retry", "poison", "report"]
     got = run(
         designs=[DESIGNS[name] for name in designs],
-        ways=of_designs(designs),
+        mechanisms=of_designs(designs),
         columns=[name for name in columns if name in KVM_BEHAVIOUR],
     ).differences
     assert {one.design for one in got} >= {"mainline", "rfc-v1"}
@@ -227,8 +231,8 @@ def test_difference_nobody_has_foreseen_is_told_without_a_reason() -> None:
 
 
 def test_costs_on_kvm_of_a_loop_and_of_an_error() -> None:
-    ways = [WAYS[name] for name in ("kernel", "ready-flag", "engine+event")]
-    found = run(designs=[], ways=ways, columns=["latency", "cpu", "others"])
+    mechanisms = [MECHANISMS[name] for name in ("kernel", "ready-flag", "engine+event")]
+    found = run(designs=[], mechanisms=mechanisms, columns=["latency", "cpu", "others"])
     assert [column.name for column in found.columns] == ["latency", "cpu"]
     for name in ("latency", "cpu"):
         assert cell(found, "kernel", name).outcome is Outcome.LOOP

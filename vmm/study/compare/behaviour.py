@@ -15,9 +15,9 @@ from daxfault.native import PAGE_SIZE
 from daxfault.vmm.designs import Design
 from daxfault.vmm.study.compare.cell import Cell, Column, Outcome
 from daxfault.vmm.study.compare.judge import Wanted, judge, stopped
-from daxfault.vmm.study.compare.trial import CUT, DEAD, Ground, Trial
+from daxfault.vmm.study.compare.trial import CUT, DEAD, Testbed, Trial
 
-Run = Callable[[Ground, Design], Awaitable[Cell]]
+Run = Callable[[Testbed, Design], Awaitable[Cell]]
 
 QUEUE = 64  # ASYNC_PF_PER_VCPU
 _FAR = 96 * PAGE_SIZE  # a page of the file that no other access comes near
@@ -55,14 +55,14 @@ async def _one(trial: Trial, text: str, wanted: Wanted) -> Cell:
 
 
 @column("user-read", "user read", Outcome.SIGBUS, "A load of a page that was cut off: SIGBUS at its address.")
-async def _user_read(ground: Ground, design: Design) -> Cell:
-    async with ground.trial(design) as t:
+async def _user_read(testbed: Testbed, design: Design) -> Cell:
+    async with testbed.trial(design) as t:
         return await _one(t, f"touch {DEAD + 5}", Wanted(Outcome.SIGBUS, t.base + DEAD + 5))
 
 
 @column("user-write", "user write", Outcome.SIGBUS, "A store to a page that was cut off: SIGBUS.")
-async def _user_write(ground: Ground, design: Design) -> Cell:
-    async with ground.trial(design) as t:
+async def _user_write(testbed: Testbed, design: Design) -> Cell:
+    async with testbed.trial(design) as t:
         return await _one(t, f"write {DEAD + 5} 55", Wanted(Outcome.SIGBUS, t.base + DEAD + 5))
 
 
@@ -72,8 +72,8 @@ async def _user_write(ground: Ground, design: Design) -> Cell:
     Outcome.EFAULT,
     "A copy in guest kernel with an exception table entry: the exact count, then -EFAULT.",
 )
-async def _kernel_entry(ground: Ground, design: Design) -> Cell:
-    async with ground.trial(design) as t:
+async def _kernel_entry(testbed: Testbed, design: Design) -> Cell:
+    async with testbed.trial(design) as t:
         wanted = Wanted(Outcome.EFAULT, t.base + DEAD, done=16)
         return await _one(t, f"kcopy {DEAD - 16} 64", wanted)
 
@@ -84,8 +84,8 @@ async def _kernel_entry(ground: Ground, design: Design) -> Cell:
     Outcome.PANIC,
     "The same without an entry: nothing can go on there, so the guest kernel panics and says where.",
 )
-async def _kernel_bare(ground: Ground, design: Design) -> Cell:
-    async with ground.trial(design) as t:
+async def _kernel_bare(testbed: Testbed, design: Design) -> Cell:
+    async with testbed.trial(design) as t:
         wanted = Wanted(Outcome.PANIC, t.base + DEAD)
         return await _one(t, f"kcopy_bare {DEAD - 16} 64", wanted)
 
@@ -96,8 +96,8 @@ async def _kernel_bare(ground: Ground, design: Design) -> Cell:
     Outcome.EFAULT,
     "write(2) of the kernel below from a page that was cut off: EFAULT.",
 )
-async def _system_call(ground: Ground, design: Design) -> Cell:
-    async with ground.trial(design) as t:
+async def _system_call(testbed: Testbed, design: Design) -> Cell:
+    async with testbed.trial(design) as t:
         return await _one(t, f"sys_write {DEAD} 64", Wanted(Outcome.EFAULT, done=0))
 
 
@@ -107,8 +107,8 @@ async def _system_call(ground: Ground, design: Design) -> Cell:
     Outcome.EFAULT,
     "A copy in guest kernel with interrupts disabled and a table entry: the same -EFAULT.",
 )
-async def _interrupts_off(ground: Ground, design: Design) -> Cell:
-    async with ground.trial(design) as t:
+async def _interrupts_off(testbed: Testbed, design: Design) -> Cell:
+    async with testbed.trial(design) as t:
         wanted = Wanted(Outcome.EFAULT, t.base + DEAD, done=16)
         return await _one(t, f"irqoff kcopy {DEAD - 16} 64", wanted)
 
@@ -119,8 +119,8 @@ async def _interrupts_off(ground: Ground, design: Design) -> Cell:
     Outcome.SIGBUS,
     "A user load in a guest that has not enabled asynchronous page faults: the same SIGBUS.",
 )
-async def _async_off(ground: Ground, design: Design) -> Cell:
-    async with ground.trial(design, async_pf=False) as t:
+async def _async_off(testbed: Testbed, design: Design) -> Cell:
+    async with testbed.trial(design, async_pf=False) as t:
         return await _one(t, f"touch {DEAD + 5}", Wanted(Outcome.SIGBUS, t.base + DEAD + 5))
 
 
@@ -130,8 +130,8 @@ async def _async_off(ground: Ground, design: Design) -> Cell:
     Outcome.SIGBUS,
     "Two tasks of a vCPU touch the same page that was cut off: SIGBUS for each, at its own address.",
 )
-async def _two_tasks(ground: Ground, design: Design) -> Cell:
-    async with ground.trial(design) as t:
+async def _two_tasks(testbed: Testbed, design: Design) -> Cell:
+    async with testbed.trial(design) as t:
         await _truncated(t)
         first = await t.begin(f"touch {DEAD + 5}", task=1)
         second = await t.begin(f"touch {DEAD + 9}", task=2)
@@ -145,10 +145,10 @@ async def _two_tasks(ground: Ground, design: Design) -> Cell:
     Outcome.SIGBUS,
     "64 slow faults of the vCPU are outstanding when another task touches what was cut off: SIGBUS.",
 )
-async def _queue_full(ground: Ground, design: Design) -> Cell:
+async def _queue_full(testbed: Testbed, design: Design) -> Cell:
     pages = 16 * QUEUE
     dead = (pages - 8) * PAGE_SIZE
-    async with ground.trial(design, pages=pages) as t:
+    async with testbed.trial(design, pages=pages) as t:
         await t.access(f"touch {dead}")
         await t.truncate(dead - PAGE_SIZE)
         t.file.inject(0, dead - PAGE_SIZE, delay=_UNTIL_CLEARED)
@@ -173,12 +173,12 @@ async def _queue_full(ground: Ground, design: Design) -> Cell:
     Outcome.BYTES,
     "The page is touched while it is cut off, then the file grows again: zeros are read.",
 )
-async def _grown(ground: Ground, design: Design) -> Cell:
-    async with ground.trial(design, watch=3600.0) as t:
+async def _grown(testbed: Testbed, design: Design) -> Cell:
+    async with testbed.trial(design, watch=3600.0) as t:
         await _truncated(t)
         began = trio.current_time()
         first = await t.begin(f"touch {DEAD + 5}", task=1)
-        with trio.move_on_after(ground.seconds):
+        with trio.move_on_after(testbed.seconds):
             await t.end(first)
         seconds = trio.current_time() - began
         stood, cycles = t.stopped, t.host.records.total
@@ -199,8 +199,8 @@ async def _grown(ground: Ground, design: Design) -> Cell:
     Outcome.SIGBUS,
     "The page source answers EIO: SIGBUS, as for a memory mapping of a file on a bad disk.",
 )
-async def _io_error(ground: Ground, design: Design) -> Cell:
-    async with ground.trial(design) as t:
+async def _io_error(testbed: Testbed, design: Design) -> Cell:
+    async with testbed.trial(design) as t:
         t.file.inject(_FAR, PAGE_SIZE, error=errno.EIO)
         end = await t.access(f"touch {_FAR + 5}")
         return await _told(t, judge(end, Wanted(Outcome.SIGBUS, t.base + _FAR + 5)))
@@ -212,8 +212,8 @@ async def _io_error(ground: Ground, design: Design) -> Cell:
     Outcome.SIGBUS,
     "A store to a page for which the file system has no space (ENOSPC): SIGBUS.",
 )
-async def _no_space(ground: Ground, design: Design) -> Cell:
-    async with ground.trial(design) as t:
+async def _no_space(testbed: Testbed, design: Design) -> Cell:
+    async with testbed.trial(design) as t:
         t.file.inject(_FAR, PAGE_SIZE, error=errno.ENOSPC, stores=True)
         end = await t.access(f"write {_FAR + 5} 55")
         return await _told(t, judge(end, Wanted(Outcome.SIGBUS, t.base + _FAR + 5)))
@@ -225,8 +225,8 @@ async def _no_space(ground: Ground, design: Design) -> Cell:
     Outcome.KILLED,
     "A task sleeps on a slow page; it gets SIGKILL, then the file is truncated: it dies, nobody else does.",
 )
-async def _killed(ground: Ground, design: Design) -> Cell:
-    async with ground.trial(design) as t:
+async def _killed(testbed: Testbed, design: Design) -> Cell:
+    async with testbed.trial(design) as t:
         t.file.inject(_FAR, PAGE_SIZE, delay=_UNTIL_CLEARED)
         wait = await t.begin(f"touch {_FAR + 5}", task=1)
         await t.parked(1)
@@ -248,8 +248,8 @@ async def _killed(ground: Ground, design: Design) -> Cell:
     Outcome.BYTES,
     "A load of a good page whose source takes its time, in a read-only mapping: its bytes.",
 )
-async def _slow_page(ground: Ground, design: Design) -> Cell:
-    async with ground.trial(design, mode="r") as t:
+async def _slow_page(testbed: Testbed, design: Design) -> Cell:
+    async with testbed.trial(design, mode="r") as t:
         t.file.inject(_FAR, PAGE_SIZE, delay=_SLOW)
         end = await t.access(f"read {_FAR} 16", task=1)
         wanted = Wanted(Outcome.BYTES, t.base + _FAR, value=t.content[_FAR : _FAR + 16].hex())
@@ -262,8 +262,8 @@ async def _slow_page(ground: Ground, design: Design) -> Cell:
     Outcome.BYTES,
     "Asynchronous faults are switched off and on while a task sleeps on a good page: its bytes.",
 )
-async def _wake_all(ground: Ground, design: Design) -> Cell:
-    async with ground.trial(design) as t:
+async def _wake_all(testbed: Testbed, design: Design) -> Cell:
+    async with testbed.trial(design) as t:
         t.file.inject(_FAR, PAGE_SIZE, delay=_UNTIL_CLEARED)
         wait = await t.begin(f"read {_FAR} 16", task=1)
         await t.parked(1)
@@ -280,9 +280,9 @@ async def _wake_all(ground: Ground, design: Design) -> Cell:
     Outcome.EFAULT,
     "A user task has had its error; then guest kernel meets another page: an error of its own.",
 )
-async def _kernel_after_user(ground: Ground, design: Design) -> Cell:
+async def _kernel_after_user(testbed: Testbed, design: Design) -> Cell:
     page = DEAD + 4 * PAGE_SIZE
-    async with ground.trial(design) as t:
+    async with testbed.trial(design) as t:
         await _truncated(t)
         first = await t.access(f"touch {DEAD + 5}", task=1)
         if first.loop or None in first.done:

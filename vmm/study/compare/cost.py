@@ -16,7 +16,7 @@ from daxfault.native import PAGE_SIZE
 from daxfault.vmm.designs import Design
 from daxfault.vmm.study.compare.cell import Cell, Column, Outcome
 from daxfault.vmm.study.compare.judge import Wanted, judge
-from daxfault.vmm.study.compare.trial import CUT, DEAD, PAGES, Ground, Trial
+from daxfault.vmm.study.compare.trial import CUT, DEAD, PAGES, Testbed, Trial
 from daxfault.vmm.study.cpu_time import cpu_seconds
 
 LATENCY = Column(
@@ -54,9 +54,9 @@ def percentile(values: Iterable[float], part: float) -> float:
     return ordered[min(len(ordered) - 1, int(part * len(ordered)))]
 
 
-async def latency_and_cpu(ground: Ground, design: Design) -> tuple[Cell, Cell, list[float]]:
+async def latency_and_cpu(testbed: Testbed, design: Design) -> tuple[Cell, Cell, list[float]]:
     """One error a page, one after the other; -> two cells, and the times in us."""
-    async with ground.trial(design, trace=False) as t:
+    async with testbed.trial(design, trace=False) as t:
         await t.access(f"scan 0 {PAGES * PAGE_SIZE} {PAGE_SIZE}")
         await t.truncate(CUT)
         samples: list[float] = []
@@ -97,11 +97,11 @@ def without_end(cell: Cell, burnt: float, seconds: float) -> tuple[Cell, Cell, l
     return never, burns, []
 
 
-async def others(ground: Ground, design: Design) -> Cell:
+async def others(testbed: Testbed, design: Design) -> Cell:
     """The work of task 2 while task 1 touches what was cut off: the median of some guests'."""
     ratios = []
     for _ in range(_WORK_GUESTS):
-        ratio = await _beside_a_failure(ground, design)
+        ratio = await _beside_a_failure(testbed, design)
         if ratio is None:
             detail = "the vCPU is not resumed"
             return Cell(Outcome.STOPPED, "none", detail, ok=False, numbers={"ratio": 0.0})
@@ -110,9 +110,9 @@ async def others(ground: Ground, design: Design) -> Cell:
     return Cell(Outcome.MEASURED, f"{ratio:.0%}", f"{_WORK_MS} ms", numbers={"ratio": ratio})
 
 
-async def _beside_a_failure(ground: Ground, design: Design) -> float | None:
+async def _beside_a_failure(testbed: Testbed, design: Design) -> float | None:
     """The pace of task 2, of its pace alone; None: its vCPU is not resumed."""
-    async with ground.trial(design, trace=False, watch=3600.0) as t:
+    async with testbed.trial(design, trace=False, watch=3600.0) as t:
         alone = await t.access(f"work {_WORK_MS}", task=2)
         await t.access(f"touch {DEAD}")
         await t.truncate(CUT)
@@ -123,13 +123,13 @@ async def _beside_a_failure(ground: Ground, design: Design) -> float | None:
         return int(end.done[0].value) / max(1, int(alone.done[0].value))
 
 
-async def pace(ground: Ground, design: Design, async_pf: bool) -> dict[str, Any]:
+async def pace(testbed: Testbed, design: Design, async_pf: bool) -> dict[str, Any]:
     """The pace of a task while its neighbour waits for 20 ms a page, again and again.
 
     -> one series: points are (ms since the beginning, pace as a part of the median pace alone).
     """
-    count = max(8, int(ground.seconds * 1e3 / _PACE_MS))
-    async with ground.trial(design, trace=False, async_pf=async_pf) as t:
+    count = max(8, int(testbed.seconds * 1e3 / _PACE_MS))
+    async with testbed.trial(design, trace=False, async_pf=async_pf) as t:
         alone = statistics.median(speed for _, speed in await _speeds(t, count))
         t.file.inject(0, PAGES * PAGE_SIZE, delay=_PACE_SLOW)
         for page in _scattered(PAGES):

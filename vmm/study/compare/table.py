@@ -21,9 +21,9 @@ from daxfault.vmm.study.compare.cell import Cell, Column, Outcome
 from daxfault.vmm.study.compare.kvm import cost as kvm_cost
 from daxfault.vmm.study.compare.kvm.behaviour import KVM_BEHAVIOUR, run_cell
 from daxfault.vmm.study.compare.kvm.differ import Difference, differences
-from daxfault.vmm.study.compare.kvm.mechanisms import Way
-from daxfault.vmm.study.compare.kvm.trial import KvmGround
-from daxfault.vmm.study.compare.trial import Ground, ground
+from daxfault.vmm.study.compare.kvm.mechanisms import Mechanism
+from daxfault.vmm.study.compare.kvm.trial import KvmTestbed
+from daxfault.vmm.study.compare.trial import Testbed, testbed
 
 STANDIN, KVM = "standin", "kvm"
 
@@ -43,7 +43,7 @@ Progress = Callable[[str], None]
 
 @dataclasses.dataclass(slots=True)
 class Row:
-    """One design's cells, by column.  On KVM: a way's; `models` is the design whose reality it is, or
+    """One design's cells, by column.  On KVM: a mechanism's; `models` is the design whose reality it is, or
     nothing.  `promises`: every access shall have its right end."""
 
     name: str
@@ -81,7 +81,7 @@ class Comparison:
 
     @property
     def differences(self) -> list[Difference]:
-        """Where a way of KVM ends otherwise than the design that it is the reality of."""
+        """Where a mechanism of KVM ends otherwise than the design that it is the reality of."""
         rows = {row.name: row for row in self.rows}
         pairs = [(rows[row.models], row) for row in self.rows if row.models in rows]
         return [
@@ -128,42 +128,45 @@ class Comparison:
 async def run(
     *,
     designs: Sequence[Design] = tuple(DESIGNS.values()),
-    ways: Sequence[Way] = (),
+    mechanisms: Sequence[Mechanism] = (),
     columns: Sequence[str] = tuple(COLUMNS),
     seconds: float = 0.25,
     in_nested: bool = False,
     progress: Progress = lambda _: None,
 ) -> Comparison:
-    """Compare `designs`, in the model, and `ways`, on KVM, in `columns`: names, of COLUMNS; a row has
-    cells in those that its guest has.  A way stands beside the design it is the reality of.
+    """Compare `designs`, in the model, and `mechanisms`, on KVM, in `columns`: names, of COLUMNS; a row has
+    cells in those that its guest has.  A mechanism stands beside the design it is the reality of.
     `seconds`: how long a loop is watched.  `in_nested`: ask every design about a guest in a guest, too.
 
     Raises Unsupported, fsd.MountError, or OSError when the machine will not; perhaps in exception
     groups, each with nothing beside it.
     """
-    guests = [guest for guest, rows in ((STANDIN, designs), (KVM, ways)) if rows]
+    guests = [guest for guest, rows in ((STANDIN, designs), (KVM, mechanisms)) if rows]
     shown = [name for name in columns if any(name in OF_GUEST[guest] for guest in guests)]
     found = Comparison(platform.release(), seconds, tuple(COLUMNS[name] for name in shown))
     of_model = {design.name: Row(design.name, design.summary) for design in designs}
-    on_kvm = {way.name: Row(way.name, way.summary, KVM, way.models, way.promises) for way in ways}
+    on_kvm = {
+        mechanism.name: Row(mechanism.name, mechanism.summary, KVM, mechanism.models, mechanism.promises)
+        for mechanism in mechanisms
+    }
     if DesignName.REPORT in of_model:
         of_model[DesignName.REPORT].promises = True
     found.rows = beside(list(of_model.values()), list(on_kvm.values()))
-    async with ground(seconds) as place:
+    async with testbed(seconds) as place:
         for design in designs:
             for name in (name for name in shown if name in BEHAVIOUR):
                 column, run_one = BEHAVIOUR[name]
                 progress(f"{design.name}: {column.title}")
                 of_model[design.name].cells[name] = await run_one(place, design)
-        real = KvmGround(place, kvm.probe() if ways else None)
-        for way in ways:
+        real = KvmTestbed(place, kvm.probe() if mechanisms else None)
+        for mechanism in mechanisms:
             for name in (name for name in shown if name in KVM_BEHAVIOUR):
-                progress(f"{way.name}, on KVM: {COLUMNS[name].title}")
-                on_kvm[way.name].cells[name] = await run_cell(real, way, name)
+                progress(f"{mechanism.name}, on KVM: {COLUMNS[name].title}")
+                on_kvm[mechanism.name].cells[name] = await run_cell(real, mechanism, name)
         for design in designs:
             await _costs(place, design, of_model[design.name], shown, found, progress)
-        for way in ways:
-            await _costs_on_kvm(real, way, on_kvm[way.name], shown, found, progress)
+        for mechanism in mechanisms:
+            await _costs_on_kvm(real, mechanism, on_kvm[mechanism.name], shown, found, progress)
     if in_nested:
         # it mounts, and there is one mount at a time
         asked = {design.name for design in designs}
@@ -180,7 +183,7 @@ def beside(of_model: list[Row], on_kvm: list[Row]) -> list[Row]:
 
 
 async def _costs(
-    place: Ground, design: Design, row: Row, columns: Sequence[str], found: Comparison, progress: Progress
+    place: Testbed, design: Design, row: Row, columns: Sequence[str], found: Comparison, progress: Progress
 ) -> None:
     """Last, for these measure time."""
     if cost.LATENCY.name in columns or cost.CPU.name in columns:
@@ -204,15 +207,20 @@ async def _costs(
 
 
 async def _costs_on_kvm(
-    place: KvmGround, way: Way, row: Row, columns: Sequence[str], found: Comparison, progress: Progress
+    place: KvmTestbed,
+    mechanism: Mechanism,
+    row: Row,
+    columns: Sequence[str],
+    found: Comparison,
+    progress: Progress,
 ) -> None:
     asked = [column for column in kvm_cost.COSTS if column.name in columns]
     if not asked:
         return
-    progress(f"{way.name}, on KVM: {cost.LATENCY.title}")
-    cells, samples = await kvm_cost.latency_and_cpu(place, way)
+    progress(f"{mechanism.name}, on KVM: {cost.LATENCY.title}")
+    cells, samples = await kvm_cost.latency_and_cpu(place, mechanism)
     for column in asked:
         row.cells[column.name] = cells[column.name]
     if samples and cost.LATENCY in asked:
         numbers = cells[cost.LATENCY.name].numbers
-        found.latency.append({"design": way.name, **numbers, "samples": samples})
+        found.latency.append({"design": mechanism.name, **numbers, "samples": samples})

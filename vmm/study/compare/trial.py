@@ -56,7 +56,7 @@ class End:
 
 
 @dataclasses.dataclass(slots=True)
-class Ground:
+class Testbed:
     """The mount on which trials are made.  `seconds`: how long a loop is watched."""
 
     backing: Path
@@ -78,7 +78,7 @@ class Ground:
     ) -> AsyncIterator[Trial]:
         """A host, and a guest that has a new file of `pages` pages mapped at the start of its window.
 
-        `watch`: seconds after which a loop is ended; by default those of the ground.
+        `watch`: seconds after which a loop is ended; by default those of the testbed.
         """
         self.trials += 1
         name = f"file{self.trials}"
@@ -100,12 +100,12 @@ class Ground:
 
 
 @contextlib.asynccontextmanager
-async def ground(seconds: float) -> AsyncIterator[Ground]:
+async def testbed(seconds: float) -> AsyncIterator[Testbed]:
     """Mount a fresh directory while the body runs."""
     with scratch() as place:
         fs = fsd.Filesystem(place.backing)
         async with fsd.mounted(fs, place.mount):
-            yield Ground(place.backing, place.mount, fs, seconds)
+            yield Testbed(place.backing, place.mount, fs, seconds)
 
 
 def make_file(path: Path, pages: int) -> bytes:
@@ -131,7 +131,7 @@ class Trial:
 
     def __init__(
         self,
-        ground: Ground,
+        testbed: Testbed,
         design: Design,
         name: str,
         content: bytes,
@@ -145,7 +145,7 @@ class Trial:
         self.host = host
         self.guest = guest
         self.base = base
-        self._path = ground.mount / name
+        self._path = testbed.mount / name
         self._traced = traced
         self._of_host: list[native.Trace] = []
         self._of_guest: list[dict[str, Any]] = []

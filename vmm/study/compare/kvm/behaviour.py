@@ -16,11 +16,11 @@ from daxfault.vmm.kvm.uffd_memory import Reply
 from daxfault.vmm.study.compare.behaviour import BEHAVIOUR
 from daxfault.vmm.study.compare.cell import Cell, Column, Outcome
 from daxfault.vmm.study.compare.judge import Wanted, judge
-from daxfault.vmm.study.compare.kvm.mechanisms import Under, Way
-from daxfault.vmm.study.compare.kvm.trial import KvmGround, KvmTrial, Untried, anonymous, without_space
+from daxfault.vmm.study.compare.kvm.mechanisms import Mechanism, Under
+from daxfault.vmm.study.compare.kvm.trial import KvmTestbed, KvmTrial, Untried, anonymous, without_space
 from daxfault.vmm.study.compare.trial import DEAD, End
 
-Run = Callable[[KvmGround, Way], Awaitable[Cell]]
+Run = Callable[[KvmTestbed, Mechanism], Awaitable[Cell]]
 
 _FAR = 96 * PAGE_SIZE  # a page that no other access comes near
 _SLOW = 0.02  # seconds
@@ -44,10 +44,10 @@ def column(
     return add
 
 
-async def run_cell(place: KvmGround, way: Way, name: str) -> Cell:
+async def run_cell(place: KvmTestbed, mechanism: Mechanism, name: str) -> Cell:
     """One cell; one that cannot be had here says why."""
     try:
-        return await KVM_BEHAVIOUR[name][1](place, way)
+        return await KVM_BEHAVIOUR[name][1](place, mechanism)
     except Untried as e:
         return Cell(Outcome.UNTRIED, "not here", str(e))
 
@@ -84,35 +84,35 @@ async def _one(trial: KvmTrial, step: Step, wanted: Wanted) -> Cell:
 
 
 @column("user-read")
-async def _user_read(place: KvmGround, way: Way) -> Cell:
-    async with place.trial(way) as t:
+async def _user_read(place: KvmTestbed, mechanism: Mechanism) -> Cell:
+    async with place.trial(mechanism) as t:
         return await _one(t, _LOAD, _sigbus(_LOAD))
 
 
 @column("user-write")
-async def _user_write(place: KvmGround, way: Way) -> Cell:
+async def _user_write(place: KvmTestbed, mechanism: Mechanism) -> Cell:
     step = Step(Op.STORE, offset=DEAD + 5, arg=0x55)
-    async with place.trial(way) as t:
+    async with place.trial(mechanism) as t:
         return await _one(t, step, _sigbus(step))
 
 
 @column("kernel-entry")
-async def _kernel_entry(place: KvmGround, way: Way) -> Cell:
-    async with place.trial(way) as t:
+async def _kernel_entry(place: KvmTestbed, mechanism: Mechanism) -> Cell:
+    async with place.trial(mechanism) as t:
         return await _one(t, _COPY, _COPIED)
 
 
 @column("kernel-bare")
-async def _kernel_bare(place: KvmGround, way: Way) -> Cell:
+async def _kernel_bare(place: KvmTestbed, mechanism: Mechanism) -> Cell:
     step = Step(Op.READ, offset=DEAD - 16, length=64, ring=0)
-    async with place.trial(way) as t:
+    async with place.trial(mechanism) as t:
         return await _one(t, step, Wanted(Outcome.PANIC, _COPIED.address))
 
 
 @column("interrupts-off")
-async def _interrupts_off(place: KvmGround, way: Way) -> Cell:
+async def _interrupts_off(place: KvmTestbed, mechanism: Mechanism) -> Cell:
     step = Step(Op.READ, offset=DEAD - 16, length=64, ring=0, table=True, interrupts=False)
-    async with place.trial(way) as t:
+    async with place.trial(mechanism) as t:
         return await _one(t, step, _COPIED)
 
 
@@ -122,15 +122,15 @@ async def _interrupts_off(place: KvmGround, way: Way) -> Cell:
     Outcome.SIGBUS,
     "A user load with interrupts disabled, as a vCPU has it that is not let be asynchronous: SIGBUS.",
 )
-async def _user_masked(place: KvmGround, way: Way) -> Cell:
+async def _user_masked(place: KvmTestbed, mechanism: Mechanism) -> Cell:
     step = Step(Op.LOAD, offset=DEAD + 5, interrupts=False)
-    async with place.trial(way) as t:
+    async with place.trial(mechanism) as t:
         return await _one(t, step, _sigbus(step))
 
 
 @column("async-off")
-async def _async_off(place: KvmGround, way: Way) -> Cell:
-    async with place.trial(way, apf=False) as t:
+async def _async_off(place: KvmTestbed, mechanism: Mechanism) -> Cell:
+    async with place.trial(mechanism, apf=False) as t:
         return await _one(t, _LOAD, _sigbus(_LOAD))
 
 
@@ -140,8 +140,8 @@ async def _async_off(place: KvmGround, way: Way) -> Cell:
     Outcome.SIGBUS,
     "A user load in a machine without KVM's interrupt controllers: nothing is asynchronous; SIGBUS.",
 )
-async def _no_irqchip(place: KvmGround, way: Way) -> Cell:
-    async with place.trial(way, apf=False, irqchip=False) as t:
+async def _no_irqchip(place: KvmTestbed, mechanism: Mechanism) -> Cell:
+    async with place.trial(mechanism, apf=False, irqchip=False) as t:
         return await _one(t, _LOAD, _sigbus(_LOAD))
 
 
@@ -151,9 +151,9 @@ async def _no_irqchip(place: KvmGround, way: Way) -> Cell:
     Outcome.SIGBUS,
     "Two vCPUs touch the same page that was cut off, at once: SIGBUS for each, at its own address.",
 )
-async def _two_vcpus(place: KvmGround, way: Way) -> Cell:
+async def _two_vcpus(place: KvmTestbed, mechanism: Mechanism) -> Cell:
     steps = _LOAD, Step(Op.LOAD, offset=DEAD + 9)
-    async with place.trial(way, vcpus=2) as t:
+    async with place.trial(mechanism, vcpus=2) as t:
         await t.truncated()
         for vcpu, step in enumerate(steps):
             t.begin(step, vcpu)
@@ -161,9 +161,9 @@ async def _two_vcpus(place: KvmGround, way: Way) -> Cell:
 
 
 @column("grown")
-async def _grown(place: KvmGround, way: Way) -> Cell:
+async def _grown(place: KvmTestbed, mechanism: Mechanism) -> Cell:
     step = Step(Op.READ, offset=DEAD, length=16)
-    async with place.trial(way) as t:
+    async with place.trial(mechanism) as t:
         await t.truncated()
         end = await t.access(_LOAD)
         if None in end.done and end.loop is None:
@@ -179,45 +179,45 @@ async def _grown(place: KvmGround, way: Way) -> Cell:
 
 
 @column("io-error")
-async def _io_error(place: KvmGround, way: Way) -> Cell:
+async def _io_error(place: KvmTestbed, mechanism: Mechanism) -> Cell:
     step = Step(Op.LOAD, offset=_FAR + 5)
-    if way.under is Under.FILE:
+    if mechanism.under is Under.FILE:
         # nobody but a host that has the faults can say what failed: by poison
-        async with place.over(way, anonymous(Reply.POISON)) as t:
+        async with place.over(mechanism, anonymous(Reply.POISON)) as t:
             return _judge(t, await t.access(step), _sigbus(step))
-    async with place.trial(way) as t:
+    async with place.trial(mechanism) as t:
         t.file.inject(_FAR, PAGE_SIZE, error=errno.EIO)
         return _judge(t, await t.access(step), _sigbus(step))
 
 
 @column("no-space")
-async def _no_space(place: KvmGround, way: Way) -> Cell:
+async def _no_space(place: KvmTestbed, mechanism: Mechanism) -> Cell:
     step = Step(Op.STORE, offset=_FAR + 5, arg=0x55)
-    if way.under is Under.FILE:
-        async with place.over(way, without_space()) as t:
+    if mechanism.under is Under.FILE:
+        async with place.over(mechanism, without_space()) as t:
             return _judge(t, await t.access(step), _sigbus(step))
-    async with place.trial(way) as t:
+    async with place.trial(mechanism) as t:
         t.file.inject(_FAR, PAGE_SIZE, error=errno.ENOSPC, stores=True)
         return _judge(t, await t.access(step), _sigbus(step))
 
 
 @column("slow-page")
-async def _slow_page(place: KvmGround, way: Way) -> Cell:
+async def _slow_page(place: KvmTestbed, mechanism: Mechanism) -> Cell:
     step = Step(Op.READ, offset=_FAR, length=16)
-    if way.under is Under.FILE:
+    if mechanism.under is Under.FILE:
         number = (_FAR // PAGE_SIZE).to_bytes(16, "little").hex()
-        async with place.over(way, anonymous(Reply.COPY, _SLOW)) as t:
+        async with place.over(mechanism, anonymous(Reply.COPY, _SLOW)) as t:
             return _judge(t, await t.access(step), Wanted(Outcome.BYTES, value=number))
-    async with place.trial(way) as t:
+    async with place.trial(mechanism) as t:
         t.file.inject(_FAR, PAGE_SIZE, delay=_SLOW)
         value = t.content[_FAR : _FAR + 16].hex()
         return _judge(t, await t.access(step), Wanted(Outcome.BYTES, value=value))
 
 
 @column("kernel-after-user")
-async def _kernel_after_user(place: KvmGround, way: Way) -> Cell:
+async def _kernel_after_user(place: KvmTestbed, mechanism: Mechanism) -> Cell:
     step = Step(Op.READ, offset=DEAD + 4 * PAGE_SIZE + 16, length=64, ring=0, table=True)
-    async with place.trial(way) as t:
+    async with place.trial(mechanism) as t:
         await t.truncated()
         first = await t.access(_LOAD)
         if None in first.done:

@@ -13,8 +13,8 @@ from daxfault.native.kvm_script import Op, Step
 from daxfault.vmm.study.compare.cell import Cell, Outcome
 from daxfault.vmm.study.compare.cost import CPU, LATENCY, percentile, without_end
 from daxfault.vmm.study.compare.judge import Wanted, judge
-from daxfault.vmm.study.compare.kvm.mechanisms import Way
-from daxfault.vmm.study.compare.kvm.trial import KvmGround, Untried
+from daxfault.vmm.study.compare.kvm.mechanisms import Mechanism
+from daxfault.vmm.study.compare.kvm.trial import KvmTestbed, Untried
 from daxfault.vmm.study.compare.trial import DEAD
 
 COSTS = (LATENCY, CPU)
@@ -22,19 +22,19 @@ COSTS = (LATENCY, CPU)
 _SAMPLES = 80  # pages; all lie past what the truncation leaves
 
 
-async def latency_and_cpu(place: KvmGround, way: Way) -> tuple[dict[str, Cell], list[float]]:
+async def latency_and_cpu(place: KvmTestbed, mechanism: Mechanism) -> tuple[dict[str, Cell], list[float]]:
     """One error a page, one after the other; -> a cell for each of COSTS, and the times in us.  The
     first, which may wait for the loop to be noticed and ended, stands apart."""
     try:
-        cells, samples = await _measure(place, way)
+        cells, samples = await _measure(place, mechanism)
     except Untried as e:
         untried = Cell(Outcome.UNTRIED, "not here", str(e))
         cells, samples = (untried, untried), []
     return {column.name: cell for column, cell in zip(COSTS, cells, strict=True)}, samples
 
 
-async def _measure(place: KvmGround, way: Way) -> tuple[tuple[Cell, Cell], list[float]]:
-    async with place.trial(way) as t:
+async def _measure(place: KvmTestbed, mechanism: Mechanism) -> tuple[tuple[Cell, Cell], list[float]]:
+    async with place.trial(mechanism) as t:
         await t.guest.run(Step(Op.LOAD, offset=DEAD, repeat=_SAMPLES, stride=PAGE_SIZE))
         await t.truncated()
         samples: list[float] = []

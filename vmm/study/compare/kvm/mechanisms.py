@@ -2,7 +2,7 @@
 """What stands in for a design on a stock kernel: the memory, the rescue, the injection.
 
 Owns their names, and which design of the model each is the reality of.  A design that needs
-another kernel has a way too, which says so.  Must not run anything.
+another kernel has one too, which says so.  Must not run anything.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Under(enum.StrEnum):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Way:
+class Mechanism:
     """`models`: a name of daxfault.vmm.designs, or nothing.  `impossible`: why no stock kernel can do it.
 
     Without a rescue nobody ends a loop; without an injection the guest is told of nothing, and
@@ -56,7 +56,7 @@ _INJECTIONS = {
     Injection.MC: "#MC, with the gpa in a bank",
     Injection.EVENT: "an MSI, with reason and address in the area",
 }
-# the reality of a design: which of the ways below
+# the reality of a design: which of the mechanisms below
 _MODELS = {
     "unmap+area": DesignName.RFC_V1,
     "unmap+pf": DesignName.INJECT_ON_RETRY,
@@ -66,22 +66,22 @@ _MODELS = {
 _KERNELS = 'KVM itself writes what comes with "ready": user space cannot add a word, it takes another kernel'
 
 
-def _ways() -> list[Way]:
-    ways = [
-        Way("kernel", "nobody helps: what this kernel does by itself", models=DesignName.MAINLINE),
-        Way(
+def _mechanisms() -> list[Mechanism]:
+    mechanisms = [
+        Mechanism("kernel", "nobody helps: what this kernel does by itself", models=DesignName.MAINLINE),
+        Mechanism(
             "ready-flag",
             'a flag beside the token of "ready"',
             models=DesignName.JUNE_2020,
             impossible=_KERNELS,
         ),
-        Way(
+        Mechanism(
             "unmap+stop",
             f"{_RESCUES[Rescue.UNMAP]}; KVM_RUN fails, and the vCPU is not resumed",
             rescue=Rescue.UNMAP,
             models=DesignName.EXIT_TO_USER,
         ),
-        Way(
+        Mechanism(
             "ready-gone",
             '"ready" says that the page is gone',
             models=DesignName.GONE_IN_WAKEUP,
@@ -91,17 +91,18 @@ def _ways() -> list[Way]:
     for rescue, does in _RESCUES.items():
         for injection, told in _INJECTIONS.items():
             name = f"{rescue}+{injection}"
-            ways.append(Way(name, f"{does}; {told}", Under.FILE, rescue, injection, _MODELS.get(name, "")))
+            models = _MODELS.get(name, "")
+            mechanisms.append(Mechanism(name, f"{does}; {told}", Under.FILE, rescue, injection, models))
     for injection, told in _INJECTIONS.items():
         name = f"engine+{injection}"
         summary = f"the engine serves the memory and poisons; {told}"
-        ways.append(Way(name, summary, Under.ENGINE, None, injection, _MODELS.get(name, "")))
-    return ways
+        mechanisms.append(Mechanism(name, summary, Under.ENGINE, None, injection, _MODELS.get(name, "")))
+    return mechanisms
 
 
-WAYS: dict[str, Way] = {way.name: way for way in _ways()}
+MECHANISMS: dict[str, Mechanism] = {mechanism.name: mechanism for mechanism in _mechanisms()}
 
 
-def of_designs(names: list[str]) -> list[Way]:
+def of_designs(names: list[str]) -> list[Mechanism]:
     """The reality of these designs, in their order."""
-    return [way for name in names for way in WAYS.values() if way.models == name]
+    return [mechanism for name in names for mechanism in MECHANISMS.values() if mechanism.models == name]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A KVM guest under one way, over memory of its own: what every cell on KVM is run with.
+"""A KVM guest under one mechanism, over memory of its own: what every cell on KVM is run with.
 
 Owns the machine and its file for each trial, and finding out how accesses end.  Must not
 judge the end.
@@ -39,8 +39,8 @@ from daxfault.vmm.kvm.uffd_memory import AnonymousMemory, CachedMemory, Reply
 from daxfault.vmm.kvm.window import FileMemory, Memory, Rescue
 from daxfault.vmm.study.compare.cell import Looped
 from daxfault.vmm.study.compare.kvm import events
-from daxfault.vmm.study.compare.kvm.mechanisms import Under, Way
-from daxfault.vmm.study.compare.trial import CUT, DEAD, DEADLINE, PAGES, End, Ground, make_file
+from daxfault.vmm.study.compare.kvm.mechanisms import Mechanism, Under
+from daxfault.vmm.study.compare.trial import CUT, DEAD, DEADLINE, PAGES, End, Testbed, make_file
 from daxfault.vmm.study.standin import Done
 
 _LOOP_FAULTS = 50
@@ -52,11 +52,11 @@ class Untried(Exception):
 
 
 @dataclasses.dataclass(slots=True)
-class KvmGround:
+class KvmTestbed:
     """What trials are made on: the mount of the other guests' trials, and this KVM; None: there is none,
     and nothing will be tried."""
 
-    place: Ground
+    place: Testbed
     can: Abilities | None
 
     @property
@@ -64,32 +64,32 @@ class KvmGround:
         """How long a loop is watched."""
         return self.place.seconds
 
-    def check(self, way: Way, *, apf: bool, irqchip: bool) -> None:
+    def check(self, mechanism: Mechanism, *, apf: bool, irqchip: bool) -> None:
         """Untried, when this machine lacks what is needed."""
         can = self.can
-        if way.impossible:
-            raise Untried(way.impossible)
+        if mechanism.impossible:
+            raise Untried(mechanism.impossible)
         if can is None:
             raise Untried("there is no KVM")
         if irqchip and not can.irqchip:
             raise Untried("KVM has no irqchip here")
         if apf and not can.async_pf:
             raise Untried("KVM offers the guest no asynchronous page faults by interrupt")
-        if way.under is Under.FILE and not can.stats:
+        if mechanism.under is Under.FILE and not can.stats:
             raise Untried("a loop is noticed by KVM's statistics, which came with Linux 5.14")
-        if way.injection is Injection.MC and not can.mce:
+        if mechanism.injection is Injection.MC and not can.mce:
             raise Untried("KVM cannot inject a machine check here")
-        if way.injection is Injection.EVENT and irqchip and not can.msi:
+        if mechanism.injection is Injection.EVENT and irqchip and not can.msi:
             raise Untried("KVM has no KVM_SIGNAL_MSI here")
-        if way.rescue is Rescue.POISON or way.under is Under.ENGINE:
+        if mechanism.rescue is Rescue.POISON or mechanism.under is Under.ENGINE:
             check_poison()
 
     @contextlib.asynccontextmanager
     async def trial(
-        self, way: Way, *, apf: bool = True, vcpus: int = 1, irqchip: bool = True
+        self, mechanism: Mechanism, *, apf: bool = True, vcpus: int = 1, irqchip: bool = True
     ) -> AsyncIterator[KvmTrial]:
         """A guest that has a new file of ours as its window: mapped, or served by the engine."""
-        self.check(way, apf=apf, irqchip=irqchip)
+        self.check(mechanism, apf=apf, irqchip=irqchip)
         place = self.place
         place.trials += 1
         path = place.mount / f"file{place.trials}"
@@ -97,7 +97,7 @@ class KvmGround:
         async with contextlib.AsyncExitStack() as stack:
             file = None
             memory: Callable[[], Memory] = functools.partial(_mapped, path)
-            if way.under is Under.ENGINE:
+            if mechanism.under is Under.ENGINE:
                 fd = await trio.to_thread.run_sync(os.open, path, os.O_RDWR | os.O_CLOEXEC)
                 try:
                     pinned = await place.fs.pin(fd)
@@ -108,14 +108,14 @@ class KvmGround:
                 stack.push_async_callback(_in_thread, engine.close)
                 memory = functools.partial(CachedMemory, engine, file)
             options: dict[str, Any] = {"vcpus": vcpus, "irqchip": irqchip}
-            guest = await stack.enter_async_context(_guest(way, memory, apf, options))
+            guest = await stack.enter_async_context(_guest(mechanism, memory, apf, options))
             yield KvmTrial(guest, self.seconds, content, file, functools.partial(os.truncate, path))
 
     @contextlib.asynccontextmanager
-    async def over(self, way: Way, memory: Callable[[], Memory]) -> AsyncIterator[KvmTrial]:
+    async def over(self, mechanism: Mechanism, memory: Callable[[], Memory]) -> AsyncIterator[KvmTrial]:
         """A guest over other memory."""
-        self.check(way, apf=True, irqchip=True)
-        async with _guest(way, memory, True, {}) as guest:
+        self.check(mechanism, apf=True, irqchip=True)
+        async with _guest(mechanism, memory, True, {}) as guest:
             yield KvmTrial(guest, self.seconds)
 
 
@@ -171,9 +171,9 @@ def _huge_file() -> int:
 
 @contextlib.asynccontextmanager
 async def _guest(
-    way: Way, memory: Callable[[], Memory], apf: bool, options: dict[str, Any]
+    mechanism: Mechanism, memory: Callable[[], Memory], apf: bool, options: dict[str, Any]
 ) -> AsyncIterator[Machine]:
-    async with machine(memory, rescue=way.rescue, injection=way.injection, **options) as guest:
+    async with machine(memory, rescue=mechanism.rescue, injection=mechanism.injection, **options) as guest:
         if apf:
             for vcpu in range(guest.kvm.vcpus):
                 await guest.run(async_pf(), vcpu=vcpu)
