@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * call.c - one ioctl, and the name of the one that failed; what this KVM can do.
+ * call.c - one ioctl, and the name of the one that failed; the abilities of this KVM.
  *
  * Owns that name, which is a thread's own as errno is.
  */

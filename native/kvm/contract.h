@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * contract.h - what the host and the KVM guest agree upon: the guest's physical
+ * contract.h - the contract between the host and the KVM guest: the guest's physical
  * memory, the mailbox, the steps of a script and their results.
  *
  * Read by the guest's compiler, the host's and cffi (the text between the
@@ -145,7 +145,7 @@ struct df_kvm_mailbox {
 	struct df_kvm_result results[16];
 };
 
-/* struct kvm_vcpu_pv_apf_data (asm/kvm_para.h), with what RFC v1 of 31 Mar 2020 put into it. */
+/* struct kvm_vcpu_pv_apf_data (asm/kvm_para.h), with the fields of RFC v1 of 31 Mar 2020. */
 struct df_kvm_area {
 	uint32_t reason;		/* today's `flags`: 1 is page not present */
 	uint32_t token;
@@ -185,9 +185,9 @@ _Static_assert(DF_KVM_IMAGE < DF_KVM_RAM_LEN && DF_KVM_WINDOW >= DF_KVM_RAM_LEN,
 
 #endif /* __ASSEMBLER__ */
 
-/* What the assembler needs as well. */
+/* For the assembler as well. */
 #define DF_KVM_STACK_LEN	0x4000		/* and alignment: its first word is the struct cpu */
-#define DF_KVM_USER_START	0x118000	/* what ring 3 may touch of RAM */
+#define DF_KVM_USER_START	0x118000	/* ring 3's part of RAM */
 #define DF_KVM_USER_END		0x128000
 #define DF_KVM_CS		0x08
 #define DF_KVM_DS		0x10

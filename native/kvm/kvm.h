@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * kvm.h - what the KVM machine offers to Python, and nothing else.
+ * kvm.h - the KVM machine's functions for Python, and nothing else.
  *
  * A machine is a VM with its vCPUs, each run by a thread of its own, which alone
  * calls KVM_RUN.  A vCPU that exits is described by a record and waits for
@@ -30,7 +30,7 @@ enum df_kvm_exit_kind {
 	DF_KVM_EXIT_INTERNAL = 8,	/* KVM_EXIT_INTERNAL_ERROR: detail is suberror and its data */
 	DF_KVM_EXIT_FAIL_ENTRY = 9,	/* detail[0]: the hardware's reason */
 	DF_KVM_EXIT_MEMORY = 10,	/* KVM_EXIT_MEMORY_FAULT (6.8): gpa, length, detail[0]: flags */
-	DF_KVM_EXIT_PORT = 11,		/* a port nobody listens to; gpa is its number */
+	DF_KVM_EXIT_PORT = 11,		/* an unknown port; gpa is its number */
 	DF_KVM_EXIT_OTHER = 12,		/* error, or exit_reason, says which */
 };
 
@@ -55,7 +55,7 @@ struct df_kvm_options {
 	uint32_t spin;			/* bool: the guest waits without hlt */
 };
 
-/* What KVM_GET_REGS, GET_SREGS and GET_VCPU_EVENTS say; only rax ... rflags are set. */
+/* From KVM_GET_REGS, GET_SREGS and GET_VCPU_EVENTS; only rax ... rflags are set. */
 struct df_kvm_registers {
 	uint64_t rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp;
 	uint64_t r8, r9, r10, r11, r12, r13, r14, r15;
@@ -114,7 +114,7 @@ int df_kvm_new(const struct df_kvm_options *options, struct df_kvm **out);
 void df_kvm_free(struct df_kvm *machine);
 /* The guest's memory, DF_KVM_RAM_LEN bytes. */
 void *df_kvm_ram(struct df_kvm *machine);
-/* In place of what the slot was; length 0 takes it away.  Slot 0 is the guest's memory.  No vCPU runs
+/* Replaces the slot; length 0 removes it.  Slot 0 is the guest's memory.  No vCPU runs
  * meanwhile, so none sees it gone. */
 int df_kvm_memslot(struct df_kvm *machine, uint32_t slot, uint64_t gpa, uint64_t len, uint64_t hva);
 
@@ -155,7 +155,7 @@ int df_kvm_tsc_khz(struct df_kvm *machine, uint32_t vcpu);
 /* -> statistics of a vCPU, also of one that runs; -ENOSYS where there are none. */
 int df_kvm_stats(struct df_kvm *machine, uint32_t vcpu, struct df_kvm_stat *out, int most);
 
-/* ---------------------------------------------------- what a memslot is over */
+/* ---------------------------------------------------- the memory under a memslot */
 
 /* Each -> 0, and *hva.  Huge pages are kept out: a fault is of one page. */
 /* `writable`: bool.  KVM marks every page dirty that it has mapped for writing, which it does for
@@ -163,7 +163,7 @@ int df_kvm_stats(struct df_kvm *machine, uint32_t vcpu, struct df_kvm_stat *out,
 int df_window_file(int fd, uint64_t offset, uint64_t len, int writable, uint64_t *hva);
 int df_window_anonymous(uint64_t len, uint64_t *hva);
 int df_window_unmap(uint64_t hva, uint64_t len);
-/* Over what is there, in one step, which leaves no hole: */
+/* Over the old mapping, in one step, which leaves no hole: */
 /* Nothing: the range is kept, and cannot be accessed. */
 int df_window_vacate(uint64_t hva, uint64_t len);
 int df_window_again(int fd, uint64_t offset, uint64_t hva, uint64_t len, int writable);

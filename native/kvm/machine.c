@@ -2,7 +2,7 @@
  *
  * machine.c - a VM: made, given memory and vCPUs, and taken apart.
  *
- * Owns struct df_kvm.  Must not decide what becomes of an exit.
+ * Owns struct df_kvm.  Must not act on an exit.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -160,7 +160,7 @@ int df_kvm_memslot(struct df_kvm *machine, uint32_t slot, uint64_t gpa, uint64_t
 {
 	int error;
 
-	/* KVM waits until nobody is inside who might use the old slots (synchronize_srcu_expedited() in
+	/* KVM waits until no vCPU is inside that might use the old slots (synchronize_srcu_expedited() in
 	 * kvm_swap_active_memslots()): a vCPU that faults all the time made that 4 to 20 ms, three times */
 	vcpus_hold(machine);
 	error = put_memslot(machine, slot, gpa, 0, hva);

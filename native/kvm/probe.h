@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * probe.h - what daxfault-kvm-probe asks this kernel, and what it found.
+ * probe.h - the questions of daxfault-kvm-probe to this kernel, and the findings.
  *
  * Owns the shape of a finding; its JSON is probe_report.c's, its meaning docs/kvm.md's.
  */
@@ -21,7 +21,7 @@ enum {
 	PROBE_MODULES = 4,
 };
 
-/* Who is asked. */
+/* Kernel, CPU and KVM. */
 struct probe_host {
 	struct utsname system;
 	char vendor[13];		/* of the CPU */
@@ -31,7 +31,7 @@ struct probe_host {
 	const char *modules[PROBE_MODULES + 1];
 	bool nested;
 	bool spin;			/* the guest waits without hlt */
-	char signature[13];		/* what KVM offers a guest at 0x40000000 */
+	char signature[13];		/* of KVM's CPUID leaf 0x40000000 for guests */
 	uint32_t features;		/* and at 0x40000001, %eax */
 	struct df_kvm_abilities can;
 };
@@ -48,7 +48,7 @@ struct probe_case {
 enum probe_outcome {
 	PROBE_UNTRIED,			/* why */
 	PROBE_LOOP,			/* no exit, and faults without end */
-	PROBE_SILENT,			/* no exit, and nobody counts anything */
+	PROBE_SILENT,			/* no exit, and no counter moves */
 	PROBE_EXIT,			/* KVM_RUN returned */
 };
 
@@ -98,9 +98,9 @@ extern const char *const probe_injections[PROBE_INJECTIONS];
 /* probe_host.c */
 void probe_host(struct probe *probe);
 
-/* probe_case.c: what becomes of the access */
+/* probe_case.c: the outcome of the access */
 void probe_faults(struct probe *probe);
-/* probe_answer.c: what can be done about it */
+/* probe_answer.c: rescues and injections */
 void probe_answers(struct probe *probe);
 
 /* probe_report.c */

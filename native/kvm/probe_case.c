@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * probe_case.c - what this kernel makes of an access to a page that is gone.
+ * probe_case.c - the outcome of an access to a page that is gone, on this kernel.
  *
  * Owns the rule that tells a loop from a slow vCPU.  Must not
  * end a loop but by ending its machine.

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * probe_host.c - who is asked: kernel, CPU, kind of KVM.
+ * probe_host.c - the kernel, the CPU and the kind of KVM.
  *
  * Owns nothing.  Must not run a vCPU.
  */

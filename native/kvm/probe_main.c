@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * probe_main.c - daxfault-kvm-probe: asks the running kernel what its KVM makes of a
- * page that is gone, and prints the answers as JSON.  Static: it runs in an initramfs
+ * probe_main.c - daxfault-kvm-probe: tries how the running kernel's KVM handles a
+ * page that is gone, and prints the findings as JSON.  Static: it runs in an initramfs
  * as well.
  *
  * Exit codes: 0 asked, 2 the arguments make no sense, 3 KVM cannot be used here.

@@ -8,7 +8,7 @@
 #include "probe.h"
 
 enum {
-	REPORT_MAX = 1 << 16,		/* eight times what it takes */
+	REPORT_MAX = 1 << 16,		/* eight times as much as needed */
 };
 
 /* "" is null */

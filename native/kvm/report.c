@@ -2,7 +2,7 @@
  *
  * report.c - reports a failed access to the guest, in one of four ways.
  *
- * Owns what is written into the vCPU and its async_pf area for it.  Must be called
+ * Owns the words written into the vCPU and its async_pf area.  Must be called
  * with the vCPU stopped at the access: an exception hits whatever stands at rip.
  */
 #include <errno.h>

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * setup.c - what a vCPU is before its first instruction: CPUID, long mode with
+ * setup.c - the state of a vCPU before its first instruction: CPUID, long mode with
  * the guest's own page tables, machine check banks.
  *
  * Owns nothing that lives on.  Must not run a vCPU.

@@ -3,7 +3,7 @@
  * trial.c - one guest over one file, up to the access that must fail.
  *
  * Owns the file, which has no name from the start: nothing is left behind however
- * this ends.  Every wait has a limit.  Must not judge what comes of the access.
+ * this ends.  Every wait has a limit.  Must not judge the outcome of the access.
  */
 #include <errno.h>
 #include <fcntl.h>

@@ -140,7 +140,7 @@ static void complete(struct vcpu *vcpu)
 	vcpu->run->immediate_exit = 0;
 }
 
-/* What the access is completed with must not count, so the registers of the exit
+/* The value that completes the access must not count, so the registers of the exit
  * are put back.  A load's rip is then at the load, which will be repeated.  A
  * string instruction would go on to its end with zeros: with one in %rcx it does
  * one step (x86_emulate_insn(); KVM_SET_REGS is heeded by an emulation under way,

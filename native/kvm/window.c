@@ -28,7 +28,7 @@ static int protection(int writable)
 	return PROT_READ | (writable ? PROT_WRITE : 0);
 }
 
-/* NORESERVE: of hugetlbfs; that a page cannot be had is for the fault to say, and nobody else asks. */
+/* NORESERVE: of hugetlbfs; the fault reports that there is no page. */
 #define OF_FILE	(MAP_SHARED | MAP_NORESERVE)
 
 int df_window_file(int fd, uint64_t offset, uint64_t len, int writable, uint64_t *hva)

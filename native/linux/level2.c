@@ -2,8 +2,8 @@
  *
  * level2.c - daxfault-level2: the only program of a Linux guest, its init.
  *
- * Maps the window, which is BAR 2 of QEMU's ivshmem, as any process of root may (Documentation/PCI/sysfs-pci.rst),
- * and has a child of its own load a byte of it again and again.  Twice a second it says on the second serial
+ * Maps the window, BAR 2 of QEMU's ivshmem, as any process of root may
+ * (Documentation/PCI/sysfs-pci.rst), and has a child of its own load a byte of it again and again.  Twice a second it says on the second serial
  * port, which the kernel does not use, how far the child is: a JSON object a line.  Must not know
  * why a load does not end.
  *
@@ -28,6 +28,8 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "base/cleanup.h"
 
 #define DEVICES		"/sys/bus/pci/devices"
 #define IVSHMEM		"0x1110"	/* QEMU, docs/specs/ivshmem-spec: vendor 1af4, device 1110 */
@@ -54,13 +56,11 @@ static void die(const char *what)
 
 static void read_text(const char *path, char *to, size_t room)
 {
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	int fd CLEANUP_CLOSE = open(path, O_RDONLY | O_CLOEXEC);
 	ssize_t all = 0, got = 0;
 
 	while (fd >= 0 && (size_t)all + 1 < room && (got = read(fd, to + all, room - 1 - (size_t)all)) > 0)
 		all += got;
-	if (fd >= 0)
-		close(fd);
 	to[all] = 0;
 }
 

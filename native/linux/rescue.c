@@ -6,7 +6,7 @@
  *
  * The process's mappings of FILE beyond FILE's end are unmapped, forbidden (PROT_NONE) or replaced by
  * poisoned memory.  The process's first thread is stopped meanwhile, by ptrace(2), and made to
- * do the system calls; its vCPUs run on.  Must not touch what lies before FILE's end.
+ * do the system calls; its vCPUs run on.  Must not touch the mapping before FILE's end.
  *
  * Prints the range.  Exit codes: 0 done, 1 refused by the kernel, 2 the arguments make no sense, 3 nothing
  * of FILE is mapped beyond its end.
@@ -27,6 +27,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
 #include "base/maps.h"
 #include "base/uffd.h"
 
@@ -74,15 +75,12 @@ static bool add_tail(const struct maps_area *area, void *arg)
 /* -> -1 and errno when they cannot be read */
 static int each_mapping(pid_t pid, bool (*visit)(const struct maps_area *, void *), void *arg)
 {
-	int maps = maps_open(pid), r = maps;
+	int maps CLEANUP_CLOSE = maps_open(pid);
+	int error = maps < 0 ? maps : maps_each(maps, visit, arg);
 
-	if (maps >= 0) {
-		r = maps_each(maps, visit, arg);
-		close(maps);
-	}
-	if (r < 0)
-		errno = -r;
-	return r < 0 ? -1 : 0;
+	if (error < 0)
+		errno = -error;
+	return error < 0 ? -1 : 0;
 }
 
 /* -> how many, or -1 */
@@ -196,18 +194,15 @@ static int64_t make(struct lent *thread, long number, const uint64_t arguments[6
 static int64_t poison_aside(struct lent *thread, uint64_t aside, uint64_t len)
 {
 	int64_t theirs = MAKE(thread, SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
-	int64_t error = 0;
-	int pidfd, ours;
+	int pidfd CLEANUP_CLOSE = -1, ours CLEANUP_CLOSE = -1;
+	int64_t error;
 
 	if (theirs < 0)
 		return theirs;
 	pidfd = (int)syscall(SYS_pidfd_open, thread->pid, 0);
-	ours = pidfd < 0 ? -1 : (int)syscall(SYS_pidfd_getfd, pidfd, (int)theirs, 0);
-	error = ours < 0 ? -errno : uffd_poison_fresh(ours, aside, len);
-	if (ours >= 0)
-		close(ours);
 	if (pidfd >= 0)
-		close(pidfd);
+		ours = (int)syscall(SYS_pidfd_getfd, pidfd, (int)theirs, 0);
+	error = ours < 0 ? -errno : uffd_poison_fresh(ours, aside, len);
 	MAKE(thread, SYS_close, (uint64_t)theirs);
 	return error;
 }

@@ -120,7 +120,7 @@ static void user_work(struct task *t, struct access *a)
 	do {
 		for (i = 0; i < WORK_UNIT; i++)
 			hash = fnv1a(hash, (uint8_t)i);
-		/* the compiler must not see that nobody wants it */
+		/* keep the compiler from removing it */
 		__asm__ volatile("" : "+r"(hash));
 		units++;
 	} while (now_ns() < end);
@@ -208,8 +208,8 @@ static uint64_t fnv1a_of_file(int fd, uint64_t len)
 	return hash;
 }
 
-/* To a memfd, because /dev/null never looks at the buffer; the value is of what
- * arrived there. */
+/* To a memfd, because /dev/null never reads the buffer; the value is of the bytes
+ * that arrived there. */
 static void system_write(struct task *t, struct access *a)
 {
 	int fd CLEANUP_CLOSE = memfd_create("daxfault-sys-write", MFD_CLOEXEC);
@@ -281,7 +281,7 @@ const struct op_description ops[OP_COUNT] = {
 	[OP_SIGBUS] = { "sigbus", "d", 0, system_sigbus, DF_CPU_SYSCALL, false },
 };
 
-/* The others work on the address space, not on what is in it. */
+/* The others work on the address space, not on its pages. */
 static bool touches_window(enum op op)
 {
 	return op != OP_FORK && op != OP_DONTNEED && op != OP_REMAP && op != OP_SIGBUS &&

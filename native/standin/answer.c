@@ -36,7 +36,7 @@ void answer_end(struct answer *a)
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0)
-			break;		/* nobody reads: the exit code says the rest */
+			break;		/* no reader: the exit code remains */
 		written += (size_t)n;
 	}
 	pthread_mutex_unlock(&writer);

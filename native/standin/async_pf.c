@@ -2,11 +2,11 @@
  *
  * async_pf.c - the guest's half of asynchronous page faults.
  *
- * Owns the shared area and a vCPU's slot in it: what each ABI keeps where, the MSRs, the
+ * Owns the shared area and a vCPU's slot in it: the layout of each ABI, the MSRs, the
  * state word, and the answer to "page ready": wake the sleeper, free the token,
  * acknowledge, as arch/x86/kernel/kvm.c does.  Runs with the vCPU's signals blocked,
  * in its handlers for the most part: no allocation, no output.  The host may be
- * anything; what it writes is read once, and never trusted to stay.
+ * hostile: each of its words is read once, and may change at any time.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -135,14 +135,14 @@ uint32_t irq_save(struct vcpu *v)
 }
 
 /* True when an interrupt had been left in irr and was taken instead: the state is
- * not restored then, and who calls may want to think again. */
+ * not restored then, and the caller may decide again. */
 bool irq_restore(struct vcpu *v, uint32_t state)
 {
 	set_state(v, state);
 	if (!(state & DF_CPU_IF) || !__atomic_load_n(&v->slot->irr, __ATOMIC_SEQ_CST))
 		return false;
 	if (guest.abi == DF_ABI_RFC_V1) {
-		/* What waits is an exception.  The host delivers it, and only while it
+		/* An exception waits.  The host delivers it, and only while it
 		 * finds interrupts on: so leave them on. */
 		__atomic_store_n(&v->slot->irr, 0, __ATOMIC_SEQ_CST);
 		count_one(&v->count.deferred);
@@ -171,7 +171,7 @@ static void wake(struct vcpu *v, unsigned int id, const struct wakeup *wakeup)
 }
 
 /* As posted, a sleeper's is_err is on its stack, and only kvm_async_pf_task_wake()
- * sets it: after a wake-all it is what was there before. */
+ * sets it: after a wake-all it has an old value. */
 static void wake_all(struct vcpu *v)
 {
 	struct wakeup wakeup = {
@@ -260,7 +260,7 @@ static void read_error(const struct vcpu *v, struct fault *f)
 	f->attempts = __atomic_load_n(&report->attempts, __ATOMIC_RELAXED);
 }
 
-/* What was written is read before `flags` is taken: from then on the host may write
+/* The host's words are read before `flags` is taken: from then on the host may write
  * the next.  It may also withdraw a PAGE_ERROR at any moment. */
 void async_pf_take_exception(struct vcpu *v, struct exception *e)
 {

@@ -20,7 +20,7 @@ enum {
 struct command {
 	const char *name;
 	int words;			/* with the command itself; -1: any number */
-	const char *(*run)(char **words, int n);	/* NULL, or what is wrong */
+	const char *(*run)(char **words, int n);	/* NULL, or the error */
 };
 
 static unsigned long line_number;

@@ -11,7 +11,7 @@
  *
  * A handler runs on the stack of the task it interrupts and may switch to another:
  * its frame waits there until the task runs again.  Guest kernel code other than an
- * access has these signals blocked, so none ever interrupts who holds a lock.
+ * access has these signals blocked, so none ever interrupts the holder of a lock.
  * Handlers themselves allocate nothing and print nothing.
  */
 #include <errno.h>
@@ -70,7 +70,7 @@ static void kernel_fault(struct task *t, ucontext_t *uc, const struct fault *f)
 	siglongjmp(t->escape, 1);
 }
 
-/* What force_sig_fault() does (kernel/signal.c, force_sig_info_to_task()): a
+/* As force_sig_fault() (kernel/signal.c, force_sig_info_to_task()): a
  * process that blocks or ignores the signal dies.  send_sig_info(), which June 2020 used,
  * does not force it, and the access is repeated.  The signal stays pending until this
  * handler returns, because SIGBUS is in its mask, and is then delivered with
@@ -98,7 +98,7 @@ static void user_fault(struct task *t, ucontext_t *uc, const struct fault *f)
 	si.si_code = f->si_code;
 	si.si_addr = (void *)(uintptr_t)f->address;
 	/* A si_code of the kernel's is allowed to the thread itself, and to
-	 * nobody else (kernel/signal.c, do_rt_tgsigqueueinfo()). */
+	 * no other thread (kernel/signal.c, do_rt_tgsigqueueinfo()). */
 	syscall(SYS_rt_tgsigqueueinfo, getpid(), t->vcpu->tid, SIGBUS, &si);
 }
 
@@ -304,8 +304,8 @@ static void interrupt_entry(int sig, siginfo_t *si, void *context)
 	errno = saved;
 }
 
-/* The handler a user program would have installed; and, before it, what the
- * guest kernel does with a fault the processor raised. */
+/* The guest kernel's handling of a fault of the processor, and the handler of a user
+ * program, in one. */
 static void fault_signal(int sig, siginfo_t *si, void *context)
 {
 	struct vcpu *v = this_vcpu;

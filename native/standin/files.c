@@ -4,7 +4,7 @@
  *
  * Owns the names a script gives to files, and the descriptors behind them.
  * Each function is a command of the console; it gets the command's words and
- * returns NULL or what is wrong.  Main thread only.
+ * returns NULL or the error.  Main thread only.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -212,7 +212,7 @@ const char *file_unmap(char **words, int n)
 	if (!page_aligned(len) || !page_aligned(moffset))
 		return "not a multiple of the page size";
 
-	/* The host first, as virtiofs does: what a vCPU touches in between is
+	/* The host first, as virtiofs does: a page that a vCPU touches in between is
 	 * registered still, and the host has no file for it any more. */
 	error = remove_mapping(moffset, len);
 	if (error)

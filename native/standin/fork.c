@@ -23,7 +23,7 @@
 #include "standin.h"
 
 enum {
-	/* What a child got; a byte is 0..255, and so is an exit status. */
+	/* The result of a child; a byte is 0..255, and so is an exit status. */
 	GOT_BYTE = 1,
 	GOT_SIGNAL = 2,
 	GOT_ZEROS = 3,			/* a page that no host served */

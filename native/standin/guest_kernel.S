@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * guest_kernel.S - what the stand-in runs in "guest kernel mode".
+ * guest_kernel.S - the code of "guest kernel mode".
  *
  * Owns the text section .guest_kernel and the exception table of that text.
  * A fault is the guest kernel's own when the instruction lies between

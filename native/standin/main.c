@@ -245,7 +245,7 @@ static void parse_options(int argc, char **argv, struct options *o)
 		need_socket(o->fd);
 }
 
-/* Hands the host what it needs to serve this guest. */
+/* Gives the host the descriptors and addresses of this guest. */
 static void hello(const struct options *o, int event_area)
 {
 	struct df_hello msg = {

@@ -2,7 +2,7 @@
  *
  * parse.c - numbers, ranges and accesses as a script writes them.
  *
- * Owns nothing; no side effects.  What passes here stays inside the window.
+ * Owns nothing; no side effects.  An access that passes stays inside the window.
  */
 #include <ctype.h>
 #include <errno.h>

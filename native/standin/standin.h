@@ -140,7 +140,7 @@ void task_switch(void **save, void *to);
 
 /* ------------------------------------------------------------------ async_pf.c */
 
-/* How this guest was built and what it was granted; written before any vCPU runs. */
+/* How this guest was built, and its granted bits; written before any vCPU runs. */
 struct guest {
 	enum df_abi abi;
 	uint32_t cpuid;			/* granted */
@@ -149,7 +149,7 @@ struct guest {
 	int doorbell;
 };
 
-/* What the host wrote beside its signal. */
+/* The host's words beside its signal. */
 struct exception {
 	enum {
 		EXCEPTION_NONE,
@@ -158,7 +158,7 @@ struct exception {
 		EXCEPTION_ERROR,	/* at the faulting instruction */
 	} kind;
 	uint32_t token;
-	uint64_t fault;			/* NOT_PRESENT: whose, 0 not said */
+	uint64_t fault;			/* NOT_PRESENT: its address, or 0 */
 	struct wakeup wakeup;
 };
 
@@ -227,7 +227,7 @@ void signals_wait(void);
 
 /* ------------------------------------------------------------------ parse.c, files.c */
 
-/* The functions that return a text return NULL or what is wrong. */
+/* The functions that return a text return NULL or the error. */
 bool parse_number(const char *word, uint64_t *value);
 bool parse_vcpu(const char *word, int *vcpu, unsigned int *task);
 const char *check_range(uint64_t offset, uint64_t len);

@@ -2,9 +2,9 @@
  *
  * switch.S - from one stack to another.
  *
- * Owns what the System V ABI has a callee save: six registers, MXCSR's and the x87
+ * Owns the registers that the System V ABI makes a callee save: six registers, MXCSR's and the x87
  * unit's control bits.  Everything else is dead across a call.  The signal mask is
- * not touched: who switches has the vCPU's signals blocked, on both stacks.
+ * not touched: the caller has the vCPU's signals blocked, on both stacks.
  */
 
 	.text

@@ -8,7 +8,7 @@
  * its bytes are not known.
  *
  * Nothing is poisoned ahead of its fault.  One UFFDIO_WAKE over the window makes
- * every blocked thread fault again, also those whose fault the host had read
+ * every blocked thread fault again, also after the host has read its fault
  * already, and from then on each fault passes here.  So ranges that are later
  * emptied (MADV_DONTNEED clears poison), moved or mapped again fail as well, and
  * pages that the host had installed stay.

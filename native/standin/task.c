@@ -4,7 +4,7 @@
  *
  * Owns their stacks, and the switch between the thread's own stack, on which the
  * scheduler of vcpu.c runs, and theirs, and which vCPU a thread is.  A task runs one access after the other and
- * never ends: one that is dead is never switched to again.  Must not choose who runs.
+ * never ends: one that is dead is never switched to again.  Must not choose the next task.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -66,11 +66,11 @@ static void *first_frame(uint8_t *top)
 	return sp;
 }
 
-/* NULL: no memory.  Below the stack lies a page that nobody may touch. */
+/* NULL: no memory.  Below the stack lies a page without access. */
 struct task *task_new(struct vcpu *v, unsigned int id, void (*body)(struct task *t))
 {
 	size_t page = DF_PAGE_SIZE;
-	long frame = sysconf(_SC_MINSIGSTKSZ);	/* AT_MINSIGSTKSZ: what AMX and AVX-512 need */
+	long frame = sysconf(_SC_MINSIGSTKSZ);	/* AT_MINSIGSTKSZ: the room of AMX and AVX-512 */
 	size_t size = STACK_SIZE + (frame > 0 ? (size_t)frame : 0);
 	struct task *t = calloc(1, sizeof(*t));
 	uint8_t *stack;

@@ -80,11 +80,11 @@ struct access {
 	uint8_t byte;			/* fill */
 	bool irqoff;
 	enum sigbus_disposition disposition;
-	uint8_t *bytes;			/* write: what; k...: the kernel's buffer; owned */
+	uint8_t *bytes;			/* write: the source; k...: the kernel's buffer; owned */
 };
 
 /* Written while the access runs, by the task and by its vCPU's signal handlers,
- * and read after a siglongjmp(): hence in memory, and what counts is volatile. */
+ * and read after a siglongjmp(): hence in memory, and the counts are volatile. */
 struct result {
 	volatile enum outcome outcome;
 	volatile uint64_t done;		/* bytes */
@@ -124,7 +124,7 @@ struct task {
 
 	atomic_bool killed;
 	_Atomic enum task_state state;	/* the vCPU's, read by the console */
-	_Atomic uint32_t token;		/* parked: what it waits for */
+	_Atomic uint32_t token;		/* parked: its token */
 
 	/* the vCPU's own, and its signal handlers' */
 	struct access *access;

@@ -54,7 +54,7 @@ leave_user:
 	.popsection
 	.endm
 
-/* uint64_t NAME(to or from...): 0, or what was left to do when the table was used. */
+/* uint64_t NAME(to or from...): 0, or the rest when the table was used. */
 	.macro access suffix, tabled
 	.globl	load_\suffix
 load_\suffix:					/* (from, to) */

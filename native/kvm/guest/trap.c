@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * trap.c - the guest's exceptions and interrupts: async_pf, and what becomes of
- * a page error: SIGBUS for ring 3, the exception table for ring 0, else panic.
+ * trap.c - the guest's exceptions and interrupts: async_pf, and page
+ * errors: SIGBUS for ring 3, the exception table for ring 0, else panic.
  *
  * Owns descriptor tables and the local APIC.  Must not make accesses to the window.
  */
@@ -58,7 +58,7 @@ static void load_gdt(struct cpu *cpu)
 	cpu->gdt[DF_KVM_TSS / 8] = (sizeof(cpu->tss) - 1) | (tss & 0xffffff) << 16 | 0x89ULL << 40 |
 				   (tss >> 24 & 0xff) << 56;
 	cpu->gdt[DF_KVM_TSS / 8 + 1] = tss >> 32;
-	/* not the vCPU's own stack: what it was doing before it went to ring 3 is there */
+	/* not the vCPU's own stack, which has its frames from before ring 3 */
 	cpu->tss.rsp[0] = (uint64_t)trap_stacks + DF_KVM_STACK_LEN * (cpu->number + 1);
 	cpu->tss.iomap = sizeof(cpu->tss);
 	__asm__ volatile("lgdt %0\n"
@@ -229,7 +229,7 @@ static void error_event(struct cpu *cpu, struct frame *frame)
 	page_error(cpu, frame, gva, DF_KVM_VIA_EVENT, 0);
 }
 
-/* ud2 in ring 3 is the way out; what it returns is where it stood. */
+/* ud2 in ring 3 is the way out. */
 static void invalid_opcode(struct cpu *cpu, struct frame *frame)
 {
 	if ((frame->cs & 3) != 3)
