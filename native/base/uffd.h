@@ -67,7 +67,7 @@ int uffd_poison_absent(int uffd, uint64_t start, uint64_t len);
 int uffd_wake(int uffd, uint64_t start, uint64_t len);
 /* Is the address space behind the descriptor still alive? */
 int uffd_alive(int uffd);
-bool uffd_changing(int uffd);	/* there are events of the address space that nobody has read */
+bool uffd_changing(int uffd);	/* events of the address space are unread */
 
 /* DF_CDEF_END */
 

@@ -2,8 +2,8 @@
  *
  * cache_maps.c - which of a process's mappings show page caches: see cache_maps.h.
  *
- * A page cache is a memfd of the host's, known by its name (native/cache/file.c).  A program
- * that gives a memfd of its own such a name is served the worse for it, and nobody else.
+ * A page cache is a memfd of the host's, recognized by its name (native/cache/file.c).  A program
+ * that gives a memfd of its own such a name harms only itself.
  */
 #include "cache_maps.h"
 

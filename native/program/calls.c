@@ -113,8 +113,8 @@ static void decide_process_remove(const struct call *c, struct call_view *v, str
 		refuse(d, EINVAL);
 }
 
-/* It makes a mapping of the same page cache that has no userfaultfd, and tells nobody (mm/mmap.c): pages
- * that are not there yet would read as zeros. */
+/* It makes a mapping of the same page cache that has no userfaultfd, and raises no event (mm/mmap.c):
+ * pages that are not present yet would read as zeros. */
 static void decide_remap_file_pages(const struct call *c, struct call_view *v, struct call_decision *d)
 {
 	uint64_t start = c->args[0] & ~IN_PAGE, end = start + (c->args[1] & ~IN_PAGE);

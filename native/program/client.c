@@ -2,8 +2,8 @@
  *
  * client.c - a program's end of the wire: see client.h.
  *
- * Owns the framing and the checks of every reply.  A host that breaks the protocol is
- * as good as gone: nothing it sent is used, and no descriptor of its stays open.
+ * Owns the framing and the checks of every reply.  Of a host that breaks the protocol nothing is
+ * used, and no descriptor stays open.
  */
 #include "client.h"
 
@@ -41,7 +41,7 @@ static void close_raw(int fd)
 	raw(SYS_close, fd, 0, 0, 0);
 }
 
-/* `fd` >= 0 goes along. */
+/* With `fd`, if that is not -1. */
 static int send_request(struct client *c, struct df_header *h, size_t len, int fd)
 {
 	int n;
@@ -66,9 +66,9 @@ static ssize_t receive(const struct client *c, union reply *in, int *fds, int *n
 }
 
 struct expected {
-	size_t len;			/* of the reply when it is no refusal */
+	size_t len;			/* of the reply, unless it refuses */
 	bool bare;			/* the header alone will do as well */
-	int least, most;		/* descriptors with it, when it is no refusal */
+	int least, most;		/* descriptors with it, unless it refuses */
 };
 
 static bool is_reply(const struct df_header *h, size_t len, int nfds, const struct df_header *request,
@@ -82,7 +82,7 @@ static bool is_reply(const struct df_header *h, size_t len, int nfds, const stru
 	return nfds >= e->least && nfds <= e->most && (len == e->len || (e->bare && len == sizeof(*h)));
 }
 
-/* One request and its reply.  `fd` goes along; *got is the descriptor that came, or -1. */
+/* One request, with `fd` if that is not -1, and its reply.  *got: the reply's descriptor, or -1. */
 static int call(struct client *c, struct df_header *h, size_t len, int fd, const struct expected *e,
 		union reply *in, int *got)
 {
@@ -116,7 +116,7 @@ static int connect_to(const char *path)
 	fd = raw(SYS_socket, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, 0);
 	if (fd < 0)
 		return (int)fd;
-	/* a full backlog makes connect() wait for as long as it may send */
+	/* the send timeout bounds connect() too, which waits where the backlog is full */
 	setsockopt((int)fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
 	setsockopt((int)fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
 	do {

@@ -2,11 +2,11 @@
  *
  * client.h - a program's end of the wire (abi.h, "programs").
  *
- * Owns the conversation with the host: what is sent when, and which replies are
- * believed.  Must not know in whose behalf it speaks (the preloaded library speaks
- * for its own process, the tracer for another), must not map, and holds no state
- * but struct client: which thread may speak, and whether a descriptor is still the
- * one it was, is its caller's business.
+ * Owns the conversation with the host: the messages, their order, and the checks of
+ * replies.  Must not know for which process it speaks (the preloaded library for its
+ * own, the tracer for another), must not map, and holds no state but struct client.
+ * Its caller decides which thread may speak, and checks that a descriptor is still
+ * the one it was.
  *
  * All of it may be called from a signal handler and after fork(): raw system calls,
  * no cancellation point, no malloc, no lock, less than 2 KiB of stack.  errno may be
@@ -71,7 +71,7 @@ int client_mapped(struct client *c, uint64_t start, uint64_t len);
 /* MS_SYNC of a range, after the kernel's own msync(); waits as long as it takes. */
 int client_msync(struct client *c, uint64_t start, uint64_t len);
 
-/* Tell of a SIGBUS that nobody will catch, before the process dies of it: the host looks
+/* Report a SIGBUS that will not be caught, before the process dies of it: the host looks
  * at its address space.  May come instead of client_serve().  frames: innermost first, at
  * most DF_SIGBUS_FRAMES are sent; with n 0 it may be NULL. */
 int client_sigbus(struct client *c, uint64_t address, pid_t tid, int code, const uint64_t *frames,

@@ -120,7 +120,7 @@ static char *script_interpreter(char *line, size_t len)
 	return *start ? start : NULL;
 }
 
-/* -> a descriptor, or -1.  Nothing but a regular file is opened: a device might notice. */
+/* -> a descriptor, or -1.  Opens regular files only: an open may act on a device. */
 static int open_regular(const char *path, struct stat *st)
 {
 	if (syscall(SYS_newfstatat, AT_FDCWD, path, st, 0) || !S_ISREG(st->st_mode))

@@ -9,10 +9,10 @@
 #define DAXFAULT_PROGRAM_ELF_H
 
 enum program_kind {
-	/* Not to be known, or the kernel's business alone: unreadable, not executable, of another
-	 * machine, no ELF, or with privileges of its own (set-user-ID, set-group-ID, capabilities). */
+	/* Left to the kernel: unreadable, not executable, of another machine, no ELF, or with
+	 * privileges of its own (set-user-ID, set-group-ID, capabilities). */
 	PROGRAM_OTHER,
-	PROGRAM_DYNAMIC,	/* the libc is another object: LD_PRELOAD is heard */
+	PROGRAM_DYNAMIC,	/* the libc is another object: LD_PRELOAD works */
 	PROGRAM_RAW,		/* makes its system calls itself: linked statically, or by Go */
 };
 

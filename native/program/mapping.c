@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * mapping.c - how a page cache gets to where a program wants its file: see mapping.h.
+ * mapping.c - a page cache, mapped where the program asked for its file: see mapping.h.
  */
 #include "mapping.h"
 
@@ -59,10 +59,10 @@ bool request_is_on(int fd, dev_t device)
 
 	if (fd < 0)
 		return false;
-	/* DONT_SYNC: neither changes, and its file system need not be asked */
+	/* DONT_SYNC: neither changes, so the file system is not asked */
 	if (!syscall(SYS_statx, fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &st))
 		return makedev(st.stx_dev_major, st.stx_dev_minor) == device && S_ISREG(st.stx_mode);
-	/* some sandboxes have never heard of it */
+	/* some sandboxes do not know it */
 	return !syscall(SYS_fstat, fd, &old) && old.st_dev == device && S_ISREG(old.st_mode);
 }
 
@@ -90,7 +90,7 @@ static bool overlap(uint64_t a, uint64_t b, uint64_t len)
 	return a < b + len && b < a + len;
 }
 
-/* Where nothing of [target, target + len) is.  The kernel may choose a gap at either end of it. */
+/* Outside of [target, target + len).  The kernel may choose a gap that overlaps either end of it. */
 static long map_elsewhere(uint64_t target, uint64_t len, int flags, int cache, int64_t offset, struct caller *c)
 {
 	long at[ELSEWHERE_TRIES];
@@ -138,7 +138,7 @@ static int open_up(struct mapping *m, const struct map_request *q, struct caller
 	if (q->prot & PROT_ALL)
 		error = call3(c, SYS_mprotect, m->at, m->len, (uint64_t)(q->prot & PROT_ALL));
 	if (!error && q->flags & MAP_LOCKED) {
-		/* the limits only: whether it can be read is nothing that mmap() reports */
+		/* checks the limits only: mmap() does not report pages that cannot be read */
 		error = call3(c, SYS_mlock2, m->at, m->len, MLOCK_ONFAULT);
 		if (error == ENOMEM)
 			error = EAGAIN;
@@ -168,9 +168,7 @@ long mapping_populates(const struct mapping *m, const struct map_request *q, uin
 	memset(args, 0, 6 * sizeof(*args));
 	args[0] = m->at;
 	args[1] = m->len;
-	/* Not mlock(), which takes MLOCK_ONFAULT away: an mremap() that makes a mapping longer would
-	 * then wait for its new pages before it tells the host of itself, and while it is not told the
-	 * kernel takes no page from the host (mm/mremap.c, do_mremap()). */
+	/* Not mlock(), which would clear MLOCK_ONFAULT: see decide_mlock(). */
 	if (!(q->flags & MAP_LOCKED) && (q->flags & (MAP_POPULATE | MAP_NONBLOCK)) != MAP_POPULATE)
 		return -1;
 	if (!(q->prot & PROT_ALL))

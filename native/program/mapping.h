@@ -1,16 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * mapping.h - how a page cache gets to where a program wants its file.
+ * mapping.h - a page cache, mapped where the program asked for its file.
  *
- * Owns the order of the system calls; whoever makes them in the program's address space
- * is struct caller's: the preloaded library itself, or a tracer that has its tracee make
- * them.  Must not speak to the host, and keeps no state.
+ * Owns the order of the system calls.  struct caller makes them in the program's address space:
+ * this process, or a tracee.  Must not speak to the host, and keeps no state.
  *
- * Nobody may touch a page of a cache before the host has registered the mapping: the page
- * would be made of zeros, for everybody who has the file mapped.  So it is mapped PROT_NONE
- * at first, which also keeps MAP_POPULATE, MAP_LOCKED and mlockall(MCL_FUTURE) from it (the
- * former two are done later; with the latter, pages are locked as they come, and not read
- * ahead); and what is to replace other mappings (MAP_FIXED), which other threads may be reading, is made
+ * No page of a cache may be touched before the host has registered the mapping: the kernel would
+ * make it of zeros, for every process that has the file mapped.  So it is mapped PROT_NONE at
+ * first.  That also keeps MAP_POPULATE, MAP_LOCKED and mlockall(MCL_FUTURE) from touching it: the
+ * first two are done later; with MCL_FUTURE, pages are locked as they come, and not read ahead.
+ * A mapping that replaces others (MAP_FIXED), which other threads may be reading, is made
  * elsewhere and then moved over them in one step, or, if that fails, not at all.
  *
  * May be called from a signal handler and after fork().

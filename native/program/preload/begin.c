@@ -2,7 +2,7 @@
  *
  * begin.c - the beginning of the preloaded library in a process.
  *
- * Owns the order: settings, fork handlers, the SIGBUS handler, and only then is anything on.
+ * Owns the order: settings, fork handlers, the SIGBUS handler, and then settings() has them.
  * Other libraries' constructors may run, and map files, before ours: each function that we
  * interpose begins here.
  */
@@ -11,8 +11,8 @@
 
 #include "preload.h"
 
-/* Until it has begun there is one thread, or the program's constructors start threads that
- * cannot have found a mount to map yet. */
+/* A thread that comes while another one is beginning finds nothing on.  There is one only where a
+ * constructor starts threads. */
 static atomic_bool begun;
 
 void begin(void)

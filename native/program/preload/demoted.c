@@ -3,12 +3,11 @@
  * demoted.c - mappings that are private only because we made them so.
  *
  * A program maps a file that it opened read-only MAP_SHARED; the page cache is mapped
- * MAP_PRIVATE in its place (abi.h, struct df_mmap).  The kernel would let mprotect() make
- * that writable, and every store would be lost.  Owns a table of those mappings, which
- * mremap() moves with them.
+ * MAP_PRIVATE in its place (abi.h, struct df_mmap).  mprotect() must not make that writable:
+ * calls.c.  Owns the table of those mappings, and moves its entries at mremap().
  *
- * munmap() is not ours, and much is unmapped behind any library's back.  So the table says
- * only where to look: what counts is whether a private mapping of a page cache is there now.
+ * munmap() is not interposed, and the libc unmaps by calls to itself.  So the table says only
+ * where to look; /proc/self/maps says whether a private mapping of a page cache is there now.
  */
 #include <errno.h>
 #include <sched.h>
@@ -26,7 +25,7 @@ struct range {
 
 enum {
 	FIRST_ROOM = 64,
-	PATIENCE = 1 << 20,		/* of yields; whoever holds the lock has signals blocked */
+	PATIENCE = 1 << 20,		/* of yields; the holder of the lock has signals blocked */
 };
 
 static struct range first_room[FIRST_ROOM];
@@ -35,7 +34,7 @@ static size_t room = FIRST_ROOM;
 static atomic_size_t used;		/* entries before this may be in use */
 static atomic_bool held;
 
-/* For a few instructions, and by a process that may have been cloned while it was held. */
+/* Held for a few instructions; a cloned process may have inherited it held, hence the bound. */
 void demoted_hold(void)
 {
 	int n;
@@ -74,7 +73,7 @@ static struct range *grow(void)
 	return &table[i];
 }
 
-/* Without memory for it, it is forgotten, and mprotect() allows what it should not. */
+/* Without memory for the entry mprotect() allows what it should not. */
 static void add(uint64_t start, uint64_t end)
 {
 	struct range *free = NULL;
@@ -126,7 +125,7 @@ void demoted_set(uint64_t start, uint64_t end, bool demoted)
 	signals_restore(mask);
 }
 
-/* The part of [start, end) that begins first in a demoted mapping, if there is one. */
+/* The first demoted part of [start, end), if there is one. */
 static bool find(uint64_t start, uint64_t end, struct range *out)
 {
 	uint64_t mask = signals_block();
@@ -170,7 +169,7 @@ uint64_t demoted_first(uint64_t start, uint64_t end)
 
 long demoted_remap(uint64_t from, uint64_t old_len, uint64_t new_len, int flags, uint64_t to)
 {
-	/* a mapping is one or the other from end to end */
+	/* a mapping is demoted from end to end, or not at all */
 	struct range r;
 	bool demoted = used && find(from, from + (old_len ? old_len : 1), &r);
 	long at = syscall(SYS_mremap, from, old_len, new_len, flags, to);

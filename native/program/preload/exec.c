@@ -2,8 +2,8 @@
  *
  * exec.c - the exec functions.
  *
- * Owns which file each of them is about to execute; what is started instead is
- * target_call()'s.  An exec that fails leaves no trace.
+ * Owns finding the file that each of them is about to execute; target_call() has the rest.  An
+ * exec that fails changes nothing.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -42,7 +42,7 @@ static int start_at(const struct target *target, void *arg)
 	return (int)syscall(SYS_execveat, e->dirfd, e->path, target->argv, target->envp, e->flags);
 }
 
-/* The libc's own goes through PATH again, and runs what is no executable with a shell. */
+/* The libc's own searches PATH again, and runs a file that is no executable with a shell. */
 static int start_file(const struct target *target, void *arg)
 {
 	const struct exec *e = arg;
@@ -112,7 +112,7 @@ EXPORT int execvp(const char *file, char *const argv[])
 	return execvpe(file, argv, environ);
 }
 
-/* A tracer is told a path, and knows nothing of our descriptors. */
+/* A tracer takes a path, and has none of our descriptors. */
 static const char *path_of(int fd, char *room)
 {
 	struct stat named, open;

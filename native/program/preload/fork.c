@@ -2,15 +2,15 @@
  *
  * fork.c - a forked child, before anything of the program runs in it.
  *
- * Owns what becomes of the mappings that it inherits.  Where the host is told of forks by
- * the kernel (EVENT_FORK, which takes CAP_SYS_PTRACE) they are served already.  Where it is
- * not they are plain mappings of a memfd now, and what is not there yet would read as zeros:
- * the child has them served anew, or, if that cannot be, every touch of them becomes the
- * SIGBUS, or EFAULT, of a file that ends before it: a child that only wants to exec can.
+ * Owns the mappings that it inherits.  Where the kernel notifies the host of forks (EVENT_FORK,
+ * which takes CAP_SYS_PTRACE) they are served already.  Where it does not, they are plain
+ * mappings of a memfd, and a page that is not present would read as zeros: the child has them
+ * served again.  If that fails, every touch of them is the SIGBUS, or EFAULT, of a file that
+ * ends before it, and a child that only wants to exec still can.
  *
- * Nothing tells a library of a clone(2) without CLONE_VM.  So where the kernel does not tell
- * the host of it either, mappings are kept from children (MADV_DONTFORK) but in fork() and
- * _Fork(): a child of clone(2) has not got them, and dies of what would have read zeros.
+ * A clone(2) without CLONE_VM is not interposed.  So where the kernel does not notify the host,
+ * mappings are kept from children (MADV_DONTFORK) except in fork() and _Fork(): a child of
+ * clone(2) does not have them, and gets SIGSEGV where it would have read zeros.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -27,7 +27,7 @@
 static struct {
 	bool held;
 	uint64_t mask;
-} forking;			/* of the thread that holds what is held */
+} forking;			/* of the thread that forks, from before() to after_in_*() */
 
 static bool advise(const struct maps_area *m, void *advice)
 {
@@ -35,7 +35,7 @@ static bool advise(const struct maps_area *m, void *advice)
 	return false;
 }
 
-/* `held`: the connection is ours to give up; its number will do when there is no other. */
+/* `held`: the connection may be given up, for its descriptor when there is no other left. */
 static void share_with_children(bool share, bool held)
 {
 	int advice = share ? MADV_DOFORK : MADV_DONTFORK;
@@ -64,7 +64,7 @@ static void die(void)
 	syscall(SYS_kill, syscall(SYS_getpid), SIGKILL);
 }
 
-/* A file of no bytes in their place; without one, SIGSEGV is still no zeros. */
+/* Replaces them by an empty file; without one, by PROT_NONE: SIGSEGV, but never zeros. */
 static void withdraw(void)
 {
 	int empty = (int)syscall(SYS_memfd_create, "daxfault-withdrawn", MFD_CLOEXEC);
@@ -81,7 +81,7 @@ static void adopt(void)
 	struct conversation c;
 	int r;
 
-	/* no other thread is here yet, to be given descriptors beyond the limit */
+	/* the child has one thread yet: no other can get descriptors beyond the limit */
 	getrlimit(RLIMIT_NOFILE, &limit);
 	most = limit;
 	most.rlim_cur = most.rlim_max;

@@ -2,7 +2,8 @@
  *
  * map.c - mmap() and msync() of files on the mount.
  *
- * Owns their conversation with the host; mapping.h has what is then done in the address space.
+ * Owns the turn to speak with the host, and the second try with another connection; served.h has
+ * the rest.
  */
 #include <errno.h>
 #include <sys/mman.h>
@@ -77,6 +78,6 @@ int map_sync(uint64_t start, uint64_t len)
 	wire_end(&c);
 	if (r >= 0)
 		return r;
-	/* What was stored there is not safe.  But other files must not fail with our host. */
+	/* The stores are not safe.  But msync() of other files must not fail with our host. */
 	return cache_maps_any(MAPS_SELF, start, start + len) ? EIO : 0;
 }

@@ -127,7 +127,7 @@ void sigbus_install(void);
 
 void begin(void);
 
-/* ---- target.c: what an exec or a spawn starts in place of what it was asked to */
+/* ---- target.c: the program that an exec or a spawn starts */
 
 struct target {
 	const char *path;		/* the tracer's, or NULL: the one that the program gave */

@@ -25,8 +25,8 @@ static char stacks_copy[] = "DAXFAULT_STACKS=1";
 static char tracer_copy[sizeof("DAXFAULT_TRACER=") + PATH_MAX];
 static char library_copy[PATH_MAX];
 
-/* Keep "name=value" in `room`.  -> the value, or NULL when it is not set or empty.  One that
- * is too long is cut, and leads nowhere: not to be served at all would pass unnoticed. */
+/* Keep "name=value" in `room`.  -> the value, or NULL when it is not set or empty.  One that is
+ * too long is cut, so that each mmap() fails: not to be served would pass unnoticed. */
 static const char *keep(const char *name, char *room, size_t size)
 {
 	const char *value = getenv(name);

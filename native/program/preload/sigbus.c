@@ -2,10 +2,10 @@
  *
  * sigbus.c - a SIGBUS that the program does not catch.
  *
- * Owns a handler where there was SIG_DFL.  It tells the host, and then the process dies of
- * the very signal that it got: the disposition is the default again, and the signal, with
- * all it says, is sent once more, to be taken at the instruction it came from when the
- * handler returns.  A program's own handler replaces ours, and an exec ends it.
+ * Owns a handler where there was SIG_DFL.  It reports to the host, and then the process dies of
+ * the same signal: the handler resets the disposition and queues the signal, with its siginfo,
+ * again, which is delivered at the faulting instruction when the handler returns.  A program's
+ * own handler replaces ours, and an exec ends it.
  */
 #include <errno.h>
 #include <signal.h>
@@ -53,14 +53,14 @@ static void on_sigbus(int signal, siginfo_t *info, void *context)
 	int error = errno;
 	size_t n = 0;
 
-	/* what kill(2) sent is no fault, and what never mapped a page cache has not failed by us */
+	/* not a signal of kill(2), and not of a process that never mapped a page cache */
 	if (info->si_code > 0 && wire_mapped()) {
 		if (settings()->backtrace)
 			n = interrupted_stack(context, frames);
 		wire_sigbus((uint64_t)info->si_addr, tid, info->si_code, frames, n);
 	}
 	sigaction(signal, &act, NULL);
-	/* should this fail, the access is repeated, and dies or, the file grown, does not */
+	/* if this fails the access is repeated, and raises SIGBUS again unless the file has grown */
 	syscall(SYS_rt_tgsigqueueinfo, syscall(SYS_getpid), tid, signal, info);
 	errno = error;
 }
@@ -69,7 +69,7 @@ void sigbus_install(void)
 {
 	struct sigaction old, act = { .sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO | SA_ONSTACK };
 
-	sigfillset(&act.sa_mask);	/* another handler may map, and want the lock */
+	sigfillset(&act.sa_mask);	/* another handler might map, and take the lock */
 	if (!sigaction(SIGBUS, NULL, &old) && !(old.sa_flags & SA_SIGINFO) && old.sa_handler == SIG_DFL)
 		sigaction(SIGBUS, &act, NULL);
 }

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * spawn.c - posix_spawn() and what the libc builds upon its own.
+ * spawn.c - posix_spawn(), system() and popen().
  *
- * Owns that a spawned program is followed as an executed one is.  Whether it needs the
- * tracer is asked before the child is made: a relative path is then another file if the
- * file actions change the child's directory.
+ * Owns the following of a spawned program, as of an executed one.  Its file is looked at before
+ * the child is made: a relative path is another file if the file actions change the child's
+ * directory.
  */
 #include <errno.h>
 #include <limits.h>
@@ -64,8 +64,8 @@ EXPORT int posix_spawnp(pid_t *pid, const char *file, const posix_spawn_file_act
 	return target_call(path, argv, envp, start_file, &s);
 }
 
-/* system() and popen() start a shell with `environ`, by calls of the libc's to itself.  Put
- * back what the program has taken out of it; it is no less safe than their use of it is. */
+/* system() and popen() start a shell with `environ`, by calls of the libc to itself.  Restores
+ * what the program has removed from it; as thread-safe as their own use of it. */
 static void restore_environ(void)
 {
 	const char *library = settings()->library;

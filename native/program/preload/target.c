@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * target.c - what an exec or a spawn starts in place of what it was asked to.
+ * target.c - the program that an exec or a spawn starts in place of the one it was asked for.
  *
- * Owns two changes to the program's request.  LD_PRELOAD and DAXFAULT_* are put into an
- * environment that lacks them; what is there is left as it is, for it may be of a host
- * within ours.  And a program that LD_PRELOAD does not reach (elf.h) is started by the
- * tracer, as `TRACER --argv0 NAME PATH ARGUMENT...`, unless this process is traced already:
- * then its tracer, ours or a debugger, has the child as well, and there can be but one.
+ * Owns two changes to the program's request.  LD_PRELOAD and DAXFAULT_* are added to an
+ * environment that lacks them; existing ones are kept, as they may be of a host within ours.
+ * And a program that LD_PRELOAD does not reach (elf.h) is started by the tracer, as
+ * `TRACER --argv0 NAME PATH ARGUMENT...`, unless this process is traced already: its tracer,
+ * ours or a debugger, traces the child as well, and there can be only one.
  *
- * It runs between vfork() and exec: everything is on the stack, or, when it is too much
- * for that, in a mapping that the parent is left with.
+ * It runs between vfork() and exec: everything is on the stack or, when it is too large for
+ * that, in a mapping that stays in the parent.
  */
 #include <errno.h>
 #include <fcntl.h>

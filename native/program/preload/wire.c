@@ -2,12 +2,12 @@
  *
  * wire.c - the connection of a process to the host.
  *
- * Owns the one descriptor that is kept, and whose turn it is to speak.  The descriptor is
- * the program's as much as ours: it may have been closed, or its number given to another
- * file, so before each use it is compared with what it was.  Only the process that made
- * the connection uses it.  Another one that runs in the same memory (a child of vfork(),
- * or of a clone() that nobody told us of) connects for each conversation, and touches
- * neither the lock nor what is remembered: the lock may be held by a thread it has not got.
+ * Owns the one descriptor that is kept, and the lock of the conversation.  The program may have
+ * closed the descriptor, or given its number to another file, so it is checked before each use.
+ * Only the process that made the connection uses it.  Another one that runs in the same memory
+ * (a child of vfork(), or of clone(), which is not interposed) connects for each conversation,
+ * and touches neither the lock nor the kept descriptor: the lock may be held by a thread that
+ * the child does not have.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -24,7 +24,7 @@ enum {
 	STDIO_MAX = 2,
 };
 
-enum { FREE, HELD, WANTED };		/* futex(2): somebody waits only when WANTED */
+enum { FREE, HELD, WANTED };		/* futex(2): there are waiters only when WANTED */
 
 static atomic_int lock;
 static atomic_int owner;		/* pid */
@@ -35,7 +35,7 @@ static ino_t client_ino;
 static atomic_bool mapped;
 static atomic_bool unfollowed;		/* a userfaultfd here is lost by fork() */
 
-/* All of them, those of the libc (cancellation, setuid) as well, which sigprocmask() leaves out. */
+/* All signals: sigprocmask() leaves out those of the libc (cancellation, setuid). */
 uint64_t signals_block(void)
 {
 	uint64_t all = ~0ull, mask = 0;
@@ -93,7 +93,7 @@ static bool still_ours(void)
 	       st.st_dev == client_dev && st.st_ino == client_ino;
 }
 
-/* A number that a program which opens 0 to 2 anew, or closes what it has, is unlikely to meet. */
+/* To a number that a program which reopens 0 to 2, or closes a few, is unlikely to use. */
 static int move_high(int fd)
 {
 	int least, high = -1;
@@ -139,7 +139,7 @@ static int reconnect(struct conversation *c)
 	r = serve_new(c->client);
 	if (r || !c->owner)
 		return r;
-	if (syscall(SYS_fstat, client.fd, &st)) {	/* another thread closes all there is */
+	if (syscall(SYS_fstat, client.fd, &st)) {	/* closed by another thread */
 		client.fd = -1;
 		return ENODEV;
 	}
@@ -156,7 +156,7 @@ int wire_begin(struct conversation *c)
 		take_lock();
 		if (still_ours())
 			return 0;
-		client.fd = -1;	/* somebody else's now, if anybody's */
+		client.fd = -1;	/* closed, or another file's now */
 	}
 	return reconnect(c);
 }
@@ -236,7 +236,7 @@ void wire_forked(void)
 {
 	atomic_store(&lock, FREE);
 	wire_own();
-	if (still_ours())	/* or the host would never see the parent's end of it */
+	if (still_ours())	/* or the host never sees the connection end when the parent closes it */
 		client_close(&client);
 	client.fd = -1;
 }

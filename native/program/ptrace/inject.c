@@ -2,16 +2,16 @@
  *
  * inject.c - system calls made by a tracee on our behalf.
  *
- * Owns its registers and its signal mask while that lasts.  Nothing of its memory is
- * touched: what lies below the stack pointer of a Go routine belongs to others.
+ * Owns its registers and its signal mask meanwhile.  Never touches its memory: below the stack
+ * pointer of a goroutine there may be another one's.
  *
  * Every signal that can be is blocked, and so stays pending as it came.  SIGSTOP cannot: it
- * is taken, and sent again at the end, unless a SIGCONT has come after it.  A stop of the
+ * is suppressed, and sent again at the end, unless a SIGCONT has come after it.  A stop of the
  * whole process is passed through, and entered at the end.  SIGKILL may come at any time:
- * then all that is left to do here fails, and the wait loop hears of it.
+ * then every later step here fails, and the thread is removed.
  *
  * A descriptor gets into a tracee by the seccomp listener (SECCOMP_ADDFD_FLAG_SEND, 5.14):
- * it calls close() with our cookie, the filter hands that to us, and the answer is the
+ * it calls close() with our cookie, the filter notifies us of that, and the answer is the
  * descriptor.  Neither /proc, chroot(2), name spaces nor user ids matter to that.
  */
 #include <errno.h>
@@ -36,7 +36,7 @@ enum {
 	ERESTARTSYS = 512,		/* include/linux/errno.h */
 	ERESTART_RESTARTBLOCK = 516,
 	FD_TRIES = 16,
-	LOOK_MS = 10,			/* nobody tells us of a tracee's end while we wait for the listener */
+	LOOK_MS = 10,			/* a tracee's end does not wake a wait for the listener */
 };
 
 bool is_stop_signal(int signal)
@@ -64,7 +64,7 @@ int inject_step(struct thread *t, int status)
 		thread_remove(t);
 		return INJECT_GONE;
 	}
-	if (event == PTRACE_EVENT_EXEC) {	/* another thread's: this one's id is its now */
+	if (event == PTRACE_EVENT_EXEC) {	/* another thread's, which has this one's id now */
 		t->gone = t->executed = true;
 		return INJECT_GONE;
 	}

@@ -123,7 +123,7 @@ static void ended(struct thread *t, int status)
 		thread_remove(t);
 }
 
-void trace_loop(void)
+void wait_loop(void)
 {
 	struct thread *t;
 	pid_t tid;

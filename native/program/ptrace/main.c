@@ -3,8 +3,8 @@
  * main.c - daxfault-tracer [--argv0 NAME] PATH [ARGUMENT...]
  *
  * Runs any program, statically linked ones as well, so that its mappings of files on the
- * mount are served.  Owns the command line and the program's environment: the host's socket
- * and the preloaded library are taken out of it, for only one of the two may act.
+ * mount are served.  Owns the command line and the program's environment, from which it removes the
+ * host's socket and the preloaded library: only one of the two may act.
  *
  *   DAXFAULT_SOCKET   the host's
  *   DAXFAULT_DEVICE   st_dev of the mount, decimal
@@ -115,7 +115,7 @@ int main(int argc, char **argv)
 	start_tracing();
 	if (name)
 		argv[optind] = (char *)name;
-	/* not the libc's: a library preloaded into this process may have its own */
+	/* a library preloaded into this process may interpose the libc's */
 	syscall(SYS_execve, path, argv + optind, environ);
 	fprintf(stderr, "daxfault-tracer: %s: %s\n", path, strerror(errno));
 	return errno == ENOENT ? NOT_FOUND : NOT_EXECUTABLE;

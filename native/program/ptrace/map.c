@@ -2,9 +2,8 @@
  *
  * map.c - mmap() of a tracee.
  *
- * Owns its conversation with the host; mapping.h has what is then done in the tracee's address
- * space.  Whatever is refused is an error of mmap(): the kernel's own mapping never takes the
- * place of ours in silence.
+ * Owns the second try with another connection; served.h has the rest.  A refusal is an error of
+ * mmap(): the kernel's own mapping never silently takes the place of ours.
  */
 #include <errno.h>
 #include <sys/mman.h>

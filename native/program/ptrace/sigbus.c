@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * sigbus.c - a SIGBUS that a tracee does not catch is reported to the host.
+ * sigbus.c - reports to the host a SIGBUS that a tracee does not catch.
  *
- * Owns which are: those of a process that dies of a fault, and that has mapped page caches.
+ * Owns the choice: of a process that dies of a fault and has mapped page caches.
  */
 #include <signal.h>
 #include <sys/ptrace.h>
@@ -10,8 +10,8 @@
 
 #include "tracer.h"
 
-/* Whether the process dies of a SIGBUS that is about to be delivered.  One that is ignored
- * is raised by somebody else: the kernel's own resets it (kernel/signal.c, force_sig_info()). */
+/* Does the process die of a SIGBUS that is about to be delivered?  One that is ignored was sent by a
+ * process: the kernel resets the disposition before its own (kernel/signal.c, force_sig_info()). */
 static bool dies_of_sigbus(pid_t tid)
 {
 	uint64_t bit = 1ull << (SIGBUS - 1);

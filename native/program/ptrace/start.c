@@ -2,13 +2,13 @@
  *
  * start.c - how a program comes to be traced.
  *
- * Owns the moments between main() and the program's execve(2): a grandchild seizes the
- * process, which then installs the filter and hands over its listener.  The tracer has none
- * of the program's descriptors (it would keep its pipes open), its working directory, its
- * terminal or its limits.
+ * Owns the time between main() and the program's execve(2): a grandchild seizes the process,
+ * which then installs the filter and hands over its listener.  The tracer has none of the
+ * program's descriptors (it would keep its pipes open), its working directory, its terminal or
+ * its limits.
  *
- * The child in between ends without a signal (clone(2) with none), for a SIGCHLD that is
- * blocked would be left pending to the program.
+ * The child in between ends without a signal (clone(2) with none): a SIGCHLD that is blocked
+ * would stay pending in the program.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -25,6 +25,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/packet.h"
 #include "tracer.h"
 
 enum {
@@ -33,10 +34,10 @@ enum {
 		  PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC | PTRACE_O_TRACESYSGOOD,
 };
 
-/* What the two tell each other. */
+/* What the two send each other; the program's last one carries the listener. */
 struct word {
 	int error;
-	int value;			/* the tracer's pid; the listener */
+	pid_t pid;			/* the tracer's */
 	const char *what;		/* failed; both are one image */
 };
 
@@ -46,27 +47,26 @@ static void fail(const char *what, int error)
 	exit(FAILED);
 }
 
-static void tell(int sock, int value, const char *what, int error)
+static void say(int sock, const char *what, int error)
 {
-	struct word w = { .value = value, .what = what, .error = error };
+	struct word w = { .pid = getpid(), .what = what, .error = error };
 
-	while (send(sock, &w, sizeof(w), MSG_NOSIGNAL) < 0 && errno == EINTR)
-		;
+	packet_send(sock, &w, sizeof(w), NULL, 0);
 }
 
-static bool hear(int sock, struct word *w)
+/* -> false when the other one is gone; *fd: the descriptor that came, or -1 */
+static bool receive(int sock, struct word *w, int *fd)
 {
-	ssize_t n;
+	int fds[PACKET_FDS], nfds;
+	ssize_t n = packet_receive(sock, w, sizeof(*w), fds, &nfds);
 
-	do {
-		n = recv(sock, w, sizeof(*w), 0);
-	} while (n < 0 && errno == EINTR);
+	*fd = nfds ? fds[0] : -1;
 	return n == sizeof(*w);
 }
 
 /* ------------------------------------------------------------------ the tracer's side */
 
-static void let_go_of_everything(int sock)
+static void drop_everything(int sock)
 {
 	static const int limits[] = { RLIMIT_NOFILE, RLIMIT_CPU, RLIMIT_AS, RLIMIT_DATA };
 	struct sigaction dfl = { .sa_handler = SIG_DFL };
@@ -78,7 +78,7 @@ static void let_go_of_everything(int sock)
 	setsid();
 	if (*tracer.socket == '/' && chdir("/"))
 		_exit(FAILED);
-	sigaction(SIGCHLD, &dfl, NULL);	/* ignored, its tracees would vanish unseen */
+	sigaction(SIGCHLD, &dfl, NULL);	/* where it is ignored, tracees end unseen */
 	sigfillset(&all);
 	sigprocmask(SIG_SETMASK, &all, NULL);
 	for (i = 0; i < sizeof(limits) / sizeof(*limits); i++) {
@@ -100,34 +100,31 @@ static void let_go_of_everything(int sock)
 static void seize(int sock, pid_t program)
 {
 	const char *what = "PTRACE_SEIZE";
-	struct thread self = { .tid = program };
 	struct word w;
+	int none;
 
-	tell(sock, getpid(), NULL, 0);
-	if (!hear(sock, &w))
+	say(sock, NULL, 0);
+	if (!receive(sock, &w, &none))
 		_exit(FAILED);
 	if (!tasks_begin())
 		what = "the table of threads";
 	else if (!ptrace(PTRACE_SEIZE, program, 0, OPTIONS))
 		what = NULL;
-	tell(sock, 0, what, what ? errno : 0);
-	if (what || !hear(sock, &w))
+	say(sock, what, what ? errno : 0);
+	if (what || !receive(sock, &w, &tracer.listener))
 		_exit(FAILED);
-	tracer.listener = take_fd(&self, w.value);
-	if (tracer.listener < 0) {
-		tell(sock, 0, "taking the filter's listener", -tracer.listener);
+	what = tracer.listener < 0 ? "taking the filter's listener" : NULL;
+	say(sock, what, what ? EMFILE : 0);
+	if (what)
 		_exit(FAILED);
-	}
-	fcntl(tracer.listener, F_SETFD, FD_CLOEXEC);
-	tell(sock, 0, NULL, 0);
 	close(sock);
 }
 
 static void become_tracer(int sock, pid_t program)
 {
-	let_go_of_everything(sock);
+	drop_everything(sock);
 	seize(sock, program);
-	trace_loop();
+	wait_loop();
 	_exit(0);
 }
 
@@ -135,7 +132,9 @@ static void become_tracer(int sock, pid_t program)
 
 static void expect(int sock, struct word *w)
 {
-	if (!hear(sock, w))
+	int none;
+
+	if (!receive(sock, w, &none))
 		fail("the tracer has died", ECHILD);
 	if (w->what)
 		fail(w->what, w->error);
@@ -163,13 +162,13 @@ void start_tracing(void)
 	close(sock[1]);
 	waitpid(between, NULL, __WALL);
 	expect(sock[0], &w);
-	prctl(PR_SET_PTRACER, w.value, 0, 0, 0);	/* EINVAL where there is no Yama */
-	tell(sock[0], 0, NULL, 0);
+	prctl(PR_SET_PTRACER, w.pid, 0, 0, 0);	/* EINVAL where there is no Yama */
+	say(sock[0], NULL, 0);
 	expect(sock[0], &w);
 	listener = filter_install(tracer.cookie);
 	if (listener < 0)
 		fail(errno == EBUSY ? "a seccomp filter with a listener is there already" : "seccomp filter", errno);
-	tell(sock[0], listener, NULL, 0);
+	packet_send(sock[0], &w, sizeof(w), &listener, 1);
 	expect(sock[0], &w);
 	close(listener);
 	close(sock[0]);

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * sync.c - msync() of a tracee: who waits for the host to write back.
+ * sync.c - msync() of a tracee: waiting for the host to write back.
  *
- * The kernel's own msync() comes first.  Then a child of ours, the worker, asks the host, with a
- * copy of the process's connection, and the wait loop sees its end as it sees a tracee's; its
- * exit status is the errno.  Until then nobody else speaks on that connection: threads that want
- * to are queued at their own system call.
+ * The kernel's own msync() comes first.  Then a child of ours, the worker, asks the host on a
+ * copy of the process's connection.  Its exit status is the errno; the wait loop sees its end as
+ * it sees a tracee's.  Until then the connection is the worker's alone: other threads that need it
+ * are queued at their own system call.
  */
 #include <errno.h>
 #include <stdlib.h>

@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * tasks.c - threads and processes: what is known of each.
+ * tasks.c - the tracees: threads and their processes.
  *
- * Owns the table, which has a place for every thread id there can be: no search, and no
- * memory but for the pages that are used.  A thread is known from its first stop on; of
- * which process it is, /proc is asked when that matters.  A process lasts as long as its
- * first thread, whose end the kernel tells after all others' (kernel/exit.c,
+ * Owns the table, which has an entry for every possible thread id: no search, and no
+ * memory but for the pages that are used.  A thread is known from its first stop on; its
+ * process is looked up in /proc when that matters.  A process lasts as long as its
+ * first thread, whose end the kernel reports after all others' (kernel/exit.c,
  * wait_task_zombie(), delay_group_leader()).
  *
- * What is removed stays in memory until the wait loop is at its beginning again: an end may
- * come to light amid an injection.
+ * What is removed stays in memory until the wait loop is at its beginning again: a thread may end
+ * amid an injection.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -159,9 +159,9 @@ struct process *process_of(struct thread *t)
 	return t == first ? first->process : join(t, first->process);
 }
 
-/* Everything of the old program is gone: its address space, its other threads, and whatever
- * its first thread was about.  `former` is the id of the thread that called execve(2), which
- * has the first one's now, and whose end nobody is told of. */
+/* Everything of the old program is gone: its address space, its other threads, and the call that
+ * its first thread was in.  `former` is the id of the thread that called execve(2), which
+ * has the first one's now, and whose end is not reported. */
 void process_executed(struct thread *t, pid_t former)
 {
 	struct thread *caller = former != t->tid ? thread_find(former) : NULL;
@@ -183,8 +183,8 @@ static bool same_memory(pid_t a, pid_t b)
 	return syscall(SYS_kcmp, a, b, KCMP_VM, 0, 0) == 0;
 }
 
-/* Of a thread at its first stop: what it has from the process that forked it.
- * -> whether it is to be served anew. */
+/* Of a thread at its first stop: the mappings it has from the process that forked it.
+ * -> whether it must be served again. */
 bool process_inherits(struct thread *t)
 {
 	struct process *p;

@@ -161,7 +161,7 @@ enum next call_injected(struct thread *t);		/* THREAD_INJECTED */
 
 /* ---- loop.c.  Until there is no tracee left. */
 
-void trace_loop(void);
+void wait_loop(void);
 
 /* ---- filter.c: -> the listener, or -1 and errno */
 
