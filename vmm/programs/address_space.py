@@ -63,4 +63,5 @@ def described(areas: list[Area], address: int) -> str:
     area = area_at(areas, address)
     if area is None or not area.path:
         return hex(address)
-    return f"{area.path}+{address - area.start + area.offset:#x}"
+    path = area.path.encode(errors="backslashreplace").decode()
+    return f"{path}+{address - area.start + area.offset:#x}"
