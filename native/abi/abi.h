@@ -28,8 +28,8 @@ enum {
  * SOCK_SEQPACKET, one message a packet, native byte order (both ends run on one
  * kernel).  Every message starts with struct df_header; a request's `seq` is
  * copied into its reply.  A reply has the request's type plus DF_REPLY, and
- * `error` is 0 or a positive errno; a refusal, and a reply that has nothing to
- * tell, is the header alone.  A message of the wrong length, version or type, or
+ * `error` is 0 or a positive errno; a refusal, and a reply without fields
+ * of its own, is the header alone.  A message of the wrong length, version or type, or
  * with descriptors it should not carry, ends the connection.
  */
 enum df_msg_type {
@@ -133,7 +133,7 @@ struct df_attach {			/* reply: the same; + fd: an open /dev/userfaultfd, if ther
 
 enum df_serve_flag {
 	DF_SERVE_CHILDREN = 1,		/* a forked child's mappings are served too (EVENT_FORK);
-					 * otherwise it must attach and tell DF_MAPPED of all it has */
+					 * otherwise it must attach and send DF_MAPPED for all it has */
 };
 
 struct df_serve {			/* reply: the same, flags filled in */

@@ -54,8 +54,8 @@ enum df_msr_en {
 	DF_MSR_FLAGS = 63,
 };
 
-/* kvm_para.h before 5.8, with the RFC's reason 3 and address.  Everything is told
- * by #PF, the token is in CR2. */
+/* kvm_para.h before 5.8, with the RFC's reason 3 and address.  Everything is
+ * delivered by #PF, the token is in CR2. */
 struct df_apf_rfc_v1 {
 	uint32_t reason;		/* enum df_apf_reason */
 	uint32_t pad0;
@@ -96,8 +96,8 @@ struct df_apf_retry {			/* the error comes at the retry, address in CR2 */
 	uint32_t enabled;
 };
 
-/* An error is told by #PF at the faulting instruction (flags PAGE_ERROR, gva, error,
- * reason, attempts), or, when the guest has been told "not present" before, by the
+/* An error is reported by #PF at the faulting instruction (flags PAGE_ERROR, gva, error,
+ * reason, attempts), or, when "not present" was delivered before, by the
  * interrupt (token, ready_*).  Both may be under way at once. */
 struct df_apf_report {
 	uint32_t flags;
@@ -149,7 +149,7 @@ enum df_cpu_state {
  * A real NOT_PRESENT is injected before the guest runs on.  Ours is a signal, and a
  * timer's may come first and have another task run: `fault` says whose it is.
  *
- * An interrupt for a vCPU that has them disabled is left in `irr`; who enables
+ * An interrupt for a vCPU that has them disabled is left in `irr`; a guest that enables
  * interrupts sets IF first and looks at `irr` then, and the host sets `irr` first
  * and looks at IF then, so that one of the two sees it. */
 struct df_slot {			/* 128 bytes */

@@ -25,7 +25,7 @@ enum df_reason {
 /* what to do with a failed fault */
 enum df_answer {
 	DF_ANSWER_WAKE = 1,		/* say "ready": the fault is taken again */
-	DF_ANSWER_REPORT = 2,		/* tell the error, as the guest's ABI has it */
+	DF_ANSWER_REPORT = 2,		/* report the error, as the guest's ABI has it */
 	DF_ANSWER_POISON = 3,		/* UFFDIO_POISON */
 	DF_ANSWER_STOP = 4,		/* the vCPU is not resumed: KVM_RUN = -EFAULT */
 };
@@ -42,9 +42,9 @@ enum df_wait {
 enum df_delivery {
 	DF_DELIVERED_NONE = 0,		/* the guest is gone, or the fault was withdrawn */
 	DF_DELIVERED_WAKE = 1,
-	DF_DELIVERED_EVENT = 2,		/* an error, told at the faulting instruction */
+	DF_DELIVERED_EVENT = 2,		/* an error, at the faulting instruction */
 	DF_DELIVERED_POISON = 3,
-	DF_DELIVERED_HEALED = 4,	/* the file changed meanwhile: decided anew */
+	DF_DELIVERED_HEALED = 4,	/* the file changed meanwhile: decided again */
 	DF_DELIVERED_KILL = 5,		/* no poison in this kernel: the guest was ended */
 	DF_DELIVERED_READY = 6,		/* "page ready" with the token */
 	DF_DELIVERED_ERROR = 7,		/* an error with the token */
@@ -65,7 +65,7 @@ struct df_failure {			/* one per failed fault */
 	uint32_t reason;		/* enum df_reason */
 	uint32_t attempts;		/* failures of this page in a row, this one included */
 	uint32_t write;			/* 1 for a store */
-	uint32_t token;			/* the guest was told "not present", 0: it was not */
+	uint32_t token;			/* of the "not present" that was delivered, or 0 */
 	uint32_t wait;			/* enum df_wait */
 	int32_t vcpu;			/* its slot, -1 for a thread that has none */
 	uint32_t state;			/* enum df_cpu_state, when it was decided */
@@ -78,18 +78,18 @@ enum df_trace_kind {
 	DF_TRACE_FILL_END = 3,		/* value: bytes read; error */
 	DF_TRACE_INSTALL = 4,		/* value: bytes */
 	DF_TRACE_FAIL = 5,		/* value: enum df_reason; error */
-	DF_TRACE_NOT_PRESENT = 6,	/* the guest was told, token */
-	DF_TRACE_HALT = 7,		/* it was not; value: enum df_wait */
-	DF_TRACE_READY = 8,		/* told "ready", token */
-	DF_TRACE_ERROR = 9,		/* told an error with its token */
-	DF_TRACE_EVENT = 10,		/* told an error at the faulting instruction */
+	DF_TRACE_NOT_PRESENT = 6,	/* delivered, with a token */
+	DF_TRACE_HALT = 7,		/* not delivered; value: enum df_wait */
+	DF_TRACE_READY = 8,		/* "ready" delivered, with its token */
+	DF_TRACE_ERROR = 9,		/* an error delivered, with its token */
+	DF_TRACE_EVENT = 10,		/* an error delivered at the faulting instruction */
 	DF_TRACE_ACK = 11,		/* value: the guest's count */
 	DF_TRACE_WAKE = 12,		/* UFFDIO_WAKE, in answer to a failure */
 	DF_TRACE_POISON = 13,
 	DF_TRACE_STOP = 14,
 	DF_TRACE_WAKE_ALL = 15,		/* queued, since async pf was turned on */
 	DF_TRACE_CHANGED = 16,		/* the file; offset: its size now */
-	DF_TRACE_WITHDRAW = 17,		/* an error that was no longer true was taken back */
+	DF_TRACE_WITHDRAW = 17,		/* an error that was no longer true */
 };
 
 enum {
@@ -122,10 +122,10 @@ struct df_file_state {
 	uint64_t generation;
 	uint64_t resident;		/* pages in the page cache */
 	uint64_t poisoned;		/* poisoned pages of all guests, not yet healed */
-	uint64_t mending;		/* of those, being read again just now */
+	uint64_t retrying;		/* of those, being read again just now */
 	uint64_t mappings;		/* regions of guests over this file */
 	uint64_t writable_mappings;
-	uint64_t child_mappings;	/* of forked guests, who have no connection */
+	uint64_t child_mappings;	/* of forked guests, which have no connection */
 	uint64_t fills;			/* page source reads under way */
 	uint64_t waiting;		/* faults parked on them */
 };
@@ -141,11 +141,11 @@ struct df_inject_options {
 	uint64_t delay_ns;
 	uint64_t truncate;		/* the size, with DF_INJECT_TRUNCATE */
 	uint64_t seed;			/* of `chance` */
-	uint64_t tag;			/* to take it back by, 0: only with all others */
+	uint64_t tag;			/* to remove it by, 0: only with all others */
 	int32_t error;			/* positive errno, or 0 */
 	uint32_t after;			/* so many faults are let through first */
-	uint32_t count;			/* so many are met; 0: all */
-	uint32_t chance;		/* of 2^32 that a fault is met; 0: each is */
+	uint32_t count;			/* so many are hit; 0: all */
+	uint32_t chance;		/* of 2^32 that a fault is hit; 0: each is */
 	uint32_t flags;			/* enum df_inject */
 	uint32_t pad;
 };
@@ -191,7 +191,7 @@ struct df_counters {
 	uint64_t latency[40];		/* event read -> page installed, DF_HISTOGRAM */
 };
 
-/* A program no longer maps a file: for who has to write it back, and let it go. */
+/* A program no longer maps a file: it is to be written back, and let go. */
 struct df_unmapped {
 	uint64_t guest;
 	uint64_t file;

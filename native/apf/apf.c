@@ -308,7 +308,7 @@ static enum df_wait ask(struct df_apf *apf, const struct apf_fault *fault, struc
 	out->token = next_token(apf, vcpu);
 	work = add_work(v, out->token, page);
 	work->readonly = fault->readonly;
-	if (!df_slot_tell(slot, apf->options.abi, out->token, fault->address) ||
+	if (!df_slot_not_present(slot, apf->options.abi, out->token, fault->address) ||
 	    apf_signal(apf, vcpu, fault->tid, DF_APF_EXCEPTION)) {
 		drop_work(v, work);
 		out->token = 0;
@@ -391,7 +391,7 @@ enum apf_end apf_end(struct df_apf *apf, const struct df_failure *record, bool b
 	if (word.bad)
 		word.gva = known_gva(apf, v, record->address, record->state);
 	end_work(v, work, &word);
-	again = work->again || df_slot_told(&apf->slots[vcpu], apf->options.abi, record->token);
+	again = work->again || df_slot_pending(&apf->slots[vcpu], apf->options.abi, record->token);
 	deliver_next(apf, vcpu);
 	/* A thread that has our signal blocked still sits in its fault, and will not get
 	 * the end either; one that came again waits there for another task.  They take the

@@ -2,7 +2,7 @@
  *
  * write.c - what the host writes into a vCPU's slot, for each ABI, as
  * apf_put_user_notpresent() and apf_put_user_ready() do (arch/x86/kvm/x86.c).  Pure
- * functions on the slot.  Must not send signals, nor decide what is to be told.
+ * functions on the slot.  Must not send signals, nor decide what to report.
  *
  * The word that the guest exchanges with 0 (flags, reason, token) comes last, with
  * release order.  What the guest writes at the same time is its own affair, so every
@@ -18,7 +18,7 @@
 
 /* `flags` and `reason` are the first word of every layout, `token` the second of all
  * but RFC_V1's (apf_layout.c). */
-bool df_slot_tell(struct df_slot *slot, uint32_t abi, uint32_t token, uint64_t fault)
+bool df_slot_not_present(struct df_slot *slot, uint32_t abi, uint32_t token, uint64_t fault)
 {
 	if (LOAD(slot->apf.mainline.flags))
 		return false;
@@ -29,7 +29,7 @@ bool df_slot_tell(struct df_slot *slot, uint32_t abi, uint32_t token, uint64_t f
 	return true;
 }
 
-bool df_slot_told(const struct df_slot *slot, uint32_t abi, uint32_t token)
+bool df_slot_pending(const struct df_slot *slot, uint32_t abi, uint32_t token)
 {
 	return LOAD(slot->apf.mainline.flags) == (abi == DF_ABI_RFC_V1
 		? (uint32_t)DF_APF_REASON_NOT_PRESENT : (uint32_t)DF_APF_NOT_PRESENT) &&

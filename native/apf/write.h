@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * write.h - the host's writes to a vCPU's slot, for each ABI.  Nothing of the
- * engine is in it: whoever has a slot can be a host.  Callers serialize the writes to
+ * engine is in it: a host needs no more than a slot.  Callers serialize the writes to
  * one slot; what the guest does to it meanwhile harms the guest alone.
  */
 #ifndef DAXFAULT_APF_WRITE_H
@@ -24,16 +24,16 @@ struct df_word {
 };
 
 /* "Not present".  false: the guest has not taken the last exception yet. */
-bool df_slot_tell(struct df_slot *slot, uint32_t abi, uint32_t token, uint64_t fault);
+bool df_slot_not_present(struct df_slot *slot, uint32_t abi, uint32_t token, uint64_t fault);
 /* This "not present" still stands there. */
-bool df_slot_told(const struct df_slot *slot, uint32_t abi, uint32_t token);
+bool df_slot_pending(const struct df_slot *slot, uint32_t abi, uint32_t token);
 /* There is room for "page ready". */
 bool df_slot_room(const struct df_slot *slot, uint32_t abi);
 /* "Page ready" or the error with its token; RFC_V1 by exception, the others by interrupt. */
 void df_slot_end(struct df_slot *slot, uint32_t abi, const struct df_word *word);
-/* An error without a token, RETRY and REPORT.  false: as df_slot_tell(). */
+/* An error without a token, RETRY and REPORT.  false: as df_slot_not_present(). */
 bool df_slot_raise(struct df_slot *slot, uint32_t abi, const struct df_word *word);
-/* That error still stands there; take it back: false, the guest has it. */
+/* That error still stands there; withdraw it: false, the guest has it. */
 bool df_slot_raised(const struct df_slot *slot, uint32_t abi, const struct df_word *word);
 bool df_slot_withdraw(struct df_slot *slot);
 

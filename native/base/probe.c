@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * probe.c - experiments that tell what the kernel does.
+ * probe.c - experiments that show what the kernel does.
  *
  * Owns the child process in which they are made, so that a signal meant for the
  * experiment never reaches the caller.  Must not know the engine or the guests.

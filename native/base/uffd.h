@@ -54,7 +54,7 @@ int uffd_zeropage(int uffd, uint64_t start, uint64_t len, uint64_t *done);
 int uffd_events(int uffd, struct df_uffd_event *out, int most);
 /* Make `len` bytes of page cache present, write-protected if asked; *done is the bytes that were. */
 int uffd_continue(int uffd, uint64_t start, uint64_t len, bool protect, uint64_t *done);
-/* Write-protect what is present, or open it for writing and wake who waits. */
+/* Write-protect what is present, or open it for writing and wake its waiters. */
 int uffd_protect(int uffd, uint64_t start, uint64_t len, bool protect);
 /* Poison; *done is the bytes that were.  -EEXIST: the first page is present, or a
  * write-protect marker is left where it was: see uffd_unmark(). */

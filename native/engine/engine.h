@@ -36,7 +36,7 @@ void df_file_state(struct df_file *file, struct df_file_state *out);
 /* Make the page source answer the faults of a range with an errno, or late, or with less
  * file than there was, or all of these.  Pages that are there already are not asked for. */
 int df_file_inject(struct df_file *file, const struct df_inject_options *options);
-/* Take back those with this tag; what they delay goes on at once. */
+/* Remove those with this tag; what they delay goes on at once. */
 void df_file_inject_remove(struct df_file *file, uint64_t tag);
 /* All of them. */
 void df_file_inject_clear(struct df_file *file);

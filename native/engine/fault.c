@@ -146,7 +146,7 @@ static enum step begin_fill(struct df_fault *fault, struct df_region *region, st
 	struct df_fault *copy;
 	uint64_t start, end;
 
-	/* A source that is slower than those who write to the page. */
+	/* A source that is slower than the writers of the page. */
 	if (now_ns() - fault->arrived > engine->options.source_ns)
 		return fail(fault, file, DF_REASON_TIMEOUT, ETIMEDOUT);
 

@@ -67,7 +67,7 @@ int64_t df_file_read(struct df_file *file, void *buffer, uint64_t offset, uint64
 		bool filled = false;
 
 		pthread_mutex_lock(&file->lock);
-		/* who has read past an old EOF may expect that mappings reach there, too */
+		/* a reader past an old EOF may expect that mappings reach there, too */
 		if (file->cache >= 0 && (file->resident || file->sized)) {
 			int bits = change_notice(file);
 
@@ -230,7 +230,7 @@ void df_file_state(struct df_file *file, struct df_file_state *out)
 		.generation = atomic_load(&file->generation),
 		.resident = file->resident,
 		.poisoned = file->mappings->npoisons,
-		.mending = atomic_load(&file->waits->retries),
+		.retrying = atomic_load(&file->waits->retries),
 		.mappings = file->mappings->n,
 		.writable_mappings = file->mappings->nwritable,
 	};

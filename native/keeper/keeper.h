@@ -3,7 +3,7 @@
  * keeper.h - what a host says to its keeper, a process that outlives it.
  *
  * The kernel answers a program whose host has died with zeros: when the last reference
- * to a userfaultfd is closed, who is blocked on it goes on, and a page that is missing is a
+ * to a userfaultfd is closed, a thread that is blocked on it goes on, and a page that is missing is a
  * new one (userfaultfd_release(), fs/userfaultfd.c).  So somebody else holds them as well.
  * When the connection ends, the keeper truncates every page cache to nothing, so that any
  * touch is SIGBUS, and only then lets go.

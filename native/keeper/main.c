@@ -71,7 +71,7 @@ static void let_go(const struct keep *message)
 		}
 }
 
-/* Every page first, then those who wait for one: they touch it again, and find it gone. */
+/* Every page first, then the waiters for one: they touch it again, and find it gone. */
 static void end_all(void)
 {
 	struct uffdio_range all = { LOWEST, HIGHEST - LOWEST };

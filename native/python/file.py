@@ -51,7 +51,7 @@ class FileState:
     generation: int
     resident: int
     poisoned: int
-    mending: int
+    retrying: int
     mappings: int
     writable_mappings: int
     child_mappings: int

@@ -88,7 +88,7 @@ async def noticed(guest: StandIn, name: str, size: int) -> None:
 
     def acted() -> bool:
         state = file.state()
-        return state.known_size == size and not state.mending
+        return state.known_size == size and not state.retrying
 
     await eventually(acted, f"{name} noticed to have {size} bytes")
 

@@ -87,7 +87,7 @@ def _attempt(file: File) -> bool:
     """Whether no page of the file is poisoned, after an attempt if some were."""
     tried = file.heal()
     state = file.state()
-    clean = not state.poisoned and not state.mending
+    clean = not state.poisoned and not state.retrying
     if tried and clean:
         log.info("file %d: %d pages are readable again", file.id, tried)
     return clean

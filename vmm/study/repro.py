@@ -152,7 +152,7 @@ async def _noticed(guest: StandIn, name: str, size: int) -> None:
     with trio.fail_after(story.NOTICE_SECONDS):
         file = guest.session.file(name)
         # inotify has no acknowledgement to wait for
-        while (state := file.state()).known_size != size or state.mending:  # noqa: ASYNC110
+        while (state := file.state()).known_size != size or state.retrying:  # noqa: ASYNC110
             await trio.sleep(0.0005)
 
 

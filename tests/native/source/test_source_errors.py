@@ -49,7 +49,7 @@ async def mended(guest: StandIn) -> None:
 
     def clean() -> bool:
         state = guest.session.file("file").state()
-        return not state.poisoned and not state.mending
+        return not state.poisoned and not state.retrying
 
     await eventually(clean, "all pages mended")
 
