@@ -55,20 +55,6 @@ void check(long r, const char *what, unsigned file)
 
 /* ------------------------------------------------------------------ the files */
 
-static void cut(unsigned file, unsigned first, bool begin)
-{
-	for (unsigned p = first; p < PAGES; p++) {
-		struct page_model *m = &shared->pages[file][p];
-
-		if (begin)
-			atomic_fetch_add(&m->cut, 1);
-		if (begin && p > first)		/* of the first only a part goes */
-			atomic_store(&m->limit, atomic_load(&m->issued));
-		if (!begin)
-			atomic_fetch_add(&m->cut, 1);
-	}
-}
-
 /* The mount looks at the file for whoever reads it. */
 static void let_notice(unsigned file)
 {
@@ -84,7 +70,7 @@ static void shrink_and_grow(unsigned file, uint64_t *seed)
 	bool behind = file == FILE_BEHIND || (file == FILE_WILD && next_random(seed) % 2);
 	int fd = behind ? backing[file] : fds[file];
 
-	cut(file, first, true);
+	pages_cut(shared, file, first, true);
 	check(ftruncate(fd, size), "ftruncate", file);
 	if (behind)
 		let_notice(file);
@@ -93,7 +79,7 @@ static void shrink_and_grow(unsigned file, uint64_t *seed)
 	check(ftruncate(fd, SIZE), "ftruncate", file);
 	if (behind)
 		let_notice(file);
-	cut(file, first, false);
+	pages_cut(shared, file, first, false);
 	atomic_fetch_add(behind ? &counts->behind : &counts->cuts, 1);
 }
 

@@ -188,8 +188,9 @@ static void map(struct window *w, unsigned file)
 	w->at = at;
 }
 
-static void touch(struct window windows[FILES][WINDOWS], unsigned writer, uint64_t *seed)
+static void touch(void *of_files, unsigned writer, uint64_t *seed)
 {
+	struct window (*windows)[WINDOWS] = of_files;
 	unsigned file = next_random(seed) % FILES, page = next_random(seed) % PAGES;
 	unsigned what = next_random(seed) % 100, own = page / WRITERS * WRITERS + writer;
 	struct window *all = windows[file];
@@ -209,32 +210,13 @@ static void touch(struct window windows[FILES][WINDOWS], unsigned writer, uint64
 	}
 }
 
-static void fork_once(struct window windows[FILES][WINDOWS], unsigned writer, uint64_t *seed)
+static void read_any(void *of_files, unsigned writer, uint64_t *seed)
 {
-	bool orphan = next_random(seed) % 4 == 0;
-	int pid;
+	unsigned file = next_random(seed) % FILES;
+	struct window (*windows)[WINDOWS] = of_files;
 
-	atomic_fetch_add(&shared->forks, 1);
-	atomic_fetch_add(&shared->orphans, 1);
-	pid = fork();
-	if (pid < 0) {
-		perror("fork");
-		exit(3);
-	}
-	if (!pid) {
-		for (int i = 0; i < 20; i++)
-			touch(windows, writer, seed);	/* in its parent's stead */
-		if (orphan && fork() == 0) {
-			for (int i = 0; i < 50; i++)
-				look(&windows[i % FILES][0], (unsigned)i % FILES, next_random(seed) % PAGES);
-		} else if (orphan) {
-			_exit(0);
-		}
-		atomic_fetch_sub(&shared->orphans, 1);
-		_exit(0);
-	}
-	while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
-		;
+	(void)writer;
+	look(&windows[file][0], file, next_random(seed) % PAGES);
 }
 
 static void change_window(struct window *w, unsigned file, uint64_t *seed)
@@ -294,7 +276,7 @@ static void *thread_body(void *arg)
 
 		atomic_fetch_add(&shared->progress[writer], 1);
 		if (what < 4)
-			fork_once(windows, writer, &seed);
+			fork_once(shared, windows, writer, &seed, touch, read_any);
 		else if (what < 20)
 			change_window(&windows[f][next_random(&seed) % WINDOWS], f, &seed);
 		else if (what < 30 && f != FILE_BEHIND)

@@ -15,9 +15,14 @@
 #ifndef DAXFAULT_STRESS_H
 #define DAXFAULT_STRESS_H
 
+#include <errno.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 enum {
 	FILES = 4,
@@ -124,10 +129,54 @@ static inline void page_stored(struct page_model *m, struct page_look look, uint
 		atomic_store(&m->floor, (uint64_t)look.cut << 32 | version);
 }
 
+/* The pages from `first` on are about to be cut off, or have been. */
+static inline void pages_cut(struct shared *s, unsigned file, unsigned first, bool begin)
+{
+	for (unsigned p = first; p < PAGES; p++) {
+		struct page_model *m = &s->pages[file][p];
+
+		atomic_fetch_add(&m->cut, 1);	/* before the limit: readers go by it */
+		if (begin && p > first)		/* of the first only a part goes */
+			atomic_store(&m->limit, atomic_load(&m->issued));
+	}
+}
+
 static inline uint32_t next_random(uint64_t *state)
 {
 	*state = *state * 6364136223846793005u + 1442695040888963407u;
 	return (uint32_t)(*state >> 33);
+}
+
+/* One access by `writer`, to a page of its choice; or only a read. */
+typedef void stress_access(void *windows, unsigned writer, uint64_t *seed);
+
+/* Fork a child that does accesses in its parent's stead, and maybe a grandchild that outlives it. */
+static inline void fork_once(struct shared *s, void *windows, unsigned writer, uint64_t *seed,
+			     stress_access *any, stress_access *read)
+{
+	bool orphan = next_random(seed) % 4 == 0;
+	int pid;
+
+	atomic_fetch_add(&s->forks, 1);
+	atomic_fetch_add(&s->orphans, 1);
+	pid = fork();
+	if (pid < 0) {
+		perror("fork");
+		exit(3);
+	}
+	if (!pid) {
+		for (int i = 0; i < 20; i++)
+			any(windows, writer, seed);
+		if (orphan && fork() == 0)
+			for (int i = 0; i < 50; i++)
+				read(windows, writer, seed);
+		else if (orphan)
+			_exit(0);
+		atomic_fetch_sub(&s->orphans, 1);
+		_exit(0);
+	}
+	while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
+		;
 }
 
 #endif

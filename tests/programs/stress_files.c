@@ -31,21 +31,6 @@ void check(int64_t value, const char *what)
 	}
 }
 
-/* The pages from `first` on are about to be cut off, or have been. */
-static void cut(unsigned file, unsigned first, bool begin)
-{
-	for (unsigned p = first; p < PAGES; p++) {
-		struct page_model *m = &shared->pages[file][p];
-
-		if (begin)
-			atomic_fetch_add(&m->cut, 1);
-		if (begin && p > first)		/* of the first only a part goes */
-			atomic_store(&m->limit, atomic_load(&m->issued));
-		if (!begin)
-			atomic_fetch_add(&m->cut, 1);
-	}
-}
-
 static void resize(unsigned file, uint64_t size)
 {
 	if (file == FILE_BEHIND) {
@@ -61,12 +46,12 @@ static void shrink_and_grow(unsigned file, uint64_t *seed)
 	unsigned first = next_random(seed) % PAGES;
 	uint64_t size = (uint64_t)first * PAGE_BYTES + (next_random(seed) % 2 ? 1000 : 0);
 
-	cut(file, first, true);
+	pages_cut(shared, file, first, true);
 	resize(file, size);
 	if (next_random(seed) % 4 == 0)
 		usleep(next_random(seed) % 500);	/* let guests meet the end */
 	resize(file, SIZE);
-	cut(file, first, false);
+	pages_cut(shared, file, first, false);
 }
 
 static void write_page(unsigned file, unsigned page)

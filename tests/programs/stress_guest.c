@@ -198,8 +198,9 @@ static void store(struct window *w, unsigned file, unsigned page)
 	page_stored(m, before, version);
 }
 
-static void touch(struct window *windows, unsigned writer, uint64_t *seed)
+static void touch(void *all, unsigned writer, uint64_t *seed)
 {
+	struct window *windows = all;
 	unsigned file = next_random(seed) % FILES, page = next_random(seed) % PAGES;
 
 	if (next_random(seed) % 3 || file == FILE_BEHIND) {
@@ -211,32 +212,13 @@ static void touch(struct window *windows, unsigned writer, uint64_t *seed)
 		store(&windows[file], file, page);
 }
 
-static void fork_once(struct window *windows, unsigned writer, uint64_t *seed)
+static void read_any(void *all, unsigned writer, uint64_t *seed)
 {
-	bool orphan = next_random(seed) % 4 == 0;
-	int pid;
+	unsigned file = next_random(seed) % FILES;
+	struct window *windows = all;
 
-	atomic_fetch_add(&shared->forks, 1);
-	atomic_fetch_add(&shared->orphans, 1);
-	pid = fork();
-	if (pid < 0) {
-		perror("fork");
-		exit(2);
-	}
-	if (!pid) {
-		for (int i = 0; i < 20; i++)
-			touch(windows, writer, seed);	/* in its parent's stead */
-		if (orphan && fork() == 0)
-			for (int i = 0; i < 50; i++)
-				look(&windows[i % FILES], (unsigned)i % FILES,
-				     next_random(seed) % PAGES);
-		else if (orphan)
-			_exit(0);
-		atomic_fetch_sub(&shared->orphans, 1);
-		_exit(0);
-	}
-	while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
-		;
+	(void)writer;
+	look(&windows[file], file, next_random(seed) % PAGES);
 }
 
 static void *body(void *arg)
@@ -263,7 +245,7 @@ static void *body(void *arg)
 		} else if (what >= 990 && program) {
 			grow_in_place(w, f, &seed);
 		} else if (what < 5) {
-			fork_once(windows, writer, &seed);
+			fork_once(shared, windows, writer, &seed, touch, read_any);
 		} else if (what < 15) {
 			char *old = w->at;
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""C programs of native/tests under `daxfault run`, watched: when one stands still, the test fails
+"""C programs of tests/programs under `daxfault run`, watched: when one stands still, the test fails
 with what everybody waits for.
 
 Owns building them, and their end.
@@ -26,7 +26,7 @@ SECONDS = float(os.environ.get("DAXFAULT_STRESS_SECONDS", "0"))
 
 
 def built(directory: Path, name: str) -> Path:
-    """Compile native/tests/NAME.c, and NAME_*.c, with the build's own strictness."""
+    """Compile tests/programs/NAME.c, and NAME_*.c, with the build's own strictness."""
     sources, program = [PROGRAMS / f"{name}.c", *PROGRAMS.glob(f"{name}_*.c")], directory / name
     if not sources[0].exists():
         pytest.skip("the C sources are not beside the tests")

@@ -37,7 +37,7 @@ def traced_host(*, children: bool = True, device: bool = True) -> Iterator[Progr
 
 @functools.cache
 def static(name: str, directory: Path) -> Path:
-    """The program native/tests/NAME.c, linked statically, made in `directory`."""
+    """The program tests/programs/NAME.c, linked statically, made in `directory`."""
     require(PROGRAMS.is_dir(), "the C sources beside the tests")
     binary = directory / name
     flags = ["-std=gnu11", "-D_GNU_SOURCE", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-static"]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine under everything at once, and against guests that misuse their own userfaultfd.
 
-The stress is C (native/tests): guests that fault, move, unmap and fork while their files
+The stress is C (tests/programs): guests that fault, move, unmap and fork while their files
 change, every word checked against a model.  It is built here, plain and for
 ThreadSanitizer; DAXFAULT_STRESS_SECONDS makes it longer and adds AddressSanitizer,
 DAXFAULT_STRESS_SEED begins elsewhere.
