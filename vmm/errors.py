@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may go wrong in a way that a person is told of in one paragraph.
+"""Failures that a command reports in one paragraph.
 
 Owns the exceptions that the command line turns into a message and an exit code, and what becomes of
 an exception that must not end a service.  Must not print, and must not be raised for a bug: a bug keeps
@@ -14,22 +14,22 @@ from collections.abc import Iterator
 
 
 class DaxfaultError(Exception):
-    """Something was refused or failed; the message is meant to be shown as it stands.
+    """Something was refused or failed; the message is shown as it is.
 
-    `exit_code` is what the command line ends with.
+    `exit_code` is that of the command.
     """
 
     exit_code = 1
 
 
 class Unsupported(DaxfaultError):
-    """This machine lacks something; the message names it and what would mend it."""
+    """This machine lacks something; the message names it and a remedy."""
 
     exit_code = 3
 
 
 class UsageError(DaxfaultError):
-    """What was asked for makes no sense: a path that is not there, a directory in use."""
+    """The request makes no sense: a path that does not exist, a directory in use."""
 
     exit_code = 2
 

@@ -3,7 +3,7 @@
 
 Owns the threads that do it, one a peer at a time.  Must not let the answer of a close(2) reach
 anybody: it asks the file's server, which may be this very process (fs/fuse/file.c, fuse_flush()), may
-report an error that is none of ours, and may never answer.  So nobody waits for it, and the thread can
+report an error that is none of ours, and may never answer.  So no task waits for it, and the thread can
 be left behind.
 """
 

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trying again to read what a page source refused.
+"""Retrying poisoned pages whose page source failed.
 
-Owns when: a poisoned page stays poisoned until somebody reads its file anew
-(native.File.heal), and while a change of the file does that by itself, an I/O error
-that has gone away tells nobody.  So after each one the file is asked again, less and
-less often.  It must not decide what becomes of a fault.
+Owns when to retry.  A poisoned page stays poisoned until its file is read again (native.File.heal).
+A change of the file does that by itself; the end of an I/O error is not reported to anyone.  So after
+each failure the file is retried, at growing intervals.  Must not decide the outcome of a fault.
 """
 
 from __future__ import annotations
@@ -25,22 +24,22 @@ LONGEST_PAUSE = 5.0
 
 @dataclasses.dataclass(slots=True, eq=False)
 class _Ailing:
-    """A file with an error lately; `clean` when it had no poisoned page at the last look."""
+    """A file that failed recently; `clean`: it had no poisoned page when last checked."""
 
     id: int
     clean: bool = False
 
 
 class Healer:
-    """Mends the files of one guest while `run` runs."""
+    """Retries the files of one guest while run() runs."""
 
     def __init__(self, find: Callable[[int], File | None]) -> None:
-        """`find`: the file with this id, None when the guest has let it go."""
+        """`find` -> the file with this id, None when the guest has released it."""
         self._find = find
         self._ailing: dict[int, _Ailing] = {}
         self._nursery: trio.Nursery | None = None
         self._token: trio.lowlevel.TrioToken | None = None
-        # held during an attempt: a file may only be closed under it
+        # held during an attempt; a file is closed only with it held
         self.lock = trio.Lock()
 
     def failed(self, failure: Failure) -> None:
@@ -63,11 +62,11 @@ class Healer:
         if self._nursery is None or (known is not None and not known.clean):
             return
         self._ailing[id] = _Ailing(id)
-        self._nursery.start_soon(self._mend, self._ailing[id])
+        self._nursery.start_soon(self._heal, self._ailing[id])
 
-    async def _mend(self, ailing: _Ailing) -> None:
-        """Until it has long been clean: a page may be poisoned later than its failure, at the deadline
-        of an answer."""
+    async def _heal(self, ailing: _Ailing) -> None:
+        """Retry until the file has been clean for long: a page is poisoned as late as the deadline of
+        its failure's answer."""
         pause = FIRST_PAUSE
         while pause < 2 * LONGEST_PAUSE or not ailing.clean:
             await trio.sleep(min(pause, LONGEST_PAUSE))
@@ -84,7 +83,7 @@ class Healer:
 
 
 def _attempt(file: File) -> bool:
-    """Whether no page of the file is poisoned, after an attempt if some were."""
+    """Retry the poisoned pages of the file; -> none is left."""
     tried = file.heal()
     state = file.state()
     clean = not state.poisoned and not state.retrying

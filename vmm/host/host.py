@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host: guests, their failed faults, and what is done about them.
+"""The host: guests, and the answers to their failed faults.
 
 Owns the engine and the guests' sessions.  A fault that resolves never comes here;
-one that fails is decided by the design of its guest, in a thread of its own, so
-that neither a slow file server nor a busy event loop delays an error.
+the design of its guest decides one that fails, in a thread of its own, so that
+neither a slow file server nor a busy event loop delays an error.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _ACCEPT_LATER = (errno.ECONNABORTED, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, 
 
 
 class Served(Protocol):
-    """A guest's session, whatever the guest is; session.Session is one, and says what each does."""
+    """The session of a guest of any kind; session.Session is one, and documents the methods."""
 
     pid: int
     design: Design
@@ -86,8 +86,8 @@ class Host:
     ) -> None:
         """Serve the guest behind `sock`, process `pid`, until it goes; `sock` is taken over.
 
-        Its end, however it comes, ends only itself: closing the connection, its death
-        (pidfd_open(2)), or a message that breaks the protocol.
+        Closing the connection, the death of the process (pidfd_open(2)) and a message that breaks the
+        protocol end this guest's service, and no other's.
         """
         await self.serve(Session(sock, pid, self.engine, self._files, design), task_status)
 
@@ -108,7 +108,7 @@ class Host:
             reason = alone(e)
             why = str(reason) or type(reason).__name__
             expected = isinstance(reason, ProtocolError | trio.TooSlowError | OSError)
-            # what nobody foresaw is a bug of ours, and still only this guest's loss
+            # an unexpected exception is a bug of ours; even so it ends only this guest's connection
             trace = None if expected else e
             log.warning(
                 "guest %d: %s; its connection is closed, other guests go on",
@@ -132,7 +132,7 @@ class Host:
     ) -> None:
         """Adopt guests that connect to a unix socket at `path`, for ever.
 
-        Only this user's processes and root's are let in (SO_PEERCRED, unix(7)).
+        Accepts processes of this user and of root only (SO_PEERCRED, unix(7)).
         """
         make = functools.partial(Session, engine=self.engine, files=self._files, design=design)
         await self.accept(path, make, task_status=task_status)
@@ -146,14 +146,14 @@ class Host:
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Serve what `make(socket, pid)` makes of each process that connects to a unix socket at `path`,
-        for ever.  `user` is let in beside this one and root."""
+        for ever.  Accepts processes of `user`, too."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as listener:
             try:
                 listener.bind(path)
             except OSError as e:
                 raise OSError(e.errno, os.strerror(e.errno or 0), path) from None
             try:
-                # nobody gets in before listen(), and umask(2) would be every thread's
+                # no connection succeeds before listen(); umask(2) would change the mode for all threads
                 os.chmod(path, 0o600)
                 if user is not None:
                     os.chown(path, user, -1)
@@ -168,7 +168,7 @@ class Host:
                             if e.errno not in _ACCEPT_LATER:
                                 raise
                             log.warning("%s: %s; guests have to wait", path, e.strerror)
-                            await trio.sleep(0.1)  # nothing tells when there is room again
+                            await trio.sleep(0.1)  # the kernel does not report when there is room again
                             continue
                         await self._adopt(conn, make, {0, os.geteuid(), user}, nursery)
             finally:
@@ -210,7 +210,7 @@ class Host:
     # ---- failed faults
 
     def _decide_all(self) -> None:
-        """The policy thread: every failed fault, in the order they came."""
+        """The policy thread: answer every failed fault, in order of arrival."""
         poll = select.poll()
         poll.register(self.engine.failures_fd(), select.POLLIN)
         poll.register(self._wake, select.POLLIN)
@@ -220,7 +220,7 @@ class Host:
                 try:
                     self._decide(failure)
                 except Exception:
-                    # fail closed: the access ends in an error, and so does nothing else
+                    # fail closed: this access ends in an error
                     log.exception("policy for %s", failure)
                     self.engine.answer(failure, Answer.POISON)
                 session = self._sessions.get(failure.guest)
@@ -235,7 +235,7 @@ class Host:
         loop = self._watchdog.saw(failure) if self._watchdog else None
         if loop is not None:
             self.loops.append(loop)
-            verdict = Verdict(Answer.POISON)  # the demonstration is over
+            verdict = Verdict(Answer.POISON)  # the loop is proven: end it
         delivery = self.engine.answer(failure, verdict.answer, verdict.otherwise)
         if session is None:
             record = Record(failure, 0, "-", "-", delivery)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files without a mount: a guest's own descriptor is the backing file.
+"""Files without a file server: a guest's own descriptor is the backing file.
 
-Owns one native.File an inode.  For guests whose files need no file server, and for
+Owns one native.File for each inode.  For guests whose files need no server, and for
 measuring the engine alone.
 """
 
@@ -54,7 +54,7 @@ class PlainFiles:
         return PlainPinned(self, key, use.file)
 
     def _open(self, fd: int) -> File:
-        # opened anew: the guest's descriptor may be O_APPEND, and shares its offset
+        # opened again: the guest's descriptor may be O_APPEND, and shares its offset
         path = f"/proc/self/fd/{fd}"
         try:
             return File(os.open(path, os.O_RDWR | os.O_CLOEXEC), writable=True)
@@ -69,9 +69,9 @@ class PlainFiles:
             use.file.close()
 
     def mapping_changed(self, inode: int) -> None:
-        """Nobody caches what goes through here."""
+        """There is no cache to invalidate."""
 
     def file(self, path: str | os.PathLike[str]) -> File:
-        """The native.File of a path that some guest has open.  KeyError when none has."""
+        """The native.File of a path that a guest has open.  KeyError when none has."""
         st = os.stat(path)
         return self._uses[st.st_dev, st.st_ino].file

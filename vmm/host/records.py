@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The record of every failed fault: what failed, where, and how it was delivered.
 
-Owns the shape that people and tools read, and keeping no more than the newest of anything
-that guests can make more of without end.
+Owns its shape for people and tools, and the bound on what guests could produce without end.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Record:
-    """One failed fault and its end.  `delivery` None: it was over before the answer came."""
+    """One failed fault and its end.  `delivery` None: the fault was over before the answer came."""
 
     failure: Failure
     pid: int

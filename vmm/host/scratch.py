@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A place for temporary files, one directory of which becomes a mount of ours; gone however we end.
+"""Temporary directories, one of which becomes a mount of this process; removed however it ends.
 
-Owns both directories and the child that outlives us: of SIGKILL we learn nothing, so it unmounts then, told
-by the end of its standard input.  Must not mount.
+Owns both directories, and a child process that cleans up after a SIGKILL: the end of its standard input
+makes it unmount.  Must not mount.
 
-That presumes that we can die.  A process that holds a descriptor of its own mount cannot: at its end the
-kernel closes that (FUSE_FLUSH), and waits for the answer of a server that is no more.  So nobody may
-hold one for longer than a call, except O_PATH.
+A process that holds a descriptor of its own mount cannot die: while it exits the kernel closes the
+descriptor (FUSE_FLUSH), and waits for the answer of a server that no longer runs.  So no code may hold one
+for longer than a call, except O_PATH.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from daxfault.vmm.errors import Unsupported
 
-# -f: the requests that a dead server owes an answer are ended, and who waits for one
+# -f: aborts the requests that the dead server has not answered, and wakes their tasks
 _GUARD = """
 read -r word && [ "$word" = done ] && exit
 umount -f -l "$1/mount" || fusermount3 -u -z "$1/mount"
@@ -39,7 +39,7 @@ class Scratch:
 
 @contextlib.contextmanager
 def scratch() -> Iterator[Scratch]:
-    """Unsupported: there is no room for temporary files."""
+    """Raises Unsupported when temporary directories cannot be made."""
     try:
         directory = tempfile.TemporaryDirectory(prefix="daxfault-")
     except OSError as e:
@@ -62,7 +62,7 @@ def _guarded(top: str) -> Iterator[None]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         cwd="/",
-        start_new_session=True,  # Ctrl-C is for us to answer
+        start_new_session=True,  # Ctrl-C is handled by this process
     )
     try:
         yield

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One guest's connection: its files, its window, its end.
 
-Owns what a guest may reach: files it has opened itself, in ranges it asked for.  A
-peer that breaks the protocol loses this connection; other guests never notice.
+Owns what a guest may reach: files it has opened itself, in ranges it asked for.  A peer that
+breaks the protocol loses this connection, which does not affect other guests.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Mapping:
 
 
 def check_uffd(fd: int) -> int:
-    """Refuse what is not a userfaultfd that can say who faulted where; -> its features."""
+    """Raise ProtocolError unless `fd` is a userfaultfd that reports thread and address; -> its features."""
     with contextlib.suppress(OSError):
         if is_userfaultfd(fd):
             with open(f"/proc/self/fdinfo/{fd}") as lines:
@@ -157,7 +157,7 @@ class Session:
                 self._peer.close_fds(fds)
 
     async def close(self) -> None:
-        """End the service: pages poisoned, stores written back.  release() lets go of the files."""
+        """End the service: pages poisoned, stores written back.  release() releases the files."""
         self._peer.close()
         if self.guest is not None:
             await trio.to_thread.run_sync(self.guest.close)
@@ -168,15 +168,15 @@ class Session:
     async def orphans_gone(self) -> None:
         """Return when no forked child maps a file this guest had open.
 
-        Children have no connection and may outlive their parent: their files stay in use,
-        or nobody would tell them of a truncation, nor write back what they store.
+        Children have no connection and may outlive their parent.  Their files stay in use: otherwise
+        truncations would not reach them, and their stores would not be written back.
         """
         while any(opened.pinned.file.mapped_by_children for opened in self._in_use()):
             self._orphans = True
             await trio.sleep(_ORPHANS_SECONDS)  # the engine looks for their end as often
 
     async def release(self) -> None:
-        """Let go of the files.  After close()."""
+        """Release the files.  After close()."""
         in_use = self._in_use()
         self._opened.clear()
         self._lingering.clear()

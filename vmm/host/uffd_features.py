@@ -31,7 +31,7 @@ FEATURES = (
     Feature(5, "MISSING_SHMEM", "4.11", "see faults on pages that the page cache lacks", True),
     Feature(6, "EVENT_UNMAP", "4.11", "notice mappings that a guest drops", True),
     Feature(7, "SIGBUS", "4.14", "", False),
-    Feature(8, "THREAD_ID", "4.14", "tell the very thread that touched the page", True),
+    Feature(8, "THREAD_ID", "4.14", "notify the thread that touched the page", True),
     Feature(9, "MINOR_HUGETLBFS", "5.13", "", False),
     Feature(10, "MINOR_SHMEM", "5.14", "map a page of the page cache without a copy", True),
     Feature(11, "EXACT_ADDRESS", "5.18", "report the byte that was touched, not its page", True),

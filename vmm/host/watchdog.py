@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Noticing that a guest makes no progress.
+"""Detecting that a guest makes no progress.
 
-Owns one judgement: the same page of the same guest fails again and again while
-the file does not change, so nothing the guest does can end it.  Pure: failures
-go in, verdicts come out.  It must not answer faults.
+Owns one judgement: the same page of the same guest fails repeatedly while its file
+does not change, so nothing that the guest does can end it.  Pure.  Must not answer faults.
 """
 
 from __future__ import annotations
@@ -44,17 +43,17 @@ class Watchdog:
     """Counts cycles per page.  A loop is at least `cycles` of them lasting at least `seconds`."""
 
     def __init__(self, *, seconds: float = 1.0, cycles: int = 100, keep: int = 4096) -> None:
-        """`keep`: pages that are counted at once; of more, those that have not failed for longest are
-        forgotten, so that a guest with many failing pages costs no more memory than that."""
+        """`keep`: how many pages are tracked at once, the most recently failed ones: it bounds the memory
+        that a guest with many failing pages costs."""
         self.seconds = seconds
         self.cycles = cycles
         self.keep = keep
         self._tracks: collections.OrderedDict[tuple[int, int], _Track] = collections.OrderedDict()
 
     def saw(self, failure: Failure) -> Loop | None:
-        """Count one failed fault; -> the loop it completes the proof of.
+        """Count one failed fault; -> the loop that is proven by it.
 
-        A failure that is the page's first in a row, or of a changed file, begins anew.
+        The count restarts with a page's first failure in a row, and when its file has changed.
         """
         key = (failure.guest, failure.address & ~(PAGE_SIZE - 1))
         track = self._tracks.get(key)
