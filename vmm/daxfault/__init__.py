@@ -4,7 +4,7 @@
     import daxfault
 
     with daxfault.guard():
-        total = array.sum()  # raises daxfault.MappingError if a page of it could not be had
+        total = array.sum()  # raises daxfault.MappingError if a page of it could not be read
 
 Installed as the top-level package `daxfault`, and works for any mapping, with a host or without.
 Owns the names that programs use; docs/guard.md says what it can and cannot do.

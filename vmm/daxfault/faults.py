@@ -22,8 +22,8 @@ class Fault:
     """A page of a mapping that failed, or several in a row.
 
     `offset` is that of `address` in the file, None when no file is mapped there; `path` as
-    /proc/self/maps has it, None when the mapping is gone.  `write`: something was stored there, and is lost.
-    `tid`: the thread that met it, as threading.get_native_id().  `code`: the SIGBUS' si_code, 2
+    /proc/self/maps has it, None when the mapping is gone.  `write`: a store, which is lost.
+    `tid`: the thread that took it, as threading.get_native_id().  `code`: the SIGBUS' si_code, 2
     (BUS_ADRERR) or 4 (BUS_MCEERR_AR).  `time_ns`: of time.monotonic_ns().
 
     In a program that a daxfault host serves, `errno` and `reason` are as in that host's record (docs/abi.md);
@@ -54,9 +54,9 @@ class Fault:
 
 
 class MappingError(OSError):
-    """Pages of a mapping could not be had: what was computed from them is void.
+    """Pages of a mapping could not be read or written: what was computed from them is invalid.
 
-    `records` are the faults in the order in which they were met, `omitted` how many there was no room for.
+    `records` are the faults in order, `omitted` the number of those for which there was no room.
     """
 
     __module__ = "daxfault"
@@ -65,7 +65,7 @@ class MappingError(OSError):
     omitted: int = 0
 
     def covers(self, later: MappingError) -> bool:
-        """Does it tell of everything that `later`, of the same guard, does?"""
+        """It has all the faults that `later`, of the same guard, has."""
         return (len(self.records), self.omitted) == (len(later.records), later.omitted)
 
 

@@ -46,7 +46,7 @@ class Guard:
         self._threads = threads
         self._records: list[Fault] = []
         self._omitted = 0
-        self._raised: MappingError | None = None  # in advance
+        self._raised: MappingError | None = None  # before the end of the block
         self._busy = False
 
     def __enter__(self) -> Self:
@@ -78,7 +78,7 @@ class Guard:
         raise error from exception
 
     def check(self) -> None:
-        """Raise MappingError if a page has failed since the block began or the last check(); then begin anew.
+        """Raise MappingError if a page has failed since the block began or the last check().
 
         For the thread that has entered the guard.  The end of the block does it anyway.
         """
@@ -107,14 +107,14 @@ class Guard:
         return self._native
 
     def _notice(self) -> None:
-        """Raise what is new in advance.  Whoever is called in the block may swallow it: its end raises it
-        again, unless it is just this that ends the block."""
+        """Raise new faults before the block ends.  Code in the block may swallow the exception: then the
+        end of the block raises it again."""
         if not self._busy and self._native is not None and self._gather(self._native):
             self._raised = faults.error(self._records, self._omitted)
             raise self._raised
 
     def _take(self) -> tuple[MappingError | None, MappingError | None]:
-        """What is to be raised, and what was in advance; then begin anew."""
+        """The exception for all faults so far, and the one that was raised early; forgets both."""
         error = faults.error(self._records, self._omitted) if self._records else None
         raised, self._raised = self._raised, None
         self._records = []
@@ -140,7 +140,7 @@ class Guard:
 
 
 def _leads_to(exception: BaseException | None, cause: MappingError | None) -> bool:
-    """Does `exception` tell of `cause`?"""
+    """`cause` is among the causes and contexts of `exception`."""
     seen: set[int] = set()
     waiting = [exception]
     while waiting and cause is not None:
@@ -154,7 +154,7 @@ def _leads_to(exception: BaseException | None, cause: MappingError | None) -> bo
 
 
 def _fault_noted() -> None:
-    """The interpreter calls this in the main thread, soon after a guard of it has noted a fault."""
+    """Called by the interpreter in the main thread, soon after a guard of it has noted a fault."""
     interrupted = sys._getframe().f_back
     if interrupted is not None and interrupted.f_code.co_filename in (__file__, native.__file__):
         return  # in check() or __exit__(), which raise it themselves

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the host of this very process knows of its faults, when it runs under `daxfault run`.
+"""Asking the host of this process, under `daxfault run`, why its faults failed.
 
-Owns the question.  Without a host, or when it does not answer, a fault stays as it is.
+Owns the request.  Without a host, or without its answer, a fault stays as it is.
 """
 
 from __future__ import annotations

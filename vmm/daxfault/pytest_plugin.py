@@ -27,7 +27,7 @@ from typing import Any
 
 import pytest
 
-PATIENCE = 60.0  # seconds, for the host to come and to go
+PATIENCE = 60.0  # seconds, for the host to start and to end
 LACKING = 3  # its exit code when this machine lacks something
 
 
@@ -159,7 +159,7 @@ class DaxfaultMount:
         os.truncate(self.path / name, size)
 
     def truncate_behind(self, name: str, size: int) -> None:
-        """truncate(2) of the backing file: the host has to notice."""
+        """truncate(2) of the backing file: the host must notice it."""
         os.truncate(self.source / name, size)
 
     def inject(self, rule: str) -> int:
@@ -171,19 +171,19 @@ class DaxfaultMount:
         return id
 
     def fail(self, name: str, error: str = "EIO", **when: Any) -> int:
-        """Have reads of the file's pages fail: `nth`, `count`, `probability`, `seed`, `offset="0-4K"` as in a
+        """Make reads of the file's pages fail: `nth`, `count`, `probability`, `seed`, `offset="0-4K"` as in a
         rule; -> its id."""
         return self.inject(self._rule(error, name, when))
 
     def delay(self, name: str, seconds: float, **when: Any) -> int:
-        """Have them come late."""
+        """Make them arrive late."""
         return self.inject(self._rule(f"delay={seconds}", name, when))
 
     def _rule(self, what: str, name: str, when: dict[str, Any]) -> str:
         return ",".join([what, f"file={self._name}/{name}", *(f"{k}={v}" for k, v in when.items())])
 
     def clear(self) -> None:
-        """Take back what was injected; the pages heal."""
+        """Remove what was injected; the pages heal."""
         while self._rules:
             self._host.ask("remove", id=self._rules.pop())
 

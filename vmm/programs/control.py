@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Speaking to a running host: its rules, its records, what a program of it needs.
+"""Requests to a running host: its rules, its records, the environment of its programs.
 
 Owns where the host of a mount is found, and the requests: one JSON object a line each
 way, on a unix socket.  Must not know the command line.
@@ -74,7 +74,7 @@ class Control:
                 task_status.started()
                 await trio.serve_listeners(self._talk, [server])
             finally:
-                # should our mount be gone before us, another one may have its st_dev
+                # if our mount ended first, another mount may have its st_dev
                 with contextlib.suppress(FileNotFoundError):
                     if os.path.samestat(path.stat(), ours):
                         path.unlink()
@@ -130,7 +130,7 @@ class Control:
         held = self._programs.files.find(file)
         if held is None:
             return {"path": None, "errno": None, "reason": None}
-        # past the end the kernel has failed it, and nobody has a record
+        # past the end the kernel itself failed it, and there is no record
         if offset >= held.file.size:
             return {"path": held.name, "errno": "EFAULT", "reason": "eof"}
         page = offset // native.PAGE_SIZE * native.PAGE_SIZE

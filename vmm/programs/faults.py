@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults on purpose: which accesses to which files are to fail, and how.
+"""Faults on purpose: which accesses to which files fail, and how.
 
-Owns the words of a rule (`EIO,file=*.db,nth=3`) and keeping the files that programs map in
-line with the rules there are.  What a rule does is native.File.inject()'s.
+Owns the syntax of a rule (`EIO,file=*.db,nth=3`), and applies the rules to the files that programs map.
+native.File.inject() does what a rule says.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ log = logging.getLogger(__name__)
 
 NEVER = 3600.0  # seconds; the engine's own deadline for a page source is far shorter
 EVERYTHING = 1 << 62
-LOOK_SECONDS = 0.02  # at trigger files
+LOOK_SECONDS = 0.02  # between two looks at the trigger files
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 class BadRule(ValueError):
-    """The words of a rule make no sense: `str()` says which."""
+    """A rule that makes no sense: `str()` says why."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Rule:
         return fnmatch.fnmatchcase(path, self.file) or fnmatch.fnmatchcase(PurePath(path).name, self.file)
 
     def apply(self, file: File, tag: int) -> None:
-        """Have it met from now on, until File.inject_remove(tag).  OSError as File.inject()."""
+        """Inject it from now on, until File.inject_remove(tag).  OSError as File.inject()."""
         start = self.start // PAGE_SIZE * PAGE_SIZE
         end = -(-self.end // PAGE_SIZE) * PAGE_SIZE
         file.inject(
@@ -82,7 +82,7 @@ class Rule:
         )
 
     def __str__(self) -> str:
-        """The words that parse() makes this rule of."""
+        """The text from which parse() makes this rule."""
         words = []
         if self.error:
             words.append(errno.errorcode[self.error])
@@ -106,8 +106,7 @@ class Rule:
 
 def parse(text: str) -> Rule:
     """`EIO,file=*.db,offset=0-64K,nth=3,count=1,probability=0.1,seed=7,stores,delay=0.5,truncate=4K,
-    when=/tmp/go` -> a rule.  An errno by its name, `never`: the page does not come.  BadRule when it
-    makes no sense."""
+    when=/tmp/go` -> a rule.  An errno by its name; `never`: the page does not arrive.  Raises BadRule."""
     fields: dict[str, Any] = {}
     for word in filter(None, (part.strip() for part in text.split(","))):
         name, value = _field(word)
@@ -116,7 +115,7 @@ def parse(text: str) -> Rule:
         fields |= value
     rule = Rule(**fields)
     if not rule.error and not rule.delay and rule.truncate is None:
-        raise BadRule(f"{text!r}: what is to happen? An errno (EIO), delay=SECONDS, never, or truncate=SIZE")
+        raise BadRule(f"{text!r} has no effect: give an errno (EIO), delay=SECONDS, never, or truncate=SIZE")
     return rule
 
 
@@ -134,7 +133,7 @@ def _field(word: str) -> tuple[str, dict[str, Any]]:
     try:
         return name, _FIELDS[name](value)
     except (ValueError, OverflowError):
-        raise BadRule(f"{word}: {_MEANING[name]} is wanted") from None
+        raise BadRule(f"{word}: {_MEANING[name]} is needed") from None
 
 
 def size(text: str) -> int:
@@ -221,7 +220,7 @@ class Rules:
         self._triggers = trio.Event()
 
     def __iter__(self) -> Any:
-        """(id, rule, whether it is met just now) of each."""
+        """(id, rule, whether it is active) of each."""
         return ((entry.id, entry.rule, entry.on) for entry in tuple(self._entries))
 
     def add(self, rule: Rule) -> int:
@@ -236,13 +235,13 @@ class Rules:
         return entry.id
 
     def remove(self, id: int | None) -> int:
-        """Take back the rule `id`, None: all; -> how many."""
-        gone = [entry for entry in self._entries if id is None or entry.id == id]
-        self._entries = [entry for entry in self._entries if entry not in gone]
-        for entry in gone:
+        """Remove the rule `id`, None: all; -> how many."""
+        removed = [entry for entry in self._entries if id is None or entry.id == id]
+        self._entries = [entry for entry in self._entries if entry not in removed]
+        for entry in removed:
             if entry.on:
                 self._end(entry)
-        return len(gone)
+        return len(removed)
 
     def opened(self, path: str, file: File) -> None:
         """A program is about to map a file that none had mapped."""
@@ -251,14 +250,14 @@ class Rules:
                 entry.rule.apply(file, entry.id)
 
     async def watch(self) -> None:
-        """See to trigger files, for ever."""
+        """Watch the trigger files, for ever."""
         while True:
             await self._triggers.wait()
             waiting = [entry for entry in self._entries if entry.rule.when is not None]
             if not waiting:
                 self._triggers = trio.Event()
                 continue
-            # in a thread: it may lie on our own mount
+            # in a thread: the file may lie on our own mount
             there = await trio.to_thread.run_sync(_exist, [entry.rule.when or "" for entry in waiting])
             for entry, exists in zip(waiting, there, strict=True):
                 if entry.on == exists or entry not in self._entries:

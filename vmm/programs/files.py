@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files that programs map, each held once however many map it.
 
-Owns when a file's page cache is given up: a while after the last of them has let go.  What
-they stored is written back at once.  Must not know what a program is.
+Owns when a file's page cache is released: some time after the last program has released the file, whose
+stores are written back at once.  Must not know what a program is.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from daxfault.vmm.host.session import FileServer, Pinned
 
 log = logging.getLogger(__name__)
 
-# Who maps a file again soon finds its pages, as in the kernel's page cache.
+# A program that maps the file again soon finds its pages, as in the kernel's page cache.
 LINGER_SECONDS = 1.0
 _LOOK_SECONDS = 0.5
 
@@ -32,9 +32,9 @@ class Held:
         self.pinned = pinned
         self.name = name
         self.users = 0
-        self.saving = 0  # who has it written back just now
-        self.left = 0.0  # trio.current_time() when the last user let go
-        # taken to hand out the page cache, and to give it up
+        self.saving = 0  # write-backs under way
+        self.left = 0.0  # trio.current_time() when the last user released it
+        # held to hand out the page cache, and to release it
         self.lock = trio.Lock()
 
     @property
@@ -56,12 +56,11 @@ class Files:
 
     @property
     def used(self) -> bool:
-        """Some program maps a file, or a forked child of one does, or what they stored is being written
-        back."""
+        """A program or a forked child of one maps a file, or stores are being written back."""
         return any(held.users or held.saving or held.file.mapped for held in self)
 
     async def hold(self, fd: int, name: Callable[[], str]) -> Held:
-        """Hold the file behind a program's own descriptor; `name` tells what it calls it, if that is
+        """Hold the file behind a program's own descriptor; `name` returns its path, called only if it is
         news.  OSError as FileServer.pin()."""
         pinned = await self._server.pin(fd)
         held = self._held.get(pinned.file.id)
@@ -74,7 +73,7 @@ class Files:
         return held
 
     async def let_go(self, held: Held) -> None:
-        """Give a hold back; the last one has what was stored written back."""
+        """Release a hold.  The last one writes back what was stored."""
         held.users -= 1
         held.left = trio.current_time()
         if held.users == 0:
@@ -96,8 +95,8 @@ class Files:
                 await self._write_back(held)
 
     async def sync(self, held: Held) -> None:
-        """Have what was stored to the file on its disk.  OSError as File.sync()."""
-        held.users += 1  # whoever unmaps it meanwhile
+        """Write what was stored to the file to its disk.  OSError as File.sync()."""
+        held.users += 1  # it may be unmapped meanwhile
         try:
             await trio.to_thread.run_sync(functools.partial(held.file.sync, datasync=True))
         finally:
@@ -120,11 +119,11 @@ class Files:
             self._server.mapping_changed(held.pinned.inode)  # its times have changed
 
     async def reap(self) -> None:
-        """Give up what nobody has mapped for a while, for ever; all of it when cancelled."""
+        """Release, for ever, files that have been unmapped for some time; all files when cancelled."""
         try:
             while True:
                 await trio.sleep(_LOOK_SECONDS)
-                # of a forked child nobody tells when it lets go
+                # the last munmap() of a forked child is not reported
                 for held in self:
                     if held.users == 0 and trio.current_time() - held.left > LINGER_SECONDS:
                         with logged(log, "%s: giving up its page cache", held.name):

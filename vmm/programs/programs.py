@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All programs of a host: letting them in, writing back what they store, and what became of
-those that died of a mapping.
+"""All programs of a host: accepting them, writing back their stores, and recording those that died of a
+mapping.
 
-Owns the tasks that no single program can have.  Must not know how a program was started.
+Owns the tasks that belong to no single program.  Must not know how a program was started.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ log = logging.getLogger(__name__)
 
 WRITE_BACK_SECONDS = 5.0  # as the kernel's own flusher (vm.dirty_writeback_centisecs)
 FULL_SECONDS = 0.02  # between two attempts, while the page caches are over their limit
-DEATHS_KEPT = 1024  # with their stacks; a program may say without end that it dies
+DEATHS_KEPT = 1024  # with their stacks; a program may report its death without end
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Death:
     """A SIGBUS that a program had no handler for.
 
-    `file` and `offset` say what it touched, None when that was no file of ours.  `stack` is
-    of addresses in the program, innermost first, empty when not asked for.
+    `file` and `offset` are those of the page that was touched, None when no served file is mapped there.
+    `stack`: addresses in the program, innermost first; empty unless it was requested.
     """
 
     time_ns: int
@@ -89,11 +89,11 @@ class Programs:
 
     @property
     def busy(self) -> bool:
-        """Some program maps a file, or what it has stored is being written back."""
+        """A program maps a file, or its stores are being written back."""
         return self.files.used
 
     async def sigbus(self, pid: int, message: Sigbus) -> None:
-        """A program is about to die; it waits for us to look at it."""
+        """A program is about to die, and waits until its address space has been read."""
         # In a thread: a task that waits for this mount may hold the lock of the address space.  Of the
         # thread that died: a process whose first thread has ended shows nothing.
         mapped = await trio.to_thread.run_sync(areas, message.tid or pid)
@@ -113,7 +113,7 @@ class Programs:
         user: int | None = None,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Let programs in that connect to `path`, for ever."""
+        """Accept programs that connect to `path`, for ever."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch_unmapped)
             nursery.start_soon(self._write_back)
@@ -142,7 +142,7 @@ class Programs:
             await self.files.write_back()
 
     async def _full(self) -> None:
-        """Return when memory that programs have stored to is wanted."""
+        """Return when stores have to be written back to free memory."""
         if not self.cache_limit:
             await trio.sleep_forever()
         await trio.lowlevel.wait_readable(native.cache_full_fd())

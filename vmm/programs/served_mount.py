@@ -27,7 +27,7 @@ from daxfault.vmm.programs.programs import Programs
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Options:
-    """What is served, where, to whom, and how.
+    """How a directory is served to programs.
 
     `mount` None: at a temporary directory.  `user` may use it, too.  `rules` are faults on purpose,
     `cache_limit` is in bytes for all page caches together, 0: no limit.

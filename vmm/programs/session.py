@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One program's connection: its mmap()s, its msync()s, its end.
 
-Owns what a program may reach: files that it has opened itself.  What it has mapped is
-asked of the kernel.  The service outlives the connection, which a program that closes
-all its descriptors loses without knowing: it ends with the address space.
+Owns what a program may reach: files that it has opened itself.  The kernel is asked for its
+mappings.  The service ends with the address space, not with the connection: a program that
+closes all its descriptors closes that one, too.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _FEATURES = bits(
 
 
 class Observer(Protocol):
-    """Who wants to know what became of programs."""
+    """Records what happens to programs."""
 
     async def sigbus(self, pid: int, message: wire.Sigbus) -> None: ...
 
@@ -69,9 +69,9 @@ def tracer_of(pid: int) -> int:
 
 def enable(uffd: int) -> tuple[int, bool]:
     """UFFDIO_API on a program's userfaultfd; -> the features it has now, and whether its forked
-    children can be followed: EVENT_FORK wants CAP_SYS_PTRACE, of us (fs/userfaultfd.c)."""
+    children can be followed: EVENT_FORK requires CAP_SYS_PTRACE, of the host (fs/userfaultfd.c)."""
     if not is_userfaultfd(uffd):
-        raise ProtocolError("what it wants to be served by is not a userfaultfd")
+        raise ProtocolError("the descriptor in its second message is not a userfaultfd")
     features = _FEATURES & native.uffd_probe()
     try:
         enable_features(uffd, features | _FORK)
@@ -92,19 +92,19 @@ class ProgramSession:
         self.design: Design = DESIGNS[DesignName.POISON]
         self.healer = Healer(self._file_of)
         self._peer = Peer(sock, pid)
-        self._descriptors: Descriptors | None = None  # of who speaks: the program, or its tracer
+        self._descriptors: Descriptors | None = None  # of the peer: the program, or its tracer
         self._engine = engine
         self._files = files
         self._observer = observer
         self._held: dict[int, Held] = {}
-        self._mapping: Held | None = None  # an mmap() whose address is not known yet
+        self._mapping: Held | None = None  # an mmap() whose address has not been reported yet
         self._closed = False
         # taken by a thread that uses the guest beside serve(), and to end it
         self._leaving: set[int] = set()  # files whose last mapping may have gone a moment ago
         self._looking = trio.Lock()
 
     async def greet(self, seconds: float = HELLO_SECONDS) -> Guest:
-        """Let the program attach; -> the engine's guest.
+        """Attach the program; -> the engine's guest.
 
         Raises ProtocolError, OSError, or trio.TooSlowError when that takes longer than `seconds`.
         """
@@ -113,7 +113,7 @@ class ProgramSession:
             if not isinstance(message, wire.Attach):
                 raise ProtocolError("an attachment comes first")
             if not self.pid:
-                raise ProtocolError("a process of another pid namespace, whose memory cannot be told")
+                raise ProtocolError("a process of another pid namespace: its memory cannot be identified")
             if message.pid != self.pid and tracer_of(message.pid) != self.pid:
                 raise ProtocolError(f"says it is process {message.pid}, the kernel says {self.pid}")
             self._descriptors = Descriptors(*self._peer.credentials())
@@ -164,12 +164,12 @@ class ProgramSession:
         assert self.guest is not None
         while (received := await self._peer.receive(wire.parse, 0)) is not None:
             await self._answer(received[0])
-        await self._mapped_nowhere()  # nobody will tell of it any more
-        while self.guest.alive:  # noqa: ASYNC110 - nobody tells of an exec(2)
+        await self._mapped_nowhere()  # its end can no longer be reported
+        while self.guest.alive:  # noqa: ASYNC110 - an exec(2) is not reported
             await trio.sleep(_LOOK_SECONDS)
 
     async def close(self) -> None:
-        """End the service: what is absent is poisoned.  release() lets go of the files."""
+        """End the service: absent pages are poisoned.  release() releases the files."""
         self._peer.close()
         if self._descriptors is not None:
             self._descriptors.close()
@@ -182,19 +182,19 @@ class ProgramSession:
         """Files.reap() leaves alone what forked children map."""
 
     async def release(self) -> None:
-        """Let go of the files, after close()."""
+        """Release the files, after close()."""
         await self._mapped_nowhere()
         while self._held:
             await self._let_go(next(iter(self._held)))
 
     async def _mapped_nowhere(self) -> None:
-        """The mmap() that is under way, if one is, came to nothing."""
+        """The mmap() under way, if there is one, has failed."""
         held, self._mapping = self._mapping, None
         if held is not None:
             await self._files.let_go(held)
 
     def name_of(self, file: int) -> str:
-        """What the program calls the file with this native id, or the id."""
+        """The program's path for the file with this native id, or the id."""
         held = self._files.find(file)
         return held.name if held else f"file {file}" if file else "-"
 
@@ -203,10 +203,10 @@ class ProgramSession:
         return held.file if held else None
 
     async def unmapped(self, file: int) -> None:
-        """The program may have lost its last mapping of a file: let it go.
+        """The program may have lost its last mapping of a file: release it.
 
-        mremap() makes mappings of which nobody tells (in place, of a length of 0, MREMAP_DONTUNMAP), and
-        which are known only when they are touched: so the kernel is asked once more.  Not at once: who
+        mremap() can make mappings that are not reported (in place, with length 0, with MREMAP_DONTUNMAP)
+        until they are touched.  So the kernel is asked once more; not at once, because a program that
         unmaps a file often maps it again.
         """
         if file in self._leaving:
@@ -217,7 +217,7 @@ class ProgramSession:
         async with self._looking:
             if self._closed or file not in self._held or self._maps(file):
                 return
-            # It is not adopted: it may be about to be, by another connection of the same process.
+            # Not registered here: another connection of the same process may be about to do it.
             with contextlib.suppress(OSError):  # it is gone
                 if file in await trio.to_thread.run_sync(native.process_files, self.pid, 0, wire.ADDRESSES):
                     return
@@ -305,7 +305,7 @@ class ProgramSession:
         for id in self.guest.files() - self._held.keys():
             held = new if new is not None and new.file.id == id else self._files.find(id)
             if held is None:
-                continue  # its last user has just let go; the pages stay while they are mapped
+                continue  # its last user has just released it; the pages stay while they are mapped
             self._held[id] = held
             if held is new:
                 new = None
