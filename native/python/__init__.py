@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """native: everything that talks to the kernel in C, and the only door to it from Python.
 
-It owns userfaultfd, the fault engine's threads, the per-file page cache and the
-guest side.  It must not know of FUSE or of policy, and prints nothing.
+Owns userfaultfd, the fault engine's threads, the page cache of each file, and the guest's
+side.  Must not know FUSE or policy, and prints nothing.
 """
 
 from __future__ import annotations
@@ -81,22 +81,22 @@ def poison_code() -> int:
 
 
 def keep(socket: int) -> None:
-    """Tell the keeper behind `socket`, which stays the caller's, of everything that programs are served
-    from, from now on; -1 tells nobody."""
+    """Register every page cache that serves a program with the keeper behind `socket`, from now on; -1 ends
+    that.  The descriptor stays the caller's."""
     lib.df_keeper(socket)
 
 
 def cache_limit(size: int) -> None:
-    """Let the page caches of this process together have `size` bytes, 0: as many as they want.
+    """Limit the page caches of this process to `size` bytes together; 0: no limit.
 
-    Pages that nobody has stored to go first; others must be written back before they can, for which
-    cache_full_fd() calls.
+    Clean pages are evicted first.  Dirty pages are never evicted: cache_full_fd() signals that they have
+    to be written back.
     """
-    check(lib.df_cache_limit(size), "a limit of page caches")
+    check(lib.df_cache_limit(size), "limit of page caches")
 
 
 def cache_full_fd() -> int:
-    """Readable (eventfd(2)) when pages that were stored to keep the page caches over their limit."""
+    """An eventfd(2), readable when dirty pages keep the page caches over their limit."""
     return int(lib.df_cache_full_fd())
 
 

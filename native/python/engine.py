@@ -85,8 +85,8 @@ def _ids(fill: Callable[[Any, int], int]) -> set[int]:
 def process_files(pid: int, start: int, length: int) -> set[int]:
     """Ids of the files whose page caches [start, start + length) of a process shows.
 
-    The kernel is asked (/proc/PID/maps), so whoever serves the process does not matter.  OSError: ESRCH
-    when it is gone, EACCES when it cannot be looked at.
+    From /proc/PID/maps, so it does not matter which guest serves the process.  OSError: ESRCH when it has
+    ended, EACCES when this process may not inspect it.
     """
     return _ids(lambda ids, most: lib.df_process_files(pid, start, length, ids, most))
 
@@ -125,8 +125,8 @@ class Guest:
         """Register and serve what [start, start + length) of process `pid`, a program, shows of page
         caches; -> how many mappings.
 
-        The kernel is asked what that is (/proc/PID/maps).  OSError: EINVAL misaligned, EACCES or
-        ESRCH when the process cannot be looked at or is gone, else as UFFDIO_REGISTER.
+        From /proc/PID/maps.  OSError: EINVAL misaligned, EACCES when this process may not inspect that one,
+        ESRCH when it has ended, else as UFFDIO_REGISTER.
         """
         return check(
             lib.df_guest_adopt(self._live(), pid, start, length),
@@ -134,12 +134,12 @@ class Guest:
         )
 
     def files(self) -> set[int]:
-        """Ids of the files of which the guest maps something, as far as it is served."""
+        """Ids of the files that the guest maps, as far as they are served."""
         return _ids(lambda ids, most: lib.df_guest_files(self._live(), ids, most))
 
     @property
     def alive(self) -> bool:
-        """Its address space is still there: exec(2) ends one, too."""
+        """Its address space exists: exec(2) ends one, too."""
         return bool(lib.df_guest_alive(self._live()))
 
     def _live(self) -> Any:
@@ -157,7 +157,7 @@ class Guest:
 
 
 class Engine:
-    """Threads that resolve the faults of guests without Python, and hand over those that fail."""
+    """Threads that resolve the faults of guests without Python, and report those that fail."""
 
     def __init__(
         self,
@@ -167,8 +167,8 @@ class Engine:
         spin_microseconds: float = 0.0,
         fill_threads: int = 32,
     ) -> None:
-        """`answer_seconds`: a failure nobody answers is poisoned after this.  `source_seconds`:
-        a page source that does not answer is ETIMEDOUT after this."""
+        """`answer_seconds`: a failure without an answer is poisoned after this.  `source_seconds`: a page
+        source that does not answer counts as ETIMEDOUT after this."""
         options = ffi.new("struct df_engine_options *")
         options.answer_ns = int(answer_seconds * 1e9)
         options.source_ns = int(source_seconds * 1e9)
@@ -211,7 +211,7 @@ class Engine:
     def answer(self, failure: Failure, answer: Answer, otherwise: Answer = Answer.POISON) -> Delivery | None:
         """Answer a failure; -> how it reached the guest, None when it was answered already.
 
-        `otherwise` is what becomes of a REPORT that cannot be delivered.  After STOP the vCPU
+        `otherwise` is the answer when a REPORT cannot be delivered.  After STOP the vCPU
         stays in its fault until the file changes or the guest ends.
         """
         how = int(lib.df_engine_answer(self._live(), failure.id, answer, otherwise))
@@ -258,11 +258,11 @@ class Engine:
         return Counters(**values)
 
     def trace(self, capacity: int) -> None:
-        """Keep the last `capacity` things that happen to faults, at most 2**20; 0 turns it off."""
+        """Keep the last `capacity` entries, at most 2**20; 0 turns the trace off."""
         check(lib.df_engine_trace(self._live(), capacity), f"trace of {capacity} entries")
 
     def traces(self) -> list[Trace]:
-        """What was kept, oldest first; it is not returned again."""
+        """Entries not returned before, oldest first."""
         found: list[Trace] = []
         batch = ffi.new("struct df_trace[]", _TRACE_BATCH)
         while n := lib.df_engine_trace_read(self._live(), batch, _TRACE_BATCH):

@@ -40,7 +40,7 @@ class Wait(enum.IntEnum):
 
 
 class Abi(enum.IntEnum):
-    """Whose kvm_para.h a guest was built with (enum df_abi, apf.h)."""
+    """The kvm_para.h that a guest was built with (enum df_abi, apf.h)."""
 
     MAINLINE = lib.DF_ABI_MAINLINE
     RFC_V1 = lib.DF_ABI_RFC_V1
@@ -51,7 +51,7 @@ class Abi(enum.IntEnum):
 
 
 class Cpuid(enum.IntFlag):
-    """Bits of CPUID 0x40000001 EAX (enum df_cpuid).  14 is one thing in RFC_V1, another elsewhere."""
+    """Bits of CPUID 0x40000001 EAX (enum df_cpuid).  Bit 14 has another meaning in RFC_V1."""
 
     ASYNC_PF = lib.DF_CPUID_ASYNC_PF
     ERROR_RFC_V1 = lib.DF_CPUID_ERROR_RFC_V1
@@ -81,7 +81,7 @@ class Posted(enum.IntFlag):
 
 
 class CpuState(enum.IntFlag):
-    """What a vCPU was in when it faulted (enum df_cpu_state)."""
+    """The state of a vCPU at its fault (enum df_cpu_state)."""
 
     IF = lib.DF_CPU_IF
     KERNEL = lib.DF_CPU_KERNEL

@@ -60,7 +60,7 @@ class FileState:
 
 
 class File:
-    """One regular file, whoever reads, writes or maps it.
+    """One regular file: its data, for reads, writes and mappings.
 
     Every method releases the GIL and may be called from any thread.  Sizes and
     offsets are bytes.  Errors are OSError with the errno of the backing file.
@@ -148,18 +148,18 @@ class File:
         )
 
     def truncate(self, size: int) -> None:
-        """Set the size.  When it returns, no guest sees a byte past it, and all that was
-        gone and is back is readable again."""
+        """Set the size.  When it returns, no guest sees a byte past it, and bytes that it has
+        restored are readable again."""
         if size < 0:
             raise ValueError("a file's size is not negative")
         check(lib.df_file_truncate(self.handle, size), f"file {self.id}, truncating to {size}")
 
     def recheck(self) -> int:
-        """Look at the backing file; -> CHANGED_SIZE | CHANGED_CONTENT, by somebody else."""
+        """Check the backing file; -> CHANGED_SIZE | CHANGED_CONTENT, when another process changed it."""
         return check(lib.df_file_recheck(self.handle), f"file {self.id}, fstat")
 
     def write_back(self) -> bool:
-        """Write what guests have stored to the backing file; -> whether there was something."""
+        """Write the stores of guests to the backing file; -> whether there were any."""
         return check(lib.df_file_write_back(self.handle), f"file {self.id}, writing back") > 0
 
     def sync(self, *, datasync: bool = False) -> None:
@@ -167,10 +167,10 @@ class File:
         check(lib.df_file_sync(self.handle, datasync), f"file {self.id}, fsync")
 
     def heal(self) -> int:
-        """Try again to read every page that was poisoned; -> how many there were.
+        """Read every poisoned page again; -> how many there were.
 
-        Those that the page source has at once are readable in the guests when this
-        returns; it waits a second at most, for the others nobody does.
+        Waits for a second at most.  Pages that the page source delivers in that time are readable in
+        the guests when this returns, later ones soon after they arrive.
         """
         return check(lib.df_file_heal(self.handle), f"file {self.id}, healing")
 
@@ -190,14 +190,14 @@ class File:
         evict: bool = False,
         tag: int = 0,
     ) -> None:
-        """Let the page source answer faults in [start, start + length) with errno `error`, or `delay`
-        seconds late, or truncate the file to `truncate` bytes before it is read, or all of these.
+        """Make the page source answer faults in [start, start + length) with errno `error`, or `delay`
+        seconds late, or truncate the file to `truncate` bytes before the read, or all of these.
 
-        The first `after` faults are let through, then `count` are met, 0: all; each with
-        `probability`, by dice that `seed` starts; with `stores` only stores.  What is in the page cache
-        already is not asked for, unless `evict`: then what nobody has stored to is forgotten.  Other than
-        by inject_clear() it is taken back by its `tag`, if that is not 0.
-        OSError EINVAL: misaligned, nothing to be done, or a delay of more than an hour.
+        The first `after` faults pass, the next `count` are injected, 0: all of them, each with
+        `probability`, from a generator that `seed` starts; with `stores` only stores.  Pages that are in
+        the page cache cause no fault; `evict` drops the clean ones.  inject_remove() removes it by its
+        `tag`, if that is not 0, as inject_clear() does.
+        OSError EINVAL: misaligned, without an effect, or a delay of more than an hour.
         """
         wanted: Any = ffi.new("struct df_inject_options *")
         wanted.start, wanted.len, wanted.error, wanted.delay_ns = start, length, error, round(delay * 1e9)
@@ -213,26 +213,26 @@ class File:
         )
 
     def inject_remove(self, tag: int) -> None:
-        """Take back the inject() with this tag; a delay of its under way ends."""
+        """Remove the inject() with this tag; its delays under way end."""
         lib.df_file_inject_remove(self.handle, tag)
 
     def inject_clear(self) -> None:
-        """Take back every inject(); a delay under way ends."""
+        """Remove every inject(); delays under way end."""
         lib.df_file_inject_clear(self.handle)
 
     def cache_fd(self, *, writable: bool, sized: bool = False) -> int:
         """A fresh descriptor of the page cache, for a guest to map; the caller's to close.
 
-        `sized`: its i_size is the file's, so that the kernel settles a touch past the end by itself;
-        otherwise the host decides it, fault by fault.  OSError EBUSY: a guest maps the other kind.
+        `sized`: its i_size is the file's, so that the kernel itself fails accesses past the end; otherwise
+        the host decides each such fault.  OSError EBUSY: a guest maps the other kind.
         """
         flags = (lib.DF_CACHE_WRITABLE if writable else 0) | (lib.DF_CACHE_SIZED if sized else 0)
         return check(lib.df_file_cache_fd(self.handle, flags), f"file {self.id}, page cache")
 
     def retire(self) -> bool:
-        """write_back(), then give up the page cache of a file that nobody maps.
+        """write_back(), then release the page cache.
 
-        OSError EBUSY: somebody does; else that of write_back(), and the page cache stays.
+        OSError EBUSY: a guest maps the file; else that of write_back().  The page cache stays then.
         """
         return check(lib.df_file_retire(self.handle), f"file {self.id}, giving up its page cache") > 0
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guard of the calling thread, as native/guard has it: what was noted, and how to go on.
+"""A guard of the calling thread, as native/guard has it: what it noted, and how to go on.
 
 Owns the lifetime of the C object.  Must not decide what is raised, nor when.
 """
@@ -19,7 +19,7 @@ MOST_FAULTS: int = lib.DF_GUARD_FAULTS
 
 
 class GuardFault(NamedTuple):
-    """struct df_guard_fault, which says what is what."""
+    """struct df_guard_fault, which documents the fields."""
 
     address: int
     pages: int

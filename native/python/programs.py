@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the programs and libraries of native are.
 
-Owns nothing else: who starts them knows their options.
+Owns nothing else: their callers know their options.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ def standin() -> Path:
 
 
 def keeper() -> Path:
-    """The executable that holds a host's page caches when the host is gone."""
+    """The executable that holds a host's page caches after the host's death."""
     return program("daxfault-keeper")
 
 
 def preload() -> Path:
-    """The library that LD_PRELOAD puts into a program, for its mappings to be served."""
+    """The library that LD_PRELOAD loads into a program, so that its mappings are served."""
     return program("libdaxfault.so")
 
 

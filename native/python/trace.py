@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happened to faults, one entry at a time.
+"""The engine's trace, one entry at a time.
 
 Owns the shape of an entry.  Must not interpret it.
 """

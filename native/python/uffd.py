@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""userfaultfd(2) for Python: for experiments, tests and guests; the engine does not need it.
+"""userfaultfd(2) for Python: for experiments, tests and guests; the engine does not use it.
 
 Owns one descriptor.  Every method is one system call of ioctl_userfaultfd(2), releases the
-GIL, and raises OSError with the kernel's errno; addresses and lengths are bytes.  Memory
-registered here must not be touched by a thread that holds the GIL and is to resolve the
-fault itself: it would wait for ever.
+GIL, and raises OSError with the kernel's errno; addresses and lengths are bytes.  A thread that
+holds the GIL must not touch memory whose faults are resolved in Python: it would wait for ever.
 """
 
 from __future__ import annotations
@@ -123,11 +122,11 @@ class Uffd:
         check(lib.uffd_protect(self._fd, start, length, protect), _at("UFFDIO_WRITEPROTECT", start, length))
 
     def wake(self, start: int, length: int) -> None:
-        """Have every thread blocked in the range repeat its access."""
+        """Make every thread that is blocked in the range repeat its access."""
         check(lib.uffd_wake(self._fd, start, length), _at("UFFDIO_WAKE", start, length))
 
     def events(self) -> list[Event]:
-        """What has happened, faults first, at most 16; never blocks."""
+        """Events not read before, faults first, at most 16; never blocks."""
         out = ffi.new("struct df_uffd_event[]", _BATCH)
         n = check(lib.uffd_events(self._fd, out, _BATCH), "reading the userfaultfd")
         return [Event(EventKind(e.kind), e.tid, e.fd, e.flags, e.address, e.len, e.to) for e in out[0:n]]

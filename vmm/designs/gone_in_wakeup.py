@@ -2,7 +2,7 @@
 """`gone-in-wakeup`: the wake-up says "gone".
 
 Andy Lutomirski's first choice in the review of April 2020: one event ends the wait, and
-its status is "ready" or "gone".  Guest kernels are told too (SEND_ALWAYS).
+its status is "ready" or "gone".  Guest kernels get it, too (SEND_ALWAYS).
 """
 
 from __future__ import annotations

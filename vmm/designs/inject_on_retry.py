@@ -17,7 +17,7 @@ class InjectOnRetry(Design):
     """Say "ready", and raise an exception when it comes back."""
 
     name: str = DesignName.INJECT_ON_RETRY
-    summary = 'the guest is told "ready", and its retry gets an exception'
+    summary = 'the guest gets "ready", and its retry an exception'
 
     abi = Abi.RETRY
     cpuid = Cpuid.ASYNC_PF | Cpuid.ASYNC_PF_INT | Cpuid.ERROR

@@ -2,7 +2,7 @@
 """`june-2020`: a flag in the "ready" interrupt.
 
 The second attempt, 16 June 2020, its patch 2/3 alone: no address, SIGBUS for user mode;
-guest kernels are not told "not present" and so not told of errors.
+guest kernels get no "not present", and so no errors.
 """
 
 from __future__ import annotations

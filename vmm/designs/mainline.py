@@ -18,7 +18,7 @@ class Mainline(Design):
     """Drop the error and say "ready"."""
 
     name: str = DesignName.MAINLINE
-    summary = "the error is dropped and the guest told the page is ready (Linux today)"
+    summary = 'the error is dropped, and the guest gets "page ready" (Linux today)'
 
     flags = GuestFlag.TELL_FAILURES
 

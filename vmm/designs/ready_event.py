@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The decision of every design that only extends the "ready" event.
 
-Owns what they share: who sleeps on a token can be told, a halted vCPU knows of no
-token and gets mainline's "ready", and a synchronous fault is -EFAULT from KVM_RUN.
+Owns what they share: a task that sleeps on a token is notified, a halted vCPU has no token and
+gets mainline's "ready", and a synchronous fault is -EFAULT from KVM_RUN.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from daxfault.vmm.designs.design import Design, Verdict
 
 
 class ExtendsReady(Design):
-    """Report what was told, wake what is halted, stop the rest."""
+    """Report to tasks that sleep on a token, wake halted vCPUs, stop the others."""
 
     flags = GuestFlag.TELL_FAILURES
 
     def decide(self, failure: Failure) -> Verdict:
         match failure.wait:
             case Wait.TOLD:
-                # a guest that did not ask for errors is told "ready"
+                # a guest that did not ask for errors gets "ready"
                 return Verdict(Answer.REPORT, otherwise=Answer.WAKE)
             case Wait.HALTED:
                 return Verdict(Answer.WAKE)

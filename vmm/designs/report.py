@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`report`: the error reaches whoever made the access.
+"""`report`: the error reaches the code that made the access.
 
 In the spirit of "kvm,x86,async_pf: Add capability to return page fault error"
 (RFC, March 2020), with what its reviewers asked for: the event carries errno,

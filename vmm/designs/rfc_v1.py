@@ -17,10 +17,10 @@ POSTED: dict[str, Posted] = {name: Posted[name.name] for name in Defect if name 
 
 
 class RfcV1(ExtendsReady):
-    """Tell reason 3 to the task that sleeps on the token."""
+    """Deliver reason 3 to the task that sleeps on the token."""
 
     name: str = DesignName.RFC_V1
-    summary = "reason 3, PAGE_FAULT_ERROR, with the address, for who was told (March 2020)"
+    summary = "reason 3, PAGE_FAULT_ERROR, with the address, for sleeping tasks (March 2020)"
 
     abi = Abi.RFC_V1
     cpuid = Cpuid.ASYNC_PF | Cpuid.ERROR_RFC_V1
@@ -34,5 +34,5 @@ def as_posted(names: Iterable[str]) -> RfcV1:
         design.posted |= POSTED[name]
     if chosen:
         design.name = f"{RfcV1.name} as posted: {', '.join(chosen)}"
-        design.summary = "RFC v1 with what was wrong in it"
+        design.summary = "RFC v1 with its defects"
     return design
