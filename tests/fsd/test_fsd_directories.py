@@ -150,7 +150,8 @@ def test_directory_tree_deeper_than_python_recurses_is_reached(mnt: FsdMount) ->
     with open(os.open("f", os.O_CREAT | os.O_WRONLY, dir_fd=here), "w") as file:
         file.write("deep")
     os.close(here)
-    found = os.popen(f"cd {mnt.source} && find . -name f | tr -cd / | wc -c").read()
+    with os.popen(f"cd {mnt.source} && find . -name f | tr -cd / | wc -c") as pipe:
+        found = pipe.read()
     assert int(found) == depth + 1
     assert os.system(f"rm -rf {mnt.path}/d") == 0
     assert os.listdir(mnt.source) == []
