@@ -149,9 +149,9 @@ class Files:
         """A new handle, to which the caller's use of `inode` now belongs."""
         assert inode.file is not None
         direct_io = self._direct_io or inode.file.mapped_writable
-        fh = self._handles.add(
-            OpenFile(inode, direct_io=direct_io, append=bool(flags & os.O_APPEND), by_user=ctx.uid != 0)
-        )
+        handle = OpenFile(inode, flags, direct_io=direct_io, by_user=ctx.uid != 0)
+        self._count_atime(handle, 1)
+        fh = self._handles.add(handle)
         return FileInfo(fh=fh, direct_io=direct_io, keep_cache=keep_cache and not direct_io)
 
     async def read(self, fh: int, off: int, size: int) -> Buffer:
@@ -222,7 +222,18 @@ class Files:
         await self._threads.storage(lambda: file.sync(datasync=datasync))
 
     async def release(self, fh: int) -> None:
-        self._in_use.unuse(self._handles.remove(fh).inode)
+        handle = self._handles.remove(fh)
+        self._count_atime(handle, -1)
+        self._in_use.unuse(handle.inode)
+
+    def _count_atime(self, handle: OpenFile, change: int) -> None:
+        inode = handle.inode
+        if handle.noatime:
+            inode.noatime_handles += change
+        else:
+            inode.atime_handles += change
+        if inode.noatime_handles or inode.noatime:
+            self._in_use.apply_noatime(inode)
 
     def _clear_set_id(self, inode: Inode) -> None:
         """Clear the set-ID bits of `inode`, which is in use: they must not outlast a change by a user.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import os
 from typing import Generic, TypeVar
 
 from daxfault.fsd.inodes import Inode
@@ -20,15 +21,17 @@ class OpenFile:
     """An open regular file.  It is one use of `inode` (in_use.py).
 
     `direct_io`: the kernel caches none of its data.  `append`: it was opened with O_APPEND.  `by_user`: its
-    opener was not root.
+    opener was not root.  `noatime`: it was opened with O_NOATIME.
     """
 
-    __slots__ = ("append", "by_user", "direct_io", "inode", "written")
+    __slots__ = ("append", "by_user", "direct_io", "inode", "noatime", "written")
 
-    def __init__(self, inode: Inode, *, direct_io: bool, append: bool, by_user: bool) -> None:
+    def __init__(self, inode: Inode, flags: int, *, direct_io: bool, by_user: bool) -> None:
+        """`flags` are those of open(2)."""
         self.inode = inode
         self.direct_io = direct_io
-        self.append = append
+        self.append = bool(flags & os.O_APPEND)
+        self.noatime = bool(flags & os.O_NOATIME)
         self.by_user = by_user
         self.written = False  # since the last flush
 

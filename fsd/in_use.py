@@ -9,7 +9,9 @@ All its users share it, so there is one truth about its size and its pages.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import logging
 import os
 import stat
@@ -52,6 +54,7 @@ class FilesInUse:
             return self.adopt(inode, self._open(inode, writable), writable=writable)
         if writable and not inode.file.writable:
             inode.file.upgrade(self._open(inode, True))
+            inode.noatime = False  # of the new descriptor
         inode.uses += 1
         return inode.file
 
@@ -62,6 +65,7 @@ class FilesInUse:
         except BaseException:
             os.close(fd)
             raise
+        inode.noatime = False
         inode.uses += 1
         self._watch.add(inode)
         return inode.file
@@ -88,6 +92,15 @@ class FilesInUse:
         """Whether `inode`, in use again, is the file that its last user closed."""
         assert inode.file is not None
         return inode.closed_state is not None and inode.closed_state == _state(inode.file)
+
+    def apply_noatime(self, inode: Inode) -> None:
+        """Reads leave the atime while every handle of `inode`, which is in use, has O_NOATIME."""
+        wanted = inode.noatime_handles > 0 and not inode.atime_handles
+        if wanted == inode.noatime or inode.file is None:
+            return
+        with contextlib.suppress(OSError):  # EPERM: neither the file's owner nor CAP_FOWNER
+            fcntl.fcntl(inode.file.fileno(), fcntl.F_SETFL, os.O_NOATIME if wanted else 0)
+            inode.noatime = wanted
 
     async def truncate(self, inode: Inode, size: int) -> None:
         """Set the size of `inode`, in use or not, in bytes.

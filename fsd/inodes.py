@@ -80,14 +80,17 @@ class Inode:
     `kernel_size` is the size that the kernel was given last, `older_sizes` are earlier ones that it may
     still use: it drops a size that it receives while a write is under way, or has not received it yet.
 
+    `atime_handles` and `noatime_handles` count open handles without and with O_NOATIME; `noatime` says that
+    reads of `file` leave the atime.
+
     The rest is for changes behind the mount (changes.py): `own_ctime_ns` is the ctime of a change of our
     own, `event_due` says that a change was found whose event has not been read, and `stores_until`, of
     time.monotonic(), until when pages may change without a trace.
     """
 
-    __slots__ = ("children", "closed_state", "dev", "event_due", "fd", "file", "ino", "kernel_size", "kind",
-                 "lookups", "name", "nodeid", "older_sizes", "own_ctime_ns", "parent", "stores_until",
-                 "uses")  # fmt: skip
+    __slots__ = ("atime_handles", "children", "closed_state", "dev", "event_due", "fd", "file", "ino",
+                 "kernel_size", "kind", "lookups", "name", "noatime", "noatime_handles", "nodeid",
+                 "older_sizes", "own_ctime_ns", "parent", "stores_until", "uses")  # fmt: skip
 
     def __init__(self, nodeid: int, st: os.stat_result, fd: int | None) -> None:
         self.nodeid = nodeid
@@ -104,6 +107,9 @@ class Inode:
         self.closed_state: tuple[int, int, int] | None = None
         self.kernel_size = st.st_size
         self.older_sizes: tuple[int, ...] = ()
+        self.atime_handles = 0
+        self.noatime_handles = 0
+        self.noatime = False
         self.own_ctime_ns = 0
         self.event_due = False
         self.stores_until = 0.0

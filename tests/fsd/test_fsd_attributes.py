@@ -5,6 +5,7 @@ import os
 import stat
 import struct
 import time
+from pathlib import Path
 
 import pytest
 from fsd_mount import FsdMount, MakeMount, as_user, errno_of, eventually
@@ -118,6 +119,29 @@ def test_touch_sets_the_time_to_now_and_can_leave_one_alone(mnt: FsdMount) -> No
     with open(mnt.path / "f") as file:
         os.utime(file.fileno())
     assert os.stat(mnt.source / "f").st_atime_ns != 5
+
+
+@pytest.mark.parametrize("direct_io", [False, True])
+def test_read_moves_the_atime_unless_opened_with_noatime(make_mount: MakeMount, direct_io: bool) -> None:
+    mnt = make_mount(direct_io=direct_io)
+
+    def atime_after(root: Path, *all_flags: int) -> int:
+        (mnt.source / "f").write_text("text")
+        os.utime(mnt.source / "f", ns=(0, 10**18))
+        opened = [os.open(root / "f", flags) for flags in all_flags]
+        assert os.read(opened[0], 9) == b"text"
+        for fd in opened:
+            os.close(fd)
+        eventually(lambda: mnt.ask("files") == 0, "the file is closed")
+        return os.stat(mnt.source / "f").st_atime_ns
+
+    require(atime_after(mnt.source, os.O_RDONLY) != 0, "atimes in the test directory")
+    for root in (mnt.source, mnt.path):
+        assert atime_after(root, os.O_RDONLY) != 0
+        assert atime_after(root, os.O_RDONLY | os.O_NOATIME) == 0
+        # another one is opened for writing: the file server opens its descriptor again
+        assert atime_after(root, os.O_RDONLY | os.O_NOATIME, os.O_RDWR | os.O_NOATIME) == 0
+        assert atime_after(root, os.O_RDONLY, os.O_RDONLY | os.O_NOATIME) != 0
 
 
 @pytest.mark.parametrize("opened", [False, True])
