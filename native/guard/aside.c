@@ -7,8 +7,8 @@
  * a row there, and the kernel makes one mapping of them again on either side.  What stands in is a
  * page of /dev/zero, mapped private: anonymous memory that costs nothing until it is stored to,
  * and that /proc/self/maps tells from any other by its inode, and by its offset, which is
- * its address (mm/mremap.c, copy_vma(), as nobody has touched the template).  Who unmaps a mapping
- * in the meantime, or maps something else there, is so noticed.
+ * its address (mm/mremap.c, copy_vma(), as the template is never touched).  So a mapping that was
+ * unmapped or replaced in the meantime is noticed.
  *
  * Both moves are one mremap(MREMAP_DONTUNMAP), Linux 5.13 for files: at no time is there a hole
  * at the page's address, into which another thread's mmap() could fall.  It is also how a template
@@ -146,8 +146,8 @@ static bool is_stand_in(const struct maps_area *area)
 	       area->offset == area->start;
 }
 
-/* The mapping at `at`, or the first one after it.  Who cannot ask can put nothing back, and zeros
- * must not stay: that is the end, as it would have been without us. */
+/* The mapping at `at`, or the first one after it.  Without an answer nothing can be put back, and zeros
+ * must not stay: the process ends, as it would have without us. */
 static bool look(int maps, uint64_t at, struct maps_area *out)
 {
 	int error = maps < 0 ? maps : maps_find(maps, at, out);
@@ -296,11 +296,6 @@ int stand_in(uint64_t page, bool private, struct origin *of)
 	}
 	set_origin(of, area, page);
 	return 0;
-}
-
-bool standing_in(void)
-{
-	return nareas > 0;
 }
 
 /* ---------------------------------------------------------------- putting back */

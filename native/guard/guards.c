@@ -1,13 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * guards.c - which threads are guarded, by what, and whose note a fault becomes.
- * Must not move pages.
+ * guards.c - guards, the threads they guard, and the notes of faults.  Must not move pages.
  *
  * A fault is noted in the guard that caught it, and in every other thread's innermost guard that is
  * about that address: while zeros stand in, those threads may read them without a fault of their
  * own.  A guard that is entered later begins with all pages back in their places.  So no guard
- * misses zeros that its thread may have seen; it may be told of a page that it never touched, unless it was
- * given the addresses it is about.
+ * misses zeros that its thread may have seen; it may note a page that its thread never touched, unless
+ * it was given the addresses it is about.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -30,14 +29,14 @@ struct guarded {			/* a thread that was guarded once */
 struct df_guard {
 	struct guarded *thread;		/* NULL: left */
 	struct df_guard *outer;
-	uint64_t met;			/* notes there would be, were there room */
+	uint64_t total;			/* notes, those without room included */
 	bool all_threads;
 	struct df_guard_fault faults[DF_GUARD_FAULTS];
 	size_t nspans;
 	struct df_guard_span spans[];
 };
 
-void (*guards_tell)(void);
+void (*guards_notify)(void);
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct guarded *threads;
@@ -126,7 +125,7 @@ static uint64_t end_of(const struct df_guard_fault *fault)
 
 static uint64_t noted(const struct df_guard *guard)
 {
-	return guard->met < DF_GUARD_FAULTS ? guard->met : DF_GUARD_FAULTS;
+	return guard->total < DF_GUARD_FAULTS ? guard->total : DF_GUARD_FAULTS;
 }
 
 /* A sweep over many pages is one note. */
@@ -149,9 +148,9 @@ static void note(struct df_guard *guard, const struct df_guard_fault *fault)
 	for (uint64_t i = 0; i < noted(guard); i++)
 		if (extends(&guard->faults[i], fault))
 			return;
-	if (guard->met < DF_GUARD_FAULTS)
-		guard->faults[guard->met] = *fault;
-	guard->met++;
+	if (guard->total < DF_GUARD_FAULTS)
+		guard->faults[guard->total] = *fault;
+	guard->total++;
 }
 
 /* The page of a note that was only read may have been stored to by the time it goes. */
@@ -176,7 +175,7 @@ static struct df_guard *guard_of_all(uint64_t page)
 	return NULL;
 }
 
-bool guards_catch(uint64_t address, int code, bool write)
+static bool catch_fault(uint64_t address, int code, bool write)
 {
 	bool caught = false, main_thread = false;
 	struct df_guard_fault fault = { .address = address, .pages = 1, .code = code, .write = write };
@@ -216,8 +215,8 @@ bool guards_catch(uint64_t address, int code, bool write)
 		main_thread = (own ? own : of_all)->thread->tid == getpid();
 	}
 	pthread_mutex_unlock(&lock);
-	if (main_thread && guards_tell)
-		guards_tell();
+	if (main_thread && guards_notify)
+		guards_notify();
 	return caught;
 }
 
@@ -319,7 +318,7 @@ int df_guard_enter(const struct df_guard_span *spans, size_t nspans, bool all_th
 	if (!error && !mine)
 		error = begin_thread();
 	if (!error && !mine->innermost)
-		error = sigbus_install();
+		error = sigbus_install(catch_fault);
 	if (!error) {
 		stand_down(note_stores);
 		guard->thread = mine;
@@ -337,30 +336,30 @@ int df_guard_enter(const struct df_guard_span *spans, size_t nspans, bool all_th
 
 uint64_t df_guard_faults(struct df_guard *guard, struct df_guard_fault *out)
 {
-	uint64_t met;
+	uint64_t total;
 	sigset_t before;
 
 	lock_all(&before);
-	met = guard->met;
+	total = guard->total;
 	if (out)
 		memcpy(out, guard->faults, noted(guard) * sizeof(*out));
 	unlock_all(&before);
-	return met;
+	return total;
 }
 
 uint64_t df_guard_take(struct df_guard *guard, struct df_guard_fault *out)
 {
-	uint64_t met;
+	uint64_t total;
 	sigset_t before;
 
 	lock_all(&before);
 	/* what went on standing in would be without a note */
 	stand_down(note_stores);
-	met = guard->met;
+	total = guard->total;
 	memcpy(out, guard->faults, noted(guard) * sizeof(*out));
-	guard->met = 0;
+	guard->total = 0;
 	unlock_all(&before);
-	return met;
+	return total;
 }
 
 void df_guard_leave(struct df_guard *guard)
@@ -372,7 +371,7 @@ void df_guard_leave(struct df_guard *guard)
 	lock_all(&before);
 	thread = guard->thread;
 	if (thread) {
-		if (guard->met)
+		if (guard->total)
 			stand_down(note_stores);
 		for (at = &thread->innermost; *at != guard; at = &(*at)->outer)
 			;

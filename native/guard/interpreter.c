@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * interpreter.c - telling the interpreter's main thread, as soon as it runs Python code again, that
+ * interpreter.c - notifies the interpreter's main thread, as soon as it runs Python code again, that
  * one of its guards has noted a fault.
  *
  * Owns the one call that is handed to the interpreter (Py_AddPendingCall(), which runs in the
@@ -16,7 +16,7 @@
 
 static atomic_bool pending;
 
-static int tell(void *unused)
+static int notify(void *unused)
 {
 	PyObject *name, *module, *result = NULL;
 
@@ -37,12 +37,12 @@ static int tell(void *unused)
 
 static void hand_over(void)
 {
-	/* one is enough for any number of faults; a full queue only means that it is told later */
-	if (!atomic_exchange(&pending, true) && Py_AddPendingCall(tell, NULL))
+	/* one is enough for any number of faults; a full queue only makes the notice later */
+	if (!atomic_exchange(&pending, true) && Py_AddPendingCall(notify, NULL))
 		atomic_store(&pending, false);
 }
 
-void df_guard_tell_python(void)
+void df_guard_notify_python(void)
 {
-	guards_tell = hand_over;
+	guards_notify = hand_over;
 }

@@ -7,8 +7,8 @@
 
 /* DF_CDEF_BEGIN */
 
-/* From now on faults that the main thread's guards have noted are told to `daxfault.guards._fault_noted()`. */
-void df_guard_tell_python(void);
+/* From now on call `daxfault.guards._fault_noted()` when a guard of the main thread has noted a fault. */
+void df_guard_notify_python(void);
 
 /* DF_CDEF_END */
 

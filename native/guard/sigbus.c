@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * sigbus.c - the process' handler of SIGBUS: guards first, then who had the signal before.
+ * sigbus.c - the process' handler of SIGBUS: guards first, then the earlier handler.
  *
  * What no guard catches ends as it would have without us: the earlier handler runs with the
- * signals blocked that it asked for; without one the process dies of the very signal that it got.
+ * signals blocked that it asked for; without one the process dies of the same signal.
  *
- * Async-signal-safe is meant here for a signal that a touch of memory has raised in its own thread:
+ * Async-signal-safe here is for a signal that a touch of memory has raised in its own thread:
  * nothing that holds a lock of ours, of malloc or of the interpreter's queue of calls touches a mapping
  * that may fail.
  */
@@ -27,11 +27,12 @@ enum {				/* arch/x86/include/asm/trap_pf.h */
 	ERROR_FETCH = 1 << 4,
 };
 
-/* Whose the signal was.  Changed only while it is not ours. */
+/* The action that ours replaced, and what is asked first.  Changed only while the signal is not ours. */
 static struct sigaction before;
+static sigbus_catch *catch;
 
-/* A handler that is called for a fault and then raises the signal anew wants it to kill: faulthandler
- * gives the signal back to who had it before, us, and raises it. */
+/* A handler that is called for a fault and then raises the signal again wants it to kill: faulthandler
+ * restores the earlier action, ours, and raises it. */
 static __thread bool passing __attribute__((tls_model("initial-exec")));
 
 static void die(int number, siginfo_t *info)
@@ -84,14 +85,14 @@ static void on_sigbus(int number, siginfo_t *info, void *arg)
 
 	/* there is nothing to execute in zeros */
 	if (!fault || why & ERROR_FETCH ||
-	    !guards_catch((uint64_t)info->si_addr, info->si_code, why & ERROR_WRITE))
+	    !catch((uint64_t)info->si_addr, info->si_code, why & ERROR_WRITE))
 		pass_on(number, info, context);
 	else
 		passing = false;
 	errno = error;
 }
 
-int sigbus_install(void)
+int sigbus_install(sigbus_catch *function)
 {
 	struct sigaction act = { .sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO | SA_ONSTACK }, now;
 
@@ -100,6 +101,7 @@ int sigbus_install(void)
 	if (now.sa_flags & SA_SIGINFO && now.sa_sigaction == on_sigbus)
 		return 0;
 	before = now;
+	catch = function;
 	/* not while the lock is held; SIGBUS too, so that one of our own doing is the end */
 	sigfillset(&act.sa_mask);
 	return sigaction(SIGBUS, &act, NULL) ? -errno : 0;

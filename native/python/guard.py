@@ -77,4 +77,4 @@ def span(buffer: ReadableBuffer) -> tuple[int, int]:
 
 def notify_python() -> None:
     """Call daxfault.guards._fault_noted() in the main thread, soon after a guard of it has noted a fault."""
-    lib.df_guard_tell_python()
+    lib.df_guard_notify_python()

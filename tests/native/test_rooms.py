@@ -19,8 +19,6 @@ from daxfault.native import _daxfault
 HOST = ["abi", "base", "keeper", "source", "cache", "apf", "space", "engine"]
 # Each may call `base` and itself.
 BESIDE = ["guard", "kvm", "linux", "program", "standin"]
-# Rooms with circles inside them.  A room is removed from here when its last circle goes; none is added.
-NOT_YET = {"guard"}
 
 MAY_CALL = {
     **{room: set(HOST[:i]) for i, room in enumerate(HOST)},
@@ -129,11 +127,7 @@ def test_calls_among_rooms_go_downward() -> None:
 
 @pytest.mark.parametrize("room", [*HOST, *BESIDE])
 def test_calls_inside_a_room_have_no_circle(room: str) -> None:
-    found = listed(circles(room))
-    if room in NOT_YET:
-        assert found, f"{room} has no circle any more: take it out of NOT_YET"
-    else:
-        assert not found, found
+    assert not (found := listed(circles(room))), found
 
 
 def test_userfaultfd_calls_of_the_host_are_those_of_its_address_spaces() -> None:
