@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Running `daxfault` as a person does, in a place for temporary files that must be empty afterwards."""
 
+import contextlib
 import os
+import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 from patience import PATIENCE
@@ -36,3 +39,32 @@ def told(top: Path, *command: str) -> "subprocess.CompletedProcess[str]":
 def assert_nothing_left(top: Path) -> None:
     assert f" {top}" not in Path("/proc/self/mountinfo").read_text()
     assert list(top.iterdir()) == []
+
+
+@contextlib.contextmanager
+def interrupted(top: Path, *command: str) -> Iterator["subprocess.Popen[str]"]:
+    """Start a command, and interrupt it after the body: it exits with 130 and leaves nothing."""
+    pipe = subprocess.PIPE
+    child = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd="/", env=environment(top))
+    try:
+        yield child
+        child.send_signal(signal.SIGINT)
+        _, log = child.communicate(timeout=PATIENCE)
+    finally:
+        child.kill()
+        child.communicate()
+    assert child.returncode == 130, log
+    assert "Traceback" not in log
+    assert_nothing_left(top)
+
+
+def wait_for_guest(child: "subprocess.Popen[str]") -> int:
+    """Wait until a command has started a stand-in; -> its process."""
+    while child.poll() is None:
+        # a thread started it, and it is that thread's child
+        for children in Path(f"/proc/{child.pid}/task").glob("*/children"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                for pid in children.read_text().split():
+                    if Path(f"/proc/{pid}/comm").read_text().startswith("daxfault-stand"):
+                        return int(pid)
+    raise AssertionError("it ended before it had a guest")

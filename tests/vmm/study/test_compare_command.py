@@ -2,17 +2,14 @@
 """`daxfault compare`, as a person runs it: told, refused, interrupted; nothing is left behind."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from command_line import assert_nothing_left, place_of_its_own, told
+from command_line import interrupted, told, wait_for_guest
 from kvm_guest import require_kvm
-from needs import require_fuse, require_root
-from patience import PATIENCE
+from needs import require_root
 from private_mounts import without
 
 from daxfault.vmm.cli.compare import ColumnName, InjectionName, RescueName
@@ -23,13 +20,6 @@ from daxfault.vmm.names import Defect, DesignName
 from daxfault.vmm.study.compare import COLUMNS
 
 COMPARE = [sys.executable, "-m", "daxfault", "compare", "--seconds", "0.05"]
-
-
-@pytest.fixture
-def top(tmp_path: Path) -> Path:
-    """A directory for temporary files; empty and unmounted again when the test has passed."""
-    require_fuse()
-    return place_of_its_own(tmp_path)
 
 
 def compare(top: Path, *options: str, before: tuple[str, ...] = ()) -> "subprocess.CompletedProcess[str]":
@@ -178,38 +168,10 @@ def test_compare_both_guests_shows_them_side_by_side_and_why_they_differ(top: Pa
 
 
 def test_compare_interrupted_in_a_loop_exits_130_and_leaves_nothing(top: Path) -> None:
-    child = subprocess.Popen(
-        [*COMPARE[:-1], "60", "--design", "mainline", "--column", "user-read"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd="/",
-        env={**os.environ, "TMPDIR": str(top)},
-    )
-    try:
+    command = [*COMPARE[:-1], "60", "--design", "mainline", "--column", "user-read"]
+    with interrupted(top, *command) as child:
         guest = wait_for_guest(child)
-        child.send_signal(signal.SIGINT)
-        _, log = child.communicate(timeout=PATIENCE)
-    finally:
-        child.kill()
-        child.communicate()
-    assert child.returncode == 130, log
-    assert "Traceback" not in log
     assert not Path(f"/proc/{guest}").exists()
-    assert_nothing_left(top)
-
-
-def wait_for_guest(child: "subprocess.Popen[str]") -> int:
-    while child.poll() is None:
-        # a thread started it, and it is that thread's child
-        for children in Path(f"/proc/{child.pid}/task").glob("*/children"):
-            try:
-                for pid in children.read_text().split():
-                    if Path(f"/proc/{pid}/comm").read_text().startswith("daxfault-stand"):
-                        return int(pid)
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-    raise AssertionError("it ended before it had a guest")
 
 
 def test_compare_help_teaches_the_marks_and_the_exit_codes(top: Path) -> None:

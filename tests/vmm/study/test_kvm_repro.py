@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-from command_line import assert_nothing_left, environment, place_of_its_own, told
+from command_line import assert_nothing_left, environment, interrupted, told
 from kvm_guest import require_kvm
-from needs import require_fuse, require_root
+from needs import require_root
 from patience import PATIENCE
 from private_mounts import private_mounts, without
 
@@ -46,10 +46,9 @@ except* KeyboardInterrupt:
 
 
 @pytest.fixture
-def top(tmp_path: Path) -> Path:
+def top(top: Path) -> Path:
     require_kvm()
-    require_fuse()
-    return place_of_its_own(tmp_path)
+    return top
 
 
 def repro(top: Path, *options: str, before: tuple[str, ...] = ()) -> "subprocess.CompletedProcess[str]":
@@ -151,24 +150,8 @@ def wait_for_the_loop(child: "subprocess.Popen[bytes]", top: Path) -> None:
 
 
 def test_repro_on_kvm_interrupted_in_a_loop_exits_130_and_leaves_nothing(top: Path) -> None:
-    child = subprocess.Popen(
-        [*REPRO, "--seconds", "60"],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-        cwd="/",
-        env=environment(top),
-    )
-    try:
+    with interrupted(top, *REPRO, "--seconds", "60") as child:
         wait_for_a_busy_thread(child)
-        child.send_signal(signal.SIGINT)
-        _, log = child.communicate(timeout=PATIENCE)
-    finally:
-        child.kill()
-        child.communicate()
-    assert child.returncode == 130, log
-    assert "Traceback" not in log
-    assert_nothing_left(top)
 
 
 def wait_for_a_busy_thread(child: "subprocess.Popen[str]") -> None:

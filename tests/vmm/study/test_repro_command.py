@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`daxfault repro`, as a person runs it: told, refused, interrupted; nothing is left behind."""
 
-import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,19 +10,12 @@ from typing import Any
 
 import pytest
 from checkout import ROOT
-from command_line import assert_nothing_left, place_of_its_own, told
-from needs import require, require_fuse, require_root
+from command_line import assert_nothing_left, interrupted, told, wait_for_guest
+from needs import require, require_root
 from patience import PATIENCE
 from private_mounts import private_mounts, without
 
 REPRO = [sys.executable, "-m", "daxfault", "repro", "--seconds", "0.1"]
-
-
-@pytest.fixture
-def top(tmp_path: Path) -> Path:
-    """A directory for temporary files; empty and unmounted again when the test has passed."""
-    require_fuse()
-    return place_of_its_own(tmp_path)
 
 
 def repro(top: Path, *options: str, before: tuple[str, ...] = ()) -> "subprocess.CompletedProcess[str]":
@@ -166,27 +157,11 @@ def test_repro_without_any_place_for_temporary_files_exits_3_and_says_so(top: Pa
 
 
 def test_repro_interrupted_in_a_loop_exits_130_and_leaves_nothing(top: Path) -> None:
-    child = subprocess.Popen(
-        [*REPRO[:-1], "60", "--design", "mainline"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd="/",
-        env={**os.environ, "TMPDIR": str(top)},
-    )
-    try:
+    with interrupted(top, *REPRO[:-1], "60", "--design", "mainline") as child:
         mount = wait_for_mount(top, child)
         guest = wait_for_guest(child)
-        child.send_signal(signal.SIGINT)
-        _, log = child.communicate(timeout=PATIENCE)
-    finally:
-        child.kill()
-        child.communicate()
-    assert child.returncode == 130, log
-    assert "Traceback" not in log
     assert not mount.exists()
     assert not Path(f"/proc/{guest}").exists()
-    assert_nothing_left(top)
 
 
 def wait_for_mount(top: Path, child: "subprocess.Popen[str]") -> Path:
@@ -195,17 +170,6 @@ def wait_for_mount(top: Path, child: "subprocess.Popen[str]") -> Path:
             if (path := line.split()[4]).startswith(f"{top}/"):
                 return Path(path)
     raise AssertionError("it ended before it mounted anything")
-
-
-def wait_for_guest(child: "subprocess.Popen[str]") -> int:
-    while child.poll() is None:
-        # a thread started it, and it is that thread's child
-        for children in Path(f"/proc/{child.pid}/task").glob("*/children"):
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                for pid in children.read_text().split():
-                    if Path(f"/proc/{pid}/comm").read_text().startswith("daxfault-stand"):
-                        return int(pid)
-    raise AssertionError("it ended before it had a guest")
 
 
 def test_repro_into_a_closed_pipe_leaves_nothing(top: Path) -> None:
