@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a failure in this package is told to whoever asked.
+"""How failures of this package are reported.
 
 Owns the one place where an OSError becomes the errno of a FUSE reply, and the
 exception for a mount that could not be made.  Must not decide what to do about

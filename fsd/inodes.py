@@ -283,7 +283,7 @@ class Inodes:
             st = os.fstat(fd)
             if (st.st_dev, st.st_ino) == (inode.dev, inode.ino):
                 self._keep(inode, fd)
-            else:  # replaced behind the mount since it was looked at: not the one we know
+            else:  # replaced behind the mount meanwhile: not the one we know
                 os.close(fd)
 
     def renamed(self, inode: Inode, parent: Inode, name: bytes) -> None:
@@ -329,7 +329,7 @@ class Inodes:
     # ---- the end of an inode
 
     def forget(self, nodeid: int, count: int) -> None:
-        """The kernel gives back `count` lookups.  Never raises."""
+        """The kernel drops `count` lookups.  Never raises."""
         inode = self._by_nodeid.get(nodeid)
         if inode is None or inode.lookups < count:
             log.error("the kernel forgot inode %d %d times, more often than it looked it up: %r",

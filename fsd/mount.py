@@ -3,12 +3,10 @@
 
 Owns the FUSE session.  Must not know what the file system does.
 
-The end of a mount has an order.  The kernel may hold pages that a client
-dirtied through mmap and that only we can take: so a regular unmount comes
-first, while requests are still answered; if the mount is busy, the pages are
-asked for with syncfs(2) and the mount is detached.  Then the loop is told to
-end, what was left open is closed, and the connection is closed, which fails
-whatever a client still waits for (ENOTCONN).
+The end of a mount has an order.  The kernel may hold pages that a client dirtied through mmap and that
+only we can write: so a regular unmount comes first, while requests are still answered; if the mount is
+busy, syncfs(2) has the kernel send the pages, and the mount is detached.  Then the loop ends, open files
+are closed, and the connection is closed, which fails the requests that clients still wait for (ENOTCONN).
 """
 
 from __future__ import annotations
@@ -97,8 +95,8 @@ async def mounted(
 async def _served(fs: Filesystem, mount: Mount) -> AsyncIterator[Mount]:
     """Answer requests while the body runs, then unmount.
 
-    Two nurseries: when the body is cancelled, the session must still answer
-    what the kernel wants written before it lets go of the mount.
+    Two nurseries: when the body is cancelled, the session must still answer the
+    writes that the kernel sends before it unmounts.
     """
     failure: BaseException | None = None
     async with trio.open_nursery() as session:
@@ -122,7 +120,7 @@ async def _served(fs: Filesystem, mount: Mount) -> AsyncIterator[Mount]:
     if mount.failure is not None:
         raise MountError(f"mount {mount.path}: the file server failed: {mount.failure}") from mount.failure
     if failure is not None:
-        # what the body raised comes out as it is, not in an exception group of our nurseries
+        # the body's exception is raised as it is, not in an exception group of our nurseries
         raise failure
 
 
@@ -212,12 +210,12 @@ def _try_unmount(path: str) -> bool:
 
 
 async def _write_back(fs: Filesystem, path: str) -> None:
-    """Have the kernel send the pages that clients dirtied through mmap, and take them all.
+    """Have the kernel send the pages that clients dirtied through mmap, and write them all.
 
     syncfs(2) has the requests queued when it returns, but does not wait for a file
     server's replies (fs/fs-writeback.c, wait_sb_inodes(); on 6.18 one mount in six
-    lost a page that way).  The queue is in order: when not one write was begun between a request of ours
-    and its reply, none was before it.
+    lost a page that way).  The queue is in order: when no write was begun between a request of ours and
+    its reply, none was queued before it.
     """
     await fs.threads.kernel(_sync, path)
     while True:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a directory can be mounted on, told before anything is mounted.
+"""Checks that a directory can be mounted on, before anything is mounted.
 
 Owns the checks and their messages.  Must not mount or unmount.
 """
@@ -23,7 +23,7 @@ MOUNTINFO = "/proc/self/mountinfo"
 def check(mountpoint: str | os.PathLike[str], backing: str, *, allow_other: bool) -> str:
     """The absolute path of `mountpoint`, on which `backing` (an absolute path) can be mounted.
 
-    Raises MountError, which names what is in the way and how to mend it.
+    Raises MountError, which says what prevents it and what to do about it.
     """
     path = os.path.realpath(mountpoint)
     _check_directory(path)

@@ -36,7 +36,7 @@ class Names:
         return self._entries.look_up(self._inodes.get(parent_inode), name)
 
     def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        """Take back lookups, given as (inode, count).  Never raises."""
+        """Subtract lookups, given as (inode, count).  Never raises."""
         for nodeid, count in inode_list:
             self._inodes.forget(nodeid, count)
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When each request of a mount began and ended, for who wants to know.
+"""Recording when each request of a mount began and ended.
 
-Owns the noting.  A file system that is not traced runs none of this: the handlers of
-one that is are replaced on that object alone.
+Owns the recording.  Must not cost an untraced file system anything: only the handlers of the traced
+object are replaced.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import pyfuse3
 
 from daxfault.fsd.filesystem import Filesystem
 
-# names of handlers' parameters that tell what a request was about
-_TOLD = ("inode", "parent_inode", "fh", "off", "start_id", "size", "flags", "name")
+# parameters of handlers that say what a request was about
+_RECORDED = ("inode", "parent_inode", "fh", "off", "start_id", "size", "flags", "name")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Request:
-    """One request.  Times are CLOCK_MONOTONIC, ns; `error` the errno it was answered with, or 0;
-    `about` some of its arguments, by name."""
+    """One request.  Times are CLOCK_MONOTONIC, ns; `error` is the errno of the answer, or 0,
+    `about` some of the arguments, by name."""
 
     name: str
     begin_ns: int
@@ -61,7 +61,7 @@ def _noted(name: str, handler: Callable[..., Any], note: Callable[[Request], Non
 
 def _about(named: dict[str, Any]) -> dict[str, int | str]:
     about: dict[str, int | str] = {}
-    for name in _TOLD:
+    for name in _RECORDED:
         value = named.get(name)
         if isinstance(value, bytes):
             about[name] = value.decode(errors="replace")

@@ -2,16 +2,16 @@
 """Changes behind the mount: which files in use may have been changed by others.
 
 Owns the inotify descriptor and its watches.  Must not decide whether a file has
-changed, nor what follows: it only names those to look at.
+changed, nor what follows: it only reports which to check.
 
-inotify tells of our own writes too, as it works on inodes.  The first event after
-a quiet time is passed on at once; while events keep coming and nothing has in
-fact changed, files are named ever more rarely, down to once in LONGEST, so that
-a busy writer costs little.
+inotify reports our own writes too, since it works on inodes.  The first event after
+a quiet time is reported at once; while events continue and no file has in fact
+changed, files are reported at longer and longer intervals, up to LONGEST, so that a
+busy writer costs little.
 
 Stores to a mapping of the backing file raise no event (inotify(7)): so files in use
-are named besides, POLL_MOST of them in a POLL_INTERVAL, by turns.  Where the system has
-no watch or inotify instance left, the files that got none are named in each.
+are also polled, POLL_MOST of them in a POLL_INTERVAL, in turn.  Where the system has
+no watch or inotify instance left, the files without one are reported in each interval.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from daxfault.fsd.inodes import Inode, proc_path
 
 log = logging.getLogger(__name__)
 
-SHORTEST = 0.001  # seconds between two looks
+SHORTEST = 0.001  # seconds between two reports
 LONGEST = 0.016
 POLL_INTERVAL = 1.0
-POLL_MOST = 1000  # watched files named at a time: about 5 ms of work
+POLL_MOST = 1000  # watched files polled at a time: about 5 ms of work
 
 ATTRIBUTES: int = flags.ATTRIB
 _EVENTS: int = flags.MODIFY | ATTRIBUTES
 _BUFFER = 1 << 16
 
-# is given inodes, each with its events or, when it is its turn, 0; answers whether any file had changed
+# Gets inodes, each with its events, or 0 for one that is polled; returns whether any file had changed.
 Changed = Callable[[Sequence[tuple[Inode, int]]], Awaitable[bool]]
 
 
@@ -54,10 +54,11 @@ class Watch:
             self._inotify = INotify(nonblocking=True)
         except OSError as exc:
             log.warning("no inotify instance (%s): see fs.inotify.max_user_instances; "
-                        "files are looked at every %g s instead", exc.strerror, POLL_INTERVAL)  # fmt: skip
+                        "files are checked every %g s instead", exc.strerror, POLL_INTERVAL)  # fmt: skip
 
     def add(self, inode: Inode) -> None:
-        """Watch `inode`, through the descriptor of its own file: the name may be another's by now."""
+        """Watch `inode`, through the descriptor of its own file: the name may be that of another
+        file by now."""
         assert inode.file is not None
         self._some.set()
         if self._inotify is not None:
@@ -66,7 +67,7 @@ class Watch:
             except OSError as exc:
                 if not self._polled:
                     log.warning("no inotify watch (%s): see fs.inotify.max_user_watches; files without one "
-                                "are looked at every %g s instead", exc.strerror, POLL_INTERVAL)  # fmt: skip
+                                "are checked every %g s instead", exc.strerror, POLL_INTERVAL)  # fmt: skip
             else:
                 self._by_wd[wd] = inode
                 self._wd[inode] = wd
@@ -78,11 +79,11 @@ class Watch:
         self._polled.discard(inode)
         wd = self._wd.pop(inode, None)
         if wd is not None and self._by_wd.pop(wd, None) is not None and self._inotify is not None:
-            with contextlib.suppress(OSError):  # EINVAL: gone already, its event not yet read
+            with contextlib.suppress(OSError):  # EINVAL: removed already, its event not yet read
                 self._inotify.rm_watch(wd)
 
     async def run(self, changed: Changed) -> None:
-        """Await `changed` with the inodes to be looked at, and what was seen of each, until cancelled."""
+        """Await `changed` with the inodes to be checked and their events, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._poll, changed)
             if self._inotify is not None:
@@ -128,7 +129,7 @@ class Watch:
             await changed([*((inode, 0) for inode in watched), *((inode, _EVENTS) for inode in self._polled)])
 
     def close(self) -> None:
-        """Give the inotify instance back."""
+        """Close the inotify instance."""
         if self._inotify is not None:
             self._inotify.close()
             self._inotify = None
