@@ -1,24 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mounting, what prevents it, unmounting whatever happens, and the host's interface."""
 
+import contextlib
 import errno
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 from checkout import SUPPORT
 from fsd_mount import FsdMount, errno_of, eventually
 from needs import require, require_fuse, require_root
+from trio.testing import trio_test
 
 from daxfault import fsd, native
 from daxfault.fsd.mountpoint import is_mounted
+from daxfault.fsd.threads import Threads
 
 in_thread = trio.to_thread.run_sync
 
@@ -31,24 +35,22 @@ def place(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "source", tmp_path / "mount"
 
 
-def run(source: Path, path: Path, body: Callable[[fsd.Filesystem, fsd.Mount], Awaitable[None]]) -> None:
-    """Mount in this process while `body` runs; calls on the mount belong in a thread."""
-
-    async def main() -> None:
-        with trio.fail_after(20):
-            fs = fsd.Filesystem(source)
-            async with fsd.mounted(fs, path) as mount:
-                await body(fs, mount)
-
-    trio.run(main)
+@contextlib.asynccontextmanager
+async def serving(place: tuple[Path, Path]) -> AsyncIterator[tuple[fsd.Filesystem, fsd.Mount]]:
+    """Mount in this process while the body runs; calls on the mount belong in a thread."""
+    with trio.fail_after(20):
+        fs = fsd.Filesystem(place[0])
+        async with fsd.mounted(fs, place[1]) as mount:
+            yield fs, mount
 
 
 def refusal(source: Path, path: Path) -> str:
-    async def nothing(fs: fsd.Filesystem, mount: fsd.Mount) -> None:
-        raise AssertionError("mounted")
+    async def attempt() -> None:
+        async with serving((source, path)):
+            raise AssertionError("mounted")
 
     with pytest.raises(fsd.MountError) as caught:
-        run(source, path, nothing)
+        trio.run(attempt)
     return str(caught.value)
 
 
@@ -82,7 +84,7 @@ def test_second_mount_on_a_mount_point_is_refused(mnt: FsdMount, tmp_path: Path)
     assert "something is mounted there already" in refusal(tmp_path / "other", mnt.path)
 
 
-def test_dead_mount_is_named_with_the_command_that_mends_it(mnt: FsdMount, tmp_path: Path) -> None:
+def test_dead_mount_is_named_with_the_command_that_removes_it(mnt: FsdMount, tmp_path: Path) -> None:
     require_root()
     mnt._child.send_signal(signal.SIGKILL)
     mnt._child.wait()
@@ -106,51 +108,47 @@ def test_missing_fusermount_is_named_unless_root(
     assert "fusermount3: not found" in refusal(*place)
 
 
-def test_second_mount_of_a_process_is_refused(place: tuple[Path, Path], tmp_path: Path) -> None:
-    async def body(fs: fsd.Filesystem, mount: fsd.Mount) -> None:
+@trio_test
+async def test_second_mount_of_a_process_is_refused(place: tuple[Path, Path], tmp_path: Path) -> None:
+    async with serving(place):
         (tmp_path / "other").mkdir()
         with pytest.raises(fsd.MountError, match="can serve one"):
             async with fsd.mounted(fsd.Filesystem(place[0]), tmp_path / "other"):
                 pass
 
-    run(*place, body)
 
-
-def test_mount_ends_with_its_body_and_can_be_made_again(place: tuple[Path, Path]) -> None:
+@trio_test
+async def test_mount_ends_with_its_body_and_can_be_made_again(place: tuple[Path, Path]) -> None:
     source, path = place
 
-    async def body(fs: fsd.Filesystem, mount: fsd.Mount) -> None:
-        assert mount.path == str(path)
-        assert is_mounted(str(path))
-        await in_thread((path / "f").write_text, "x")
-
     for _ in range(3):
-        run(source, path, body)
+        async with serving(place) as (_, mount):
+            assert mount.path == str(path)
+            assert is_mounted(str(path))
+            await in_thread((path / "f").write_text, "x")
         assert not is_mounted(str(path))
     assert (source / "f").read_text() == "x"
 
 
-def test_error_of_the_body_comes_out_as_it_is(place: tuple[Path, Path]) -> None:
-    async def body(fs: fsd.Filesystem, mount: fsd.Mount) -> None:
-        raise KeyError("mine")
-
+@trio_test
+async def test_error_of_the_body_is_raised_as_it_is(place: tuple[Path, Path]) -> None:
     with pytest.raises(KeyError, match="mine"):
-        run(*place, body)
+        async with serving(place):
+            raise KeyError("mine")
     assert not is_mounted(str(place[1]))
 
 
-def test_cancelled_mount_is_unmounted(place: tuple[Path, Path]) -> None:
-    async def main() -> None:
-        with trio.move_on_after(0.1) as scope:
-            async with fsd.mounted(fsd.Filesystem(place[0]), place[1]):
-                await trio.sleep_forever()
-        assert scope.cancelled_caught
-
-    trio.run(main)
+@trio_test
+async def test_cancelled_mount_is_unmounted(place: tuple[Path, Path]) -> None:
+    with trio.move_on_after(0.1) as scope:
+        async with fsd.mounted(fsd.Filesystem(place[0]), place[1]):
+            await trio.sleep_forever()
+    assert scope.cancelled_caught
     assert not is_mounted(str(place[1]))
 
 
-def test_cancelled_mount_still_writes_what_clients_had_stored(place: tuple[Path, Path]) -> None:
+@trio_test
+async def test_cancelled_mount_still_writes_what_clients_had_stored(place: tuple[Path, Path]) -> None:
     source, path = place
     (source / "f").write_bytes(b"a" * 4096)
     code = (
@@ -159,78 +157,92 @@ def test_cancelled_mount_still_writes_what_clients_had_stored(place: tuple[Path,
         "    m = mmap.mmap(f.fileno(), 0); m[:4] = b'bbbb'; print(flush=True); sys.stdin.read()\n"
     )
 
-    async def main() -> None:
-        with trio.CancelScope() as scope:
-            async with fsd.mounted(fsd.Filesystem(source), path):
-                children.append(
-                    await in_thread(
-                        partial(
-                            subprocess.Popen,
-                            [sys.executable, "-c", code, path / "f"],
-                            stdin=subprocess.PIPE,
-                            stdout=subprocess.PIPE,
-                        )
-                    )
-                )
-                assert await in_thread(children[0].stdout.readline)
-                scope.cancel()
-                await trio.sleep_forever()
-
-    children: list[subprocess.Popen[bytes]] = []
-    trio.run(main)
+    with trio.CancelScope() as scope:
+        async with fsd.mounted(fsd.Filesystem(source), path):
+            start = partial(subprocess.Popen, [sys.executable, "-c", code, path / "f"],
+                            stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+            child = await in_thread(start)
+            assert await in_thread(child.stdout.readline)
+            scope.cancel()
+            await trio.sleep_forever()
     assert (source / "f").read_bytes()[:5] == b"bbbba"
     assert not is_mounted(str(path))
-    children[0].communicate()
+    await in_thread(child.communicate)
 
 
-def test_failure_of_the_server_ends_the_mount_and_is_told(place: tuple[Path, Path]) -> None:
-    async def body(fs: fsd.Filesystem, mount: fsd.Mount) -> None:
-        mount.fail(RuntimeError("broken by a test"))
-        await trio.sleep_forever()
-
-    with pytest.raises(fsd.MountError, match="broken by a test"):
-        run(*place, body)
+@trio_test
+async def test_failure_of_the_server_ends_the_mount_and_is_raised(place: tuple[Path, Path]) -> None:
+    with pytest.raises(fsd.MountError, match="broken by a test"):  # noqa: PT012 - it ends the body
+        async with serving(place) as (_, mount):
+            mount.fail(RuntimeError("broken by a test"))
+            await trio.sleep_forever()
     assert not is_mounted(str(place[1]))
 
 
-def test_busy_mount_is_detached_and_its_clients_get_enotconn(place: tuple[Path, Path]) -> None:
+@trio_test
+async def test_change_behind_the_mount_is_noticed_although_no_thread_could_be_started(
+    place: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, path = place
+    failed: list[str] = []
+
+    def failing_once(pool: str) -> None:
+        whole = getattr(Threads, pool)
+
+        async def started(self: Threads, *args: Any) -> Any:
+            if pool not in failed:
+                failed.append(pool)
+                raise RuntimeError("can't start new thread")
+            return await whole(self, *args)
+
+        monkeypatch.setattr(Threads, pool, started)
+
+    async with serving(place):
+        (source / "f").write_bytes(b"old")
+        fd = await in_thread(os.open, path / "f", os.O_RDONLY)
+        assert await in_thread(os.pread, fd, 9, 0) == b"old"
+        failing_once("storage")
+        failing_once("kernel")
+        (source / "f").write_bytes(b"new")
+        await in_thread(eventually, lambda: os.pread(fd, 9, 0) == b"new", "the new data is read")
+        assert sorted(failed) == ["kernel", "storage"]
+        await in_thread(os.close, fd)
+
+
+@trio_test
+async def test_busy_mount_is_detached_and_its_clients_get_enotconn(place: tuple[Path, Path]) -> None:
+    path = place[1]
     opened: list[int] = []
-
-    async def body(fs: fsd.Filesystem, mount: fsd.Mount) -> None:
+    async with serving(place):
         opened.append(await in_thread(os.open, path / "f", os.O_CREAT | os.O_RDWR))
-
-    run(source, path, body)
     assert not is_mounted(str(path))
     assert errno_of(os.pwrite, opened[0], b"x", 0) in ("ENOTCONN", "ECONNABORTED")
     assert errno_of(os.close, opened[0]) == "ENOTCONN"  # of the FLUSH; the descriptor is closed
 
 
-def test_unmounting_from_outside_is_told_to_the_body(place: tuple[Path, Path]) -> None:
-    async def body(fs: fsd.Filesystem, mount: fsd.Mount) -> None:
+@trio_test
+async def test_unmounting_from_outside_ends_the_wait_of_the_body(place: tuple[Path, Path]) -> None:
+    require_root()
+    async with serving(place) as (_, mount):
         await trio.run_process(["umount", mount.path])
         await mount.wait_unmounted()
 
-    require_root()
-    run(*place, body)
 
-
-def test_aborted_connection_leaves_no_mount(place: tuple[Path, Path]) -> None:
+@trio_test
+async def test_aborted_connection_leaves_no_mount(place: tuple[Path, Path]) -> None:
     require_root()
     path, control = place[1], place[0].parent / "control"
 
-    async def body(fs: fsd.Filesystem, mount: fsd.Mount) -> None:
-        assert fs.device is not None
-        (control / str(os.minor(fs.device)) / "abort").write_text("1")
-        await mount.wait_unmounted()
-
     control.mkdir()
-    made = subprocess.run(["mount", "-t", "fusectl", "none", control], check=False).returncode
-    require(made == 0, "fusectl file system")
+    made = await trio.run_process(["mount", "-t", "fusectl", "none", control], check=False)
+    require(made.returncode == 0, "fusectl file system")
     try:
-        run(*place, body)
+        async with serving(place) as (fs, mount):
+            assert fs.device is not None
+            (control / str(os.minor(fs.device)) / "abort").write_text("1")
+            await mount.wait_unmounted()
     finally:
-        subprocess.run(["umount", control], check=True)
+        await trio.run_process(["umount", control])
     assert not is_mounted(str(path))
 
 
@@ -247,26 +259,26 @@ def test_killed_test_process_leaves_no_mount(place: tuple[Path, Path]) -> None:
     eventually(lambda: not is_mounted(str(path)), "the mount is gone")
 
 
-def test_mount_is_ended_with_fusermount_unless_root(
+@trio_test
+async def test_mount_is_ended_with_fusermount_unless_root(
     place: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     require(shutil.which("fusermount3"), "fusermount3")
     monkeypatch.setattr("os.geteuid", lambda: 1000)
 
-    async def body(fs: fsd.Filesystem, mount: fsd.Mount) -> None:
+    async with serving(place):
         await in_thread((place[1] / "f").write_text, "x")
-
-    run(*place, body)
     assert not is_mounted(str(place[1]))
 
 
 # ---- the host's interface
 
 
-def test_pinned_file_stays_open_until_released(place: tuple[Path, Path]) -> None:
+@trio_test
+async def test_pinned_file_stays_open_until_released(place: tuple[Path, Path]) -> None:
     source, path = place
 
-    async def body(fs: fsd.Filesystem, mount: fsd.Mount) -> None:
+    async with serving(place) as (fs, _):
         (source / "f").write_text("pinned")
         fd = await in_thread(os.open, path / "f", os.O_RDONLY)
         await in_thread(os.unlink, path / "f")  # it need not have a name
@@ -284,13 +296,12 @@ def test_pinned_file_stays_open_until_released(place: tuple[Path, Path]) -> None
         pinned.release()
         await in_thread(eventually, lambda: not list(fs.in_use), "the file is closed")
 
-    run(source, path, body)
 
-
-def test_pinned_file_notices_a_truncation_behind_the_mount(place: tuple[Path, Path]) -> None:
+@trio_test
+async def test_pinned_file_notices_a_truncation_behind_the_mount(place: tuple[Path, Path]) -> None:
     source, path = place
 
-    async def body(fs: fsd.Filesystem, mount: fsd.Mount) -> None:
+    async with serving(place) as (fs, _):
         (source / "f").write_bytes(b"a" * 8192)
         fd = await in_thread(os.open, path / "f", os.O_RDONLY)
         pinned = await fs.pin(fd)
@@ -299,13 +310,12 @@ def test_pinned_file_notices_a_truncation_behind_the_mount(place: tuple[Path, Pa
         await in_thread(eventually, lambda: pinned.file.size == 10, "the truncation is noticed")
         pinned.release()
 
-    run(source, path, body)
 
-
-def test_descriptor_that_is_not_a_file_of_the_mount_is_refused(place: tuple[Path, Path]) -> None:
+@trio_test
+async def test_descriptor_that_is_not_a_file_of_the_mount_is_refused(place: tuple[Path, Path]) -> None:
     source, path = place
 
-    async def body(fs: fsd.Filesystem, mount: fsd.Mount) -> None:
+    async with serving(place) as (fs, _):
         (source / "f").touch()
         for opened, expected in (
             (partial(os.open, source / "f", os.O_RDONLY), errno.EXDEV),
@@ -319,13 +329,12 @@ def test_descriptor_that_is_not_a_file_of_the_mount_is_refused(place: tuple[Path
         with pytest.raises(OSError, match="Bad file descriptor"):
             await fs.pin(9999)
 
-    run(source, path, body)
 
-
-def test_truncation_through_the_mount_reaches_the_pinned_file(place: tuple[Path, Path]) -> None:
+@trio_test
+async def test_truncation_through_the_mount_reaches_the_pinned_file(place: tuple[Path, Path]) -> None:
     source, path = place
 
-    async def body(fs: fsd.Filesystem, mount: fsd.Mount) -> None:
+    async with serving(place) as (fs, _):
         (source / "f").write_bytes(b"a" * 8192)
         fd = await in_thread(os.open, path / "f", os.O_RDWR)
         pinned = await fs.pin(fd)
@@ -338,5 +347,3 @@ def test_truncation_through_the_mount_reaches_the_pinned_file(place: tuple[Path,
         assert isinstance(pinned.file, native.File)
         pinned.release()
         await in_thread(os.close, fd)
-
-    run(source, path, body)

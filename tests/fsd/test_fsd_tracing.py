@@ -9,12 +9,14 @@ from pathlib import Path
 
 import trio
 from needs import require_fuse
+from trio.testing import trio_test
 
 from daxfault import fsd
 from daxfault.fsd.tracing import Request, trace
 
 
-def test_trace_of_a_mount_notes_each_request_with_its_time_and_errno(tmp_path: Path) -> None:
+@trio_test
+async def test_trace_of_a_mount_notes_each_request_with_its_time_and_errno(tmp_path: Path) -> None:
     require_fuse()
     backing, mount = tmp_path / "backing", tmp_path / "mount"
     backing.mkdir()
@@ -27,14 +29,11 @@ def test_trace_of_a_mount_notes_each_request_with_its_time_and_errno(tmp_path: P
         assert not (mount / "gone").exists()
         os.truncate(mount / "there", 10)
 
-    async def run() -> None:
-        fs = fsd.Filesystem(backing)
-        trace(fs, noted.append)
-        async with fsd.mounted(fs, mount):
-            await trio.to_thread.run_sync(use)
-
+    fs = fsd.Filesystem(backing)
+    trace(fs, noted.append)
     begin = time.monotonic_ns()
-    trio.run(run)
+    async with fsd.mounted(fs, mount):
+        await trio.to_thread.run_sync(use)
     end = time.monotonic_ns()
     assert all(begin <= one.begin_ns <= one.end_ns <= end for one in noted)
     looked = {one.about["name"]: one.error for one in noted if one.name == "lookup"}
