@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "cleanup.h"
 #include "clock.h"
 #include "trace.h"
 
@@ -21,7 +22,7 @@ void trace_destroy(struct df_tracer *tracer)
 
 void trace_add(struct df_tracer *tracer, struct df_trace trace)
 {
-	pthread_mutex_lock(&tracer->lock);
+	GUARD(&tracer->lock);
 	/* under the lock, so that the ring is in order of time */
 	trace.time_ns = now_ns();
 	if (tracer->capacity) {
@@ -31,7 +32,6 @@ void trace_add(struct df_tracer *tracer, struct df_trace trace)
 		else
 			tracer->first = (tracer->first + 1) % tracer->capacity;
 	}
-	pthread_mutex_unlock(&tracer->lock);
 }
 
 int trace_resize(struct df_tracer *tracer, uint64_t capacity)
@@ -60,11 +60,10 @@ int trace_take(struct df_tracer *tracer, struct df_trace *out, int most)
 {
 	int n = 0;
 
-	pthread_mutex_lock(&tracer->lock);
+	GUARD(&tracer->lock);
 	for (; n < most && tracer->count; tracer->count--) {
 		out[n++] = tracer->ring[tracer->first];
 		tracer->first = (tracer->first + 1) % tracer->capacity;
 	}
-	pthread_mutex_unlock(&tracer->lock);
 	return n;
 }

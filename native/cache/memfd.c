@@ -10,6 +10,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
 #include "cache.h"
 #include "keeper/keep.h"
 
@@ -31,7 +32,7 @@ struct df_file *file_other_locked(const struct df_file *than)
 {
 	struct df_file *oldest = NULL;
 
-	pthread_mutex_lock(&active_lock);
+	GUARD(&active_lock);
 	for (struct df_file *file = active; file; file = file->next_active)
 		if (file != than && (!oldest || atomic_load(&file->used) < atomic_load(&oldest->used)))
 			oldest = file;
@@ -43,7 +44,6 @@ struct df_file *file_other_locked(const struct df_file *than)
 		pthread_mutex_unlock(&oldest->lock);
 		oldest = NULL;
 	}
-	pthread_mutex_unlock(&active_lock);
 	return oldest;
 }
 
@@ -68,15 +68,12 @@ void file_deactivate(struct df_file *file)
 
 struct df_file *file_of_cache(dev_t device, uint64_t inode)
 {
-	struct df_file *file;
-
-	pthread_mutex_lock(&active_lock);
-	for (file = active; file; file = file->next_active)
+	GUARD(&active_lock);
+	for (struct df_file *file = active; file; file = file->next_active)
 		if (file->cache_inode == inode && file->cache_device == device &&
 		    get_unless_gone(file))
-			break;
-	pthread_mutex_unlock(&active_lock);
-	return file;
+			return file;
+	return NULL;
 }
 
 static uint64_t cache_size(const struct df_file *file)
@@ -126,7 +123,7 @@ int file_activate(struct df_file *file, bool sized)
 	file->cache = fd;
 	if (sized)
 		keep(DF_KEEP_CACHE, file->id, fd);
-	pthread_mutex_lock(&active_lock);
+	GUARD(&active_lock);
 	file->cache_device = st.st_dev;
 	file->cache_inode = st.st_ino;
 	file->next_active = active;
@@ -134,7 +131,6 @@ int file_activate(struct df_file *file, bool sized)
 	if (active)
 		active->before_active = &file->next_active;
 	active = file;
-	pthread_mutex_unlock(&active_lock);
 	return 0;
 }
 

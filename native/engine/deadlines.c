@@ -15,7 +15,7 @@ static struct df_file *next_reading(struct df_engine *engine, uint64_t now)
 {
 	struct df_file *file = NULL;
 
-	pthread_mutex_lock(&engine->lock);
+	GUARD(&engine->lock);
 	for (struct df_fill *fill = engine->fills; fill; fill = fill->next_all) {
 		if (fill->looked == now || (file && fill->file != file))
 			continue;
@@ -24,7 +24,6 @@ static struct df_file *next_reading(struct df_engine *engine, uint64_t now)
 		file = fill->file;
 		fill->looked = now;
 	}
-	pthread_mutex_unlock(&engine->lock);
 	return file;
 }
 
@@ -63,13 +62,12 @@ static struct df_guest *next_child(struct df_engine *engine, uint64_t id)
 {
 	struct df_guest *guest;
 
-	pthread_mutex_lock(&engine->lock);
+	GUARD(&engine->lock);
 	for (guest = engine->guests; guest; guest = guest->next)
 		if (guest->child && guest->space.id < id)
 			break;
 	if (guest)
 		guest_get(guest);
-	pthread_mutex_unlock(&engine->lock);
 	return guest;
 }
 

@@ -38,13 +38,72 @@ static struct df_pending *pending_take(struct df_engine *engine, struct df_pendi
 	return pending;
 }
 
+static void pending_put(struct df_engine *engine, struct df_pending *pending)
+{
+	GUARD(&engine->lock);
+	pending_add(engine, pending);
+}
+
+static struct df_failure record_of(const struct df_fault *fault, const struct df_file *file,
+				   enum df_reason reason, int error)
+{
+	uint64_t now = now_ns();
+
+	return (struct df_failure){
+		.guest = fault->guest->space.id,
+		.file = file ? file->id : 0,
+		.address = fault->address,
+		.offset = file ? fault->offset : 0,
+		.generation = file ? atomic_load(&file->generation) : 0,
+		.time_ns = now,
+		.wait_ns = now - fault->arrived,
+		.tid = fault->tid,
+		.error = error,
+		.reason = reason,
+		.attempts = guest_attempt(fault->guest, PAGE_DOWN(fault->address)),
+		.write = fault->write,
+		.token = fault->apf.token,
+		.wait = fault->apf.wait,
+		.vcpu = fault->apf.vcpu,
+		.state = fault->apf.state,
+	};
+}
+
+/* false: Python has too many already, or there is no memory. */
+static bool hand_over(struct df_fault *fault, struct df_file *file, enum df_reason reason, int error)
+{
+	struct df_engine *engine = fault->guest->engine;
+	struct df_pending *pending = malloc(sizeof(*pending));
+
+	if (!pending)
+		return false;
+	*pending = (struct df_pending){
+		.record = record_of(fault, file, reason, error),
+		.guest = fault->guest,
+		.file = file,
+		.seen = fault->seen,
+		.slot = -1,
+	};
+	pending->deadline = pending->record.time_ns + engine->options.answer_ns;
+	GUARD(&engine->lock);
+	if (engine->npending >= PENDING_MAX || engine->stopping) {
+		free(pending);
+		return false;
+	}
+	guest_get(fault->guest);
+	if (file)
+		file_get(file);
+	fault->apf.token = 0;
+	pending->record.id = engine->next_id++;
+	pending_add(engine, pending);
+	return true;
+}
+
 void engine_fail(struct df_fault *fault, struct df_file *file, enum df_reason reason,
 		 int error)
 {
 	struct df_guest *guest = fault->guest;
 	struct df_engine *engine = guest->engine;
-	uint64_t now = now_ns();
-	struct df_pending *pending;
 
 	if (fault->retry) {
 		poison_tried(fault->retry, &guest->space, PAGE_DOWN(fault->address), false);
@@ -65,48 +124,12 @@ void engine_fail(struct df_fault *fault, struct df_file *file, enum df_reason re
 	      .address = fault->address, .offset = file ? fault->offset : 0,
 	      .token = fault->apf.token, .tid = fault->tid, .vcpu = fault->apf.vcpu, .value = reason,
 	      .error = error);
-	pending = calloc(1, sizeof(*pending));
-	if (pending) {
-		pending->guest = guest;
-		pending->file = file;
-		pending->slot = -1;
-		pending->seen = fault->seen;
-		pending->deadline = now + engine->options.answer_ns;
-		pending->record = (struct df_failure){
-			.guest = guest->space.id,
-			.file = file ? file->id : 0,
-			.address = fault->address,
-			.offset = file ? fault->offset : 0,
-			.generation = file ? atomic_load(&file->generation) : 0,
-			.time_ns = now,
-			.wait_ns = now - fault->arrived,
-			.tid = fault->tid,
-			.error = error,
-			.reason = reason,
-			.attempts = guest_attempt(guest, PAGE_DOWN(fault->address)),
-			.write = fault->write,
-			.token = fault->apf.token,
-			.wait = fault->apf.wait,
-			.vcpu = fault->apf.vcpu,
-			.state = fault->apf.state,
-		};
-		pthread_mutex_lock(&engine->lock);
-		if (engine->npending < PENDING_MAX && !engine->stopping) {
-			guest_get(guest);
-			if (file)
-				file_get(file);
-			fault->apf.token = 0;
-			pending->record.id = engine->next_id++;
-			pending_add(engine, pending);
-			pthread_mutex_unlock(&engine->lock);
-			notify(engine->failures_fd);
-			return;
-		}
-		pthread_mutex_unlock(&engine->lock);
-		free(pending);
+	if (hand_over(fault, file, reason, error)) {
+		notify(engine->failures_fd);
+	} else {
+		COUNT(engine, overflow, 1);
+		deliver_poison(guest, file, fault->address);
 	}
-	COUNT(engine, overflow, 1);
-	deliver_poison(guest, file, fault->address);
 }
 
 int df_engine_failures_fd(struct df_engine *engine)
@@ -119,7 +142,7 @@ int df_engine_failures(struct df_engine *engine, struct df_failure *out, int mos
 	int n = 0;
 
 	take_notice(engine->failures_fd);
-	pthread_mutex_lock(&engine->lock);
+	GUARD(&engine->lock);
 	for (struct df_pending **p = &engine->pending; *p && n < most;) {
 		struct df_pending *pending = *p;
 
@@ -131,7 +154,6 @@ int df_engine_failures(struct df_engine *engine, struct df_failure *out, int mos
 		else
 			p = &pending->next;
 	}
-	pthread_mutex_unlock(&engine->lock);
 	return n;
 }
 
@@ -190,11 +212,9 @@ static enum df_delivery settle(struct df_engine *engine, struct df_pending *pend
 		pthread_mutex_unlock(&file->lock);
 
 	if (how == DF_DELIVERED_EVENT) {
-		pthread_mutex_lock(&engine->lock);
 		pending->deadline = now_ns() + engine->options.answer_ns;
 		pending->read = true;
-		pending_add(engine, pending);
-		pthread_mutex_unlock(&engine->lock);
+		pending_put(engine, pending);
 	} else if (how == DF_DELIVERED_STOP) {
 		stop(engine, pending);
 	} else if (!pending->read) {
@@ -205,30 +225,31 @@ static enum df_delivery settle(struct df_engine *engine, struct df_pending *pend
 		pending->guest = NULL;
 		pending->file = NULL;
 		pending->over = true;
-		pthread_mutex_lock(&engine->lock);
-		pending_add(engine, pending);
-		pthread_mutex_unlock(&engine->lock);
+		pending_put(engine, pending);
 	} else {
 		pending_free(pending);
 	}
 	return how;
 }
 
+/* One that waits for this answer, taken out; or NULL. */
+static struct df_pending *take_unanswered(struct df_engine *engine, uint64_t id)
+{
+	GUARD(&engine->lock);
+	for (struct df_pending **p = &engine->pending; *p; p = &(*p)->next)
+		if ((*p)->record.id == id && (*p)->slot < 0 && !(*p)->over && !(*p)->stopped)
+			return pending_take(engine, p);
+	return NULL;
+}
+
 int df_engine_answer(struct df_engine *engine, uint64_t id, int answer, int otherwise)
 {
-	struct df_pending *pending = NULL;
+	struct df_pending *pending;
 
 	if (answer < DF_ANSWER_WAKE || answer > DF_ANSWER_STOP ||
 	    otherwise < DF_ANSWER_WAKE || otherwise > DF_ANSWER_STOP)
 		return -EINVAL;
-	pthread_mutex_lock(&engine->lock);
-	for (struct df_pending **p = &engine->pending; *p; p = &(*p)->next)
-		if ((*p)->record.id == id && (*p)->slot < 0 && !(*p)->over &&
-		    !(*p)->stopped) {
-			pending = pending_take(engine, p);
-			break;
-		}
-	pthread_mutex_unlock(&engine->lock);
+	pending = take_unanswered(engine, id);
 	return pending ? (int)settle(engine, pending, (enum df_answer)answer,
 				     (enum df_answer)otherwise) : -ENOENT;
 }
@@ -242,9 +263,10 @@ static bool resumes(const struct df_pending *pending)
 					  pending->record.generation));
 }
 
-/* The first failure that is over: overdue, or an event that was taken. */
-static struct df_pending *next_over(struct df_engine *engine, uint64_t now)
+/* The first failure that is over, taken out: overdue, or an event that was taken. */
+static struct df_pending *take_over(struct df_engine *engine, uint64_t now)
 {
+	GUARD(&engine->lock);
 	for (struct df_pending **p = &engine->pending; *p; p = &(*p)->next) {
 		struct df_pending *pending = *p;
 
@@ -262,12 +284,7 @@ void failures_keep(struct df_engine *engine, uint64_t now)
 {
 	struct df_pending *pending;
 
-	for (;;) {
-		pthread_mutex_lock(&engine->lock);
-		pending = next_over(engine, now);
-		pthread_mutex_unlock(&engine->lock);
-		if (!pending)
-			return;
+	while ((pending = take_over(engine, now))) {
 		if (pending->slot >= 0 && !apf_withdraw(&pending->guest->apf, &pending->record)) {
 			pending_free(pending);		/* taken: all is well */
 			continue;
@@ -282,16 +299,16 @@ void failures_keep(struct df_engine *engine, uint64_t now)
 	}
 }
 
+static struct df_pending *take_any(struct df_engine *engine)
+{
+	GUARD(&engine->lock);
+	return engine->pending ? pending_take(engine, &engine->pending) : NULL;
+}
+
 void failures_free(struct df_engine *engine)
 {
 	struct df_pending *pending;
 
-	for (;;) {
-		pthread_mutex_lock(&engine->lock);
-		pending = engine->pending ? pending_take(engine, &engine->pending) : NULL;
-		pthread_mutex_unlock(&engine->lock);
-		if (!pending)
-			return;
+	while ((pending = take_any(engine)))
 		pending_free(pending);
-	}
 }
