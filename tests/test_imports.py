@@ -42,8 +42,6 @@ PACKAGES = {
 TESTS_OF_THE_CONTRACT = (
     "tests/native/",
     "tests/support/",
-    "tests/vmm/host/test_wire.py",
-    "tests/vmm/programs/test_program_wire.py",
     "tests/vmm/programs/test_run_hostile_wire.py",
 )
 

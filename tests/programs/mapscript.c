@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * mapscript.c - a program that maps files as its script says, and tells what it saw.
+ * mapscript.c - a program that maps files as its script says, and reports what it read.
  *
  * Owns one call a line and one line of answer, with no address in it, so that the answers of
  * two runs can be compared.  Must not know where its files lie: names are relative to

@@ -2,9 +2,9 @@
 """vCPUs without a guest kernel: the test itself reads and writes their slots.
 
 Owns an engine, one file, and threads of this very process that touch a window by
-write(2), with the host's signals blocked: a thread stays in its fault whatever it is
-told, until the page comes, or is poisoned, which is EFAULT.  Which vCPU a thread is
-stands in its slot, so several threads can be the tasks of one vCPU, one after the other.
+write(2), with the host's signals blocked: a thread stays in its fault until the page is
+installed, or is poisoned, which is EFAULT.  A vCPU's slot holds the thread that runs it, so
+several threads can be the tasks of one vCPU, one after the other.
 """
 
 import contextlib
@@ -182,7 +182,7 @@ class Bare:
         return last
 
     def close(self) -> None:
-        """What still waits meets poison."""
+        """Poisons what still waits."""
         self.guest.close()
         self.file.inject_clear()
         for task in self.threads:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running `daxfault` as a person does, in a place for temporary files that must be empty afterwards."""
+"""Runs `daxfault` as a user does, with a directory for temporary files that must be empty afterwards."""
 
 import contextlib
 import os

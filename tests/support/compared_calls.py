@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calls made in two places, to be compared: one call, one file, a whole tree.
 
-Owns what of an answer does not depend on where it was given.
+Owns the part of an answer that does not depend on the place.
 
     python compared_calls.py A B   exit status 1, and what differs, when the trees below A and B do
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A file whose tail can be cut off while it is mapped, and programs that do so and die.
+"""A mapped file whose tail can be truncated, and programs that do so and get SIGBUS.
 
 Owns the file.  Page i of it is full of the byte i + 1.
 """

@@ -6,7 +6,7 @@ mount under test, whose reads can be held at a gate, let through one by one, or
 answered with an errno.  Nothing of it is cached (direct_io, no attribute timeout),
 so every fill of the engine is one READ that the test can count and hold, and a
 truncation is never stuck behind one that is held.  A read has its bytes before it
-waits at the gate: it is half-way, and what it brings later is what there was then.
+waits at the gate: it returns what the file held when the read began.
 
 The child has a trio loop of its own and never waits for the test's process.  It
 unmounts when its socket is closed; what is held then fails with ENOTCONN.

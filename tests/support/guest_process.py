@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A process that maps and touches what it likes: a guest without manners, or no guest at all.
+"""A guest's process under a test's control, which breaks any rule; or a process that is no guest.
 
-Owns the child and its commands.  Its accesses are system calls on the mapping: what
-is SIGBUS for a load is EFAULT or a short count for them, and the child lives to tell.
-Only `load` is a load, and dies of what it meets.
+Owns the child and its commands.  Its accesses are system calls on the mapping: they return EFAULT
+or a short count where a load would get SIGBUS, so that the child can report it.  Only `load` is a
+load, and a SIGBUS ends the child.
 
 The child reads one JSON list a line, [command, arguments...], and answers each with
 one JSON value, {"errno": n} when the command raised OSError.
@@ -187,7 +187,7 @@ def _child(number: int) -> None:
             self.uffd.register(self.window + moffset, length, modes)
 
         def anonymous(self, moffset: int, length: int) -> None:
-            """Register memory the host has never heard of."""
+            """Register memory that the host did not map."""
             mmap(self.window + moffset, length, 3, fixed | anonymous | private | reserve)
             self.register(moffset, length, False, False)
 
@@ -273,7 +273,7 @@ def _child(number: int) -> None:
             slot.msr_en = native.lib.DF_MSR_SEND_ERROR
 
         def signal(self, what: str) -> None:
-            """What becomes of the event signal."""
+            """Set the action of the event signal."""
             number = native.lib.DF_APF_EXCEPTION
             if what == "block":
                 signal.pthread_sigmask(signal.SIG_BLOCK, [number])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A host and stand-ins without a trio loop, for tests that end a host without a word.
+"""A host in a process of its own, which a test can kill, and stand-ins driven without a trio loop.
 
 Owns their processes; what they serve is under the test's own directory.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The program of mapscript.c: compiled, run plainly and on a mount, spoken to line by line."""
+"""The program of mapscript.c: builds it, runs it plainly and on a mount, and sends it lines."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def served(host: RunningHost, program: Path, top: str, script: str, *, traced: b
 
 
 class Mapper:
-    """One that does what it is told, a line at a time."""
+    """A running program that executes one line at a time."""
 
     def __init__(self, host: RunningHost, program: Path, **options: object) -> None:
         self.process = host.start(program, host.mount, host.source, **options)

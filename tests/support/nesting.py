@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scene of tests with nested guests: a file, a stand-in that has it, and one inside that."""
+"""A file, a stand-in that maps it, and a nested stand-in inside that one."""
 
 import contextlib
 import random

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scene of tests with guests that misbehave: somebody who would notice.
+"""A well-behaved guest beside guests that misbehave, to check that only these are affected.
 
-Owns the well-behaved guest beside them, and what must hold before and after: it reads
-right bytes, a new guest is served, and the host has closed every descriptor it was sent.
+Owns what must hold before and after: the guest reads right bytes, a new guest is served, and the
+host has closed every descriptor it received.
 """
 
 import contextlib
