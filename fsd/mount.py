@@ -16,7 +16,7 @@ import logging
 import os
 import subprocess
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pyfuse3
 import trio
@@ -36,10 +36,12 @@ _session = threading.Lock()
 
 
 class Mount:
-    """A mount that answers.  `path` is where, an absolute path."""
+    """A mount that answers.  `path` is where, an absolute path, `point` an O_PATH descriptor of the
+    directory below it."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, point: int) -> None:
         self.path = path
+        self.point = point
         self.ended = trio.Event()
         self.failure: Exception | None = None
         self.session = trio.CancelScope(shield=True)
@@ -75,24 +77,43 @@ async def mounted(
 
     Raises MountError before anything is mounted, or when mounting fails.
     """
-    with contextlib.closing(fs):
-        path = mountpoints.check(mountpoint, fs.backing, allow_other=allow_other)
+    with contextlib.closing(fs), _opened(mountpoint, fs.backing, allow_other) as mount:
+        path = mount.path
         if not _session.acquire(blocking=False):
             raise MountError(f"mount point {path}: this process serves a mount already, and can serve one")
         try:
-            _init(fs, path, allow_other)
+            _init(fs, mount, allow_other)
             try:
-                async with _served(fs, Mount(path)) as mount:
+                async with _served(fs, mount):
                     yield mount
             finally:
                 fs.close()
-                _close(path)
+                _close(mount)
         finally:
             _session.release()
 
 
+@contextlib.contextmanager
+def _opened(mountpoint: str | os.PathLike[str], backing: str, allow_other: bool) -> Iterator[Mount]:
+    """A mount to be made, its directory checked and open."""
+    path = mountpoints.check(mountpoint, backing, allow_other=allow_other)
+    point = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if os.readlink(f"/proc/self/fd/{point}") != path:
+            raise MountError(f"mount point {path}: was replaced by another directory just now")
+        yield Mount(path, point)
+    finally:
+        os.close(point)
+
+
+def _target(mount: Mount) -> str:
+    """What to give mount(2) and umount(2).  Root's by descriptor: whoever may rename the directory must not
+    choose what root mounts on, or unmounts."""
+    return f"/proc/self/fd/{mount.point}" if os.geteuid() == 0 else mount.path
+
+
 @contextlib.asynccontextmanager
-async def _served(fs: Filesystem, mount: Mount) -> AsyncIterator[Mount]:
+async def _served(fs: Filesystem, mount: Mount) -> AsyncIterator[None]:
     """Answer requests while the body runs, then unmount.
 
     Two nurseries: when the body is cancelled, the session must still answer the
@@ -107,7 +128,7 @@ async def _served(fs: Filesystem, mount: Mount) -> AsyncIterator[Mount]:
                 try:
                     await _answers(fs, mount)
                     await nursery.start(_background, fs, mount)
-                    yield mount
+                    yield
                 except BaseException as exc:
                     if _is_cancelled(exc):
                         raise  # belongs to a scope, this nursery's or one further out
@@ -165,7 +186,7 @@ async def _background(
         mount.fail(exc)
 
 
-def _init(fs: Filesystem, path: str, allow_other: bool) -> None:
+def _init(fs: Filesystem, mount: Mount, allow_other: bool) -> None:
     # No max_read: libfuse wants it from the init handler too (do_init in lib/fuse_lowlevel.c), where
     # pyfuse3 cannot set it.  Without it a request carries up to 256 pages, 1 MiB, either way.
     options = {"fsname=daxfault", "subtype=daxfault", "default_permissions"}
@@ -174,12 +195,12 @@ def _init(fs: Filesystem, path: str, allow_other: bool) -> None:
     if fs.attributes.read_only():
         options.add("ro")
     try:
-        pyfuse3.init(fs, path, options)
+        pyfuse3.init(fs, _target(mount), options)
     except RuntimeError as exc:
         if "fuse_session_mount" in str(exc):  # the session was made, and is ours to destroy
             pyfuse3.close(unmount=False)
         raise MountError(
-            f"mount point {path}: mounting failed ({exc}); libfuse gave the reason on stderr"
+            f"mount point {mount.path}: mounting failed ({exc}); libfuse gave the reason on stderr"
         ) from exc
 
 
@@ -188,20 +209,21 @@ async def _unmount(fs: Filesystem, mount: Mount) -> None:
     if mount.ended.is_set():
         return
     with trio.move_on_after(GRACE):
-        if not await fs.threads.kernel(_try_unmount, mount.path):
+        if not await fs.threads.kernel(_try_unmount, mount):
             await _write_back(fs, mount.path)
             pyfuse3.terminate()
         await mount.wait_unmounted()
         return
     log.warning("mount %s: requests were still in flight after %g s", mount.path, GRACE)
-    _detach(mount.path)
+    _detach(mount)
 
 
-def _try_unmount(path: str) -> bool:
+def _try_unmount(mount: Mount) -> bool:
     """Unmount what is not in use; False when it is."""
+    path = mount.path
     if os.geteuid() == 0:
         try:
-            syscalls.umount(os.fsencode(path))
+            syscalls.umount(os.fsencode(_target(mount)))
         except OSError as exc:
             log.debug("umount %s: %s", path, exc.strerror)
             return False
@@ -240,19 +262,19 @@ def _sync(path: str) -> None:
         log.warning("mount %s: could not be synced: %s", path, exc)
 
 
-def _close(path: str) -> None:
+def _close(mount: Mount) -> None:
     """Close the connection, which detaches a mount that is still there."""
     pyfuse3.close(unmount=True)
     # libfuse leaves a mount whose connection was aborted (/sys/fs/fuse/connections) where it is
-    if mountpoints.is_mounted(path):
-        _detach(path)
+    if mountpoints.is_mounted(os.readlink(f"/proc/self/fd/{mount.point}")):
+        _detach(mount)
 
 
-def _detach(path: str) -> None:
+def _detach(mount: Mount) -> None:
     try:
         if os.geteuid() == 0:
-            syscalls.umount(os.fsencode(path), detach=True)
+            syscalls.umount(os.fsencode(_target(mount)), detach=True)
         else:
-            subprocess.run(["fusermount3", "-u", "-z", "-q", "--", path], check=True)
+            subprocess.run(["fusermount3", "-u", "-z", "-q", "--", mount.path], check=True)
     except (OSError, subprocess.SubprocessError) as exc:
-        log.error("mount %s: could not be removed: %s", path, exc)
+        log.error("mount %s: could not be removed: %s", mount.path, exc)

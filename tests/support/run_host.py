@@ -24,6 +24,7 @@ from patience import PATIENCE, looks, within
 
 from daxfault import native
 from daxfault.vmm.programs import control
+from daxfault.vmm.programs import environment as program_environment
 
 # It lives until its standard input ends, and says when it has begun.
 WAITING = ["sh", "-c", "echo ready; cat >/dev/null"]
@@ -137,7 +138,7 @@ class RunningHost(Place):
         with within(what="daxfault run"):
             if self.process.stdout.readline() != "ready\n":
                 raise AssertionError(self.process.communicate()[1])
-        self.programs_environment: dict[str, str] = self.ask("environment")
+        self.programs_environment = program_environment.of_mount(self.mount)
 
     def __enter__(self) -> Self:
         return self

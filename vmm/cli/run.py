@@ -101,15 +101,15 @@ def run(
 def _served(mount: Path) -> dict[str, str] | None:
     """What a program needs to be served by the host that `mount` has, if it has one."""
     from daxfault.vmm.errors import UsageError
-    from daxfault.vmm.programs import control
+    from daxfault.vmm.programs import control, environment
 
     if not mount.is_mount():
         return None
     try:
-        served: dict[str, str] = control.ask(mount, "environment")
+        control.ask(mount, "status")
     except UsageError as e:
         raise UsageError(f"{mount} is a mount, and not one that serves programs: {e}") from e
-    return served
+    return environment.of_mount(mount)
 
 
 def _attached(command: list[str], served: dict[str, str], user: pwd.struct_passwd | None) -> int:

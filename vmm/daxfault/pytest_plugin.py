@@ -49,7 +49,9 @@ class DaxfaultHost:
             if self._process.returncode == LACKING:
                 pytest.skip(why.strip())
             raise RuntimeError(why)
-        self.environment: dict[str, str] = self.ask("environment")
+        from daxfault.vmm.programs import environment
+
+        self.environment = environment.of_mount(mount)
 
     def ask(self, do: str, **arguments: Any) -> Any:
         """One request of daxfault.vmm.programs.control."""

@@ -151,12 +151,13 @@ class Host:
             try:
                 listener.bind(path)
             except OSError as e:
-                raise OSError(e.errno, os.strerror(e.errno or 0), path) from None
+                # a path that is too long has no errno
+                raise OSError(e.errno or errno.ENAMETOOLONG, e.strerror or str(e), path) from None
             try:
                 # no connection succeeds before listen(); umask(2) would change the mode for all threads
                 os.chmod(path, 0o600)
                 if user is not None:
-                    os.chown(path, user, -1)
+                    os.chown(path, user, -1, follow_symlinks=False)
                 listener.listen()
                 server = trio.socket.from_stdlib_socket(listener)
                 async with trio.open_nursery() as nursery:

@@ -11,7 +11,6 @@ way, on a unix socket.  Must not know the command line.
     {"do": "failed", "pid": 5, "file": 1, "offset": 4096}
                                                ->  {"is": {"path", "errno", "reason"}}, of a page that
                                                    this process could not touch; file: of memfd:daxfault:1
-    {"do": "environment"}                      ->  {"is": {...}}, for a program to be served
     {"do": "status"}                           ->  {"is": {...}}, counters and memory
 
 A refusal is {"error": "..."}.
@@ -25,16 +24,14 @@ import json
 import logging
 import os
 import socket
-import struct
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import trio
 
 from daxfault import native
 from daxfault.vmm.errors import DaxfaultError, UsageError
-from daxfault.vmm.programs import faults
+from daxfault.vmm.programs import faults, sockets
 from daxfault.vmm.programs.programs import Programs
 
 log = logging.getLogger(__name__)
@@ -43,25 +40,18 @@ LINE_MAX = 1 << 16
 SECONDS = 10.0
 
 
-def socket_path(device: int) -> Path:
-    """Where the host of the mount with this st_dev listens: root's in /run, others' where they may."""
-    top = Path("/run") if os.geteuid() == 0 else Path(os.environ.get("XDG_RUNTIME_DIR", "/tmp"))
-    return top / f"daxfault-{os.geteuid()}" / f"{os.major(device)}:{os.minor(device)}"
-
-
 class Control:
-    """The host's end.  `environment` is what its programs need."""
+    """The host's end."""
 
-    def __init__(self, programs: Programs, environment: dict[str, str]) -> None:
+    def __init__(self, programs: Programs) -> None:
         self._programs = programs
-        self._environment = environment
 
     async def listen(
         self, device: int, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Answer for the mount with this st_dev, for ever; this user and root only."""
-        path = socket_path(device)
-        path.parent.mkdir(mode=0o700, exist_ok=True)
+        sockets.make_directory()
+        path = sockets.control(device)
         with contextlib.suppress(FileNotFoundError):
             path.unlink()  # of a host that was killed: no two mounts have one st_dev
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as listener:
@@ -80,9 +70,7 @@ class Control:
                         path.unlink()
 
     async def _talk(self, stream: trio.SocketStream) -> None:
-        peer = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        _, uid, _ = struct.unpack("3i", peer)
-        if uid not in (0, os.geteuid()):
+        if (uid := sockets.peer_user(stream.socket)) not in (0, os.geteuid()):
             log.warning("a process of user %d was refused", uid)
             return
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
@@ -105,7 +93,6 @@ class Control:
                 "rules": self._rules,
                 "records": self._records,
                 "failed": self._failed,
-                "environment": lambda: self._environment,
                 "status": self._status,
             }
             return {"is": answers[do](**request)}
@@ -156,17 +143,21 @@ class Control:
 def ask(mount: str | os.PathLike[str], do: str, **arguments: Any) -> Any:
     """Put one request to the host of `mount`; -> its answer.
 
-    UsageError when no host answers for it or it refuses, DaxfaultError when it hangs up.
+    UsageError when no host of this user's or root's answers for it or it refuses, DaxfaultError when it
+    hangs up.
     """
     try:
         device = os.stat(mount).st_dev
     except OSError as e:
         raise UsageError(f"{mount}: {e.strerror}") from e
-    path = socket_path(device)
+    path = sockets.control(device)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(SECONDS)
         try:
+            sockets.check_directory()
             sock.connect(os.fspath(path))
+            if (uid := sockets.peer_user(sock)) not in (0, os.geteuid()):
+                raise UsageError(f"{path}: user {uid} answers there, who is not believed")
             sock.sendall(json.dumps({"do": do, **arguments}).encode() + b"\n")
             line = sock.makefile("rb").readline()
         except OSError as e:

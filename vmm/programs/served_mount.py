@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import pwd
 import socket
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import trio
 
 from daxfault import fsd, native
 from daxfault.vmm.host.host import Host, hosting
+from daxfault.vmm.programs import environment, sockets
 from daxfault.vmm.programs.control import Control
 from daxfault.vmm.programs.faults import Rule
 from daxfault.vmm.programs.programs import Programs
@@ -44,24 +46,18 @@ class Options:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ServedMount:
-    """A mount at `path` with a host; programs connect to `socket`."""
+    """A mount at `path` with a host for programs."""
 
     fs: fsd.Filesystem
     mount: fsd.Mount
     path: Path
     host: Host
     programs: Programs
-    socket: Path
 
     def environment(self, *, stacks: bool = False) -> dict[str, str]:
         """What a program needs in its environment to be served."""
-        return {
-            "LD_PRELOAD": ":".join(filter(None, [os.fspath(native.preload()), os.environ.get("LD_PRELOAD")])),
-            "DAXFAULT_SOCKET": os.fspath(self.socket),
-            "DAXFAULT_DEVICE": str(self.fs.device),
-            "DAXFAULT_MOUNT": os.fspath(self.path),
-            "DAXFAULT_TRACER": os.fspath(native.tracer()),
-        } | ({"DAXFAULT_STACKS": "1"} if stacks else {})
+        assert self.fs.device is not None
+        return environment.of_device(self.fs.device, os.fspath(self.path), stacks=stacks)
 
 
 @contextlib.asynccontextmanager
@@ -69,34 +65,46 @@ async def served_mount(options: Options) -> AsyncIterator[ServedMount]:
     """Serve programs while the body runs.  Raises fsd.MountError, and OSError when a temporary directory
     cannot be made."""
     user = options.user
-    with tempfile.TemporaryDirectory(prefix="daxfault-", ignore_cleanup_errors=True) as made:
-        top = Path(made)
-        if user is not None:
-            os.chown(top, user.pw_uid, -1)
-        if options.mount is None:
-            (top / "mnt").mkdir()
-        path = Path(os.path.realpath(options.mount or top / "mnt"))  # noqa: ASYNC240 - before anything is mounted
+    with _mount_point(options) as point:
         fs = fsd.Filesystem(options.source, direct_io=True, attr_timeout=options.attr_timeout)
         others = user is not None and user.pw_uid != os.geteuid()
         async with (
             _kept(),
-            fsd.mounted(fs, path, allow_other=options.allow_other or others) as mount,
+            fsd.mounted(fs, point, allow_other=options.allow_other or others) as mount,
             hosting(fs) as (host, nursery),
         ):
+            path = Path(mount.path)
             programs = Programs(host, fs, path, cache_limit=options.cache_limit)
             for rule in options.rules:
                 programs.rules.add(rule)
-            served = ServedMount(fs, mount, path, host, programs, top / "host")
-
-            async def listen(task_status: trio.TaskStatus[None]) -> None:
-                uid = user.pw_uid if user is not None else None
-                await programs.listen(os.fspath(served.socket), user=uid, task_status=task_status)
-
-            await nursery.start(listen)
             assert fs.device is not None
-            await nursery.start(Control(programs, served.environment()).listen, fs.device)
-            yield served
+            sockets.make_directory()
+            listening = sockets.programs(fs.device)
+            listening.unlink(missing_ok=True)  # of a host that was killed: no two mounts have one st_dev
+            uid = user.pw_uid if user is not None else None
+            await nursery.start(functools.partial(programs.listen, os.fspath(listening), user=uid))
+            await nursery.start(Control(programs).listen, fs.device)
+            yield ServedMount(fs, mount, path, host, programs)
             nursery.cancel_scope.cancel()
+
+
+@contextlib.contextmanager
+def _mount_point(options: Options) -> Iterator[Path]:
+    """The directory to mount on; a temporary one by descriptor, as options.user may be able to rename it."""
+    if options.mount is not None:
+        yield options.mount
+        return
+    with tempfile.TemporaryDirectory(prefix="daxfault-", ignore_cleanup_errors=True) as top:
+        fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            if os.fstat(fd).st_uid != os.geteuid():
+                raise fsd.MountError(f"{top}: was replaced by somebody else's directory")
+            if options.user is not None:
+                os.fchmod(fd, 0o711)
+            os.mkdir("mnt", 0o755, dir_fd=fd)
+            yield Path(f"/proc/self/fd/{fd}/mnt")
+        finally:
+            os.close(fd)
 
 
 @contextlib.asynccontextmanager

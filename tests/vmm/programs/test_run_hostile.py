@@ -10,7 +10,7 @@ import socket
 from patience import PATIENCE, looks
 from run_host import RunningHost
 
-from daxfault.vmm.programs import control
+from daxfault.vmm.programs import sockets
 
 PAGE = 4096
 # Makes a mapping of one page longer in place, without a touch, gives the first page up, and when the
@@ -66,7 +66,7 @@ def test_mapping_that_nobody_told_of_is_served_after_the_one_it_came_from_is_gon
 
 
 def test_control_request_nested_too_deeply_is_refused(run_host: RunningHost) -> None:
-    path = control.socket_path(os.stat(run_host.mount).st_dev)
+    path = sockets.control(os.stat(run_host.mount).st_dev)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.connect(os.fspath(path))
         sock.sendall(b"[" * 60000 + b"\n")
