@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`daxfault compare`: every design on the same accesses.
 
-Owns the options.  Must not know how a cell is run, which is vmm.study.compare's, nor how it is shown,
-which is compare_tables'.
+Owns the options.  Must not know how a cell is run (vmm.study.compare), nor how it is shown
+(compare_tables).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class ColumnName(enum.StrEnum):
-    """A question put to every design."""
+    """A column: an access, or a measurement, under every design."""
 
     USER_READ = "user-read"
     USER_WRITE = "user-write"
@@ -53,7 +53,7 @@ class ColumnName(enum.StrEnum):
 
 
 class GuestName(enum.StrEnum):
-    """Who makes the accesses."""
+    """The guest that makes the accesses."""
 
     STANDIN = "standin"
     KVM = "kvm"
@@ -61,7 +61,7 @@ class GuestName(enum.StrEnum):
 
 
 class RescueName(enum.StrEnum):
-    """How a dead tail under a KVM guest is made to fail."""
+    """How accesses of a KVM guest past the end of the file are made to fail."""
 
     UNMAP = "unmap"
     FORBID = "forbid"
@@ -70,7 +70,7 @@ class RescueName(enum.StrEnum):
 
 
 class InjectionName(enum.StrEnum):
-    """How a KVM guest is told."""
+    """How an error is reported to a KVM guest."""
 
     AREA = "area"
     PF = "pf"
@@ -81,29 +81,27 @@ class InjectionName(enum.StrEnum):
 def compare(
     guest: Annotated[
         GuestName,
-        typer.Option(
-            help="A process that stands in for one, a real one on /dev/kvm, or the two side by side."
-        ),
+        typer.Option(help="The stand-in process, a virtual machine on /dev/kvm, or both side by side."),
     ] = GuestName.STANDIN,
     design: Annotated[
         list[DesignName] | None,
-        typer.Option(help="Only this design, or its reality on KVM; may be given again. Default: all."),
+        typer.Option(help="Only this design, on KVM what corresponds to it; repeatable. Default: all."),
     ] = None,
     rescue: Annotated[
         list[RescueName] | None,
-        typer.Option(help="On KVM, only what ends loops so; may be given again. Default: all."),
+        typer.Option(help="On KVM, only with this way to end a loop; repeatable. Default: all."),
     ] = None,
     injection: Annotated[
         list[InjectionName] | None,
-        typer.Option(help="On KVM, only what tells the guest so; may be given again. Default: all."),
+        typer.Option(help="On KVM, only with this way to report to the guest; repeatable. Default: all."),
     ] = None,
     column: Annotated[
-        list[ColumnName] | None, typer.Option(help="Only this column; may be given again. Default: all.")
+        list[ColumnName] | None, typer.Option(help="Only this column; repeatable. Default: all.")
     ] = None,
     seconds: Annotated[float, typer.Option(min=0.05, max=60, help="How long to watch each loop.")] = 0.25,
     as_posted: Annotated[
         list[Defect] | None,
-        typer.Option(help="Add a row: rfc-v1 with this defect of its posting; may be given again."),
+        typer.Option(help="Add a row: rfc-v1 with this defect as it was posted; repeatable."),
     ] = None,
     as_json: Annotated[
         bool,
@@ -112,30 +110,29 @@ def compare(
         ),
     ] = False,
     as_markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print the tables as docs/designs/table.md has them.")
+        bool, typer.Option("--markdown", help="Print Markdown, as in docs/designs/table.md.")
     ] = False,
-    html: Annotated[Path | None, typer.Option(help="Write a page that shows every message.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write an HTML page that shows every message.")] = None,
 ) -> None:
-    """Compare what was ever proposed for a failed fault, on the same accesses.
+    """Compare the designs that were proposed for failed faults, on the same accesses.
 
-    For every design and every access a file is put on a FUSE mount, a fresh guest maps it,
-    the file is truncated (or its disk fails, or is slow), and the guest touches it. What is
-    shown is what happened, never what should: SIGBUS, EFAULT, bytes, a guest panic, an endless
-    LOOP with its rate, a VM that stopped. A mark says whether that is the right end: ✓ yes,
-    ~ the right error without its address, ✗ no. docs/compare.md explains every column, and
-    docs/designs every design.
+    For each design and access, a file is created on a FUSE mount, a new guest maps it, the file is
+    truncated (or its disk fails, or is slow), and the guest touches it. The tables show the observed
+    result: SIGBUS, EFAULT, bytes, a guest panic, an endless LOOP with its rate, a stopped VM. A mark
+    says whether it is right: ✓ yes, ~ the right error without its address, ✗ no. docs/compare.md
+    explains the columns, docs/designs the designs.
 
-    With `--guest kvm` the guest is a virtual machine, and the rows are what can be done on a stock
-    kernel: nothing (`kernel`), each way to end its loop with each way to tell the guest
+    With `--guest kvm` the guest is a virtual machine, and the rows are what a stock kernel allows:
+    its own behaviour (`kernel`), each way to end a loop combined with each way to report to the guest
     (`unmap+area` ...), and memory that the engine serves (`engine+event` ...). With `--guest both`
-    each design stands beside its reality, and every difference is listed with its reason.
+    each design stands beside its counterpart on KVM, and every difference is listed with its reason.
 
     Examples: `daxfault compare --design mainline --design report`, `daxfault compare
     --column user-read --json`, `daxfault compare --design rfc-v1 --as-posted all`,
     `daxfault compare --guest kvm --rescue unmap`, `daxfault compare --guest both`.
 
-    Ends with 0 when nothing hung and every access under `report` (on KVM: `engine+...`) had its
-    right end, with 1 when not, with 3 when this machine lacks what is needed (`daxfault doctor` says what).
+    Exit code 0: nothing hung, and every access under `report` (on KVM: `engine+...`) had the right
+    result; 1: otherwise; 3: this machine lacks something (see `daxfault doctor`).
     """
     if as_json and as_markdown:
         raise typer.BadParameter("--json and --markdown are one or the other")
@@ -147,9 +144,9 @@ def compare(
 
     in_model, on_kvm = guest is not GuestName.KVM, guest is not GuestName.STANDIN
     if not on_kvm and (rescue or injection):
-        raise UsageError("--rescue and --injection are of --guest kvm: the model's designs need neither")
+        raise UsageError("--rescue and --injection need --guest kvm")
     if not in_model and as_posted:
-        raise UsageError("--as-posted is of --guest standin: no stock kernel has RFC v1's code")
+        raise UsageError("--as-posted needs --guest standin: no stock kernel has RFC v1's code")
     chosen = [name.value for name in design or DesignName]
     designs = [DESIGNS[name] for name in chosen] if in_model else []
     designs += _posted(as_posted or [])
@@ -221,7 +218,7 @@ def _check_columns(columns: list[str], guest: GuestName) -> None:
     if GuestName.STANDIN in guests:
         known.add(ColumnName.NESTED)
     if not known.intersection(columns):
-        raise UsageError(f"--column {columns[0]} is not one of --guest {guest.value}'s")
+        raise UsageError(f"--column {columns[0]} is not a column of --guest {guest.value}")
 
 
 def _write_page(path: Path, found: Comparison) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`daxfault compare`: what is printed of it, for a terminal and as Markdown.
+"""`daxfault compare`: its output, for a terminal and as Markdown.
 
 Owns the tables, designs across, accesses down.  Must not run anything, nor judge an outcome.
 """
@@ -46,7 +46,7 @@ def render(found: Comparison, width: int) -> list[RenderableType]:
 
 
 def _untried(found: Comparison) -> list[str]:
-    """Why some cells are not to be had here: a line a reason."""
+    """Why some cells could not be run here, one line for each reason."""
     whose: dict[str, list[str]] = {}
     for row in found.rows:
         for name, cell in row.cells.items():
@@ -68,7 +68,7 @@ def _differences(found: Comparison) -> RenderableType:
     titles = {column.name: column.title for column in found.columns}
     for one in found.differences:
         model, real = f"{one.design}: {one.model}", f"{one.way}: {one.kvm}"
-        table.add_row(titles[one.column], model, real, one.why or "nobody knows")
+        table.add_row(titles[one.column], model, real, one.why or "unknown")
     return table
 
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Going into the background, and telling the one who waits how that went.
+"""Going into the background, and reporting to the waiting process whether that succeeded.
 
 Owns the two forks and the pipe between daemon and waiter.  Must not know what
 the daemon does, and must be used before threads, event loops or FUSE sessions
 exist: none of them survives a fork.
 
 The daemon writes one message when it is ready or has failed: the exit code in
-decimal, a newline, and the message for a person.  End of file without one means
+decimal, a newline, and a message.  End of file without one means
 that it died.
 """
 
@@ -62,17 +62,17 @@ def run_in_background(serve: Callable[[Callable[[], None]], None]) -> None:
 
 def _be_daemon(serve: Callable[[Callable[[], None]], None], pipe: int) -> NoReturn:
     code = 1
-    told = False
+    reported = False
 
-    def tell(code: int, message: str) -> None:
-        nonlocal told
-        told = True
+    def report(code: int, message: str) -> None:
+        nonlocal reported
+        reported = True
         os.write(pipe, f"{code}\n{message}".encode()[: 1 << 16])
         os.close(pipe)
 
     def ready() -> None:
         os.dup2(null, 2)
-        tell(0, "")
+        report(0, "")
 
     try:
         # the waiter's end may be closed: an error to act on, not a signal to die of
@@ -83,8 +83,8 @@ def _be_daemon(serve: Callable[[Callable[[], None]], None], pipe: int) -> NoRetu
         os.dup2(null, 1)
         serve(ready)
         code = 0
-        if not told:
-            tell(1, "the daemon ended before it was ready")
+        if not reported:
+            report(1, "the daemon ended before it was ready")
     except BaseException as exc:
         reason = exc
         while isinstance(reason, BaseExceptionGroup) and len(reason.exceptions) == 1:
@@ -92,10 +92,10 @@ def _be_daemon(serve: Callable[[Callable[[], None]], None], pipe: int) -> NoRetu
         known = isinstance(reason, DaxfaultError)
         code = reason.exit_code if isinstance(reason, DaxfaultError) else 1
         message = str(reason) if known else "".join(traceback.format_exception(reason))
-        if told:
+        if reported:
             log.error("%s", message)
         else:
-            tell(code, message)
+            report(code, message)
     finally:
         sys.stderr.flush()
         os._exit(code)

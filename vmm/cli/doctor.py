@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`daxfault doctor`: show what this machine has, what it lacks, and how to mend it.
+"""`daxfault doctor`: show what this machine has, what it lacks, and how to fix that.
 
-Owns the tables.  Must not look at the machine itself: that is daxfault.vmm.doctor.report's.
+Owns the tables.  Must not inspect the machine itself (daxfault.vmm.doctor.report does).
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 def doctor(
     kvm: Annotated[
-        bool, typer.Option("--kvm", help="Ask the kernel what its KVM makes of a page that is gone.")
+        bool,
+        typer.Option("--kvm", help="Test how this kernel's KVM handles pages that a truncation removed."),
     ] = False,
     as_json: Annotated[
         bool,
@@ -31,9 +32,9 @@ def doctor(
         ),
     ] = False,
 ) -> None:
-    """Show what works on this machine, and what would mend the rest.
+    """Show what works on this machine, and how to fix what does not.
 
-    Ends with 0 when `daxfault repro` can run here, with 3 otherwise; with --kvm, when KVM could be asked.
+    Exit code 0: `daxfault repro` can run here (with --kvm: KVM could be tested); 3: it cannot.
     """
     if kvm:
         from daxfault.vmm.cli.doctor_kvm import doctor_kvm
@@ -87,7 +88,7 @@ def _abilities(report: Report) -> Table:
 
 
 def _devices(report: Report) -> Table:
-    table = _table("Devices", "", "open", "mode", "for", "mend with")
+    table = _table("Devices", "", "open", "mode", "for", "fix with")
     for device in report.machine.devices:
         owner = device.owner or device.problem or ""
         table.add_row(device.path, _mark(device.openable), owner, device.use, device.mend or "")
@@ -95,7 +96,7 @@ def _devices(report: Report) -> Table:
 
 
 def _settings(report: Report) -> Table:
-    table = _table("Limits and switches", "", "enough", "value", "for", "mend with")
+    table = _table("Limits and switches", "", "enough", "value", "for", "fix with")
     for setting in report.machine.settings:
         table.add_row(setting.name, _mark(setting.enough), setting.value, setting.use, setting.mend or "")
     return table

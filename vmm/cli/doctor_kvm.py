@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`daxfault doctor --kvm`: what is printed of it.
+"""`daxfault doctor --kvm`: its output.
 
-Owns the tables.  Must not know how it is found out: that is daxfault.vmm.kvm.probe's.
+Owns the tables.  Must not test anything itself (daxfault.vmm.kvm.probe does).
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ _INJECTIONS = {
 
 
 def doctor_kvm(*, as_json: bool) -> NoReturn:
-    """Ask, print, and end with the exit code."""
+    """Test, print, and exit."""
     from daxfault.vmm.kvm.probe import probe
 
     with output.progress() as shown:
-        shown("asking KVM")
+        shown("testing KVM")
         answers = probe()
     if as_json:
         output.show_json(answers)
@@ -71,7 +71,7 @@ def render(answers: Answers) -> list[RenderableType]:
         return [*parts, Text(answers["reason"], style="red")]
     parts += [_cases(answers), _rescues(answers), _injections(answers)]
     verdict = "This kernel loops." if answers["loops"] else "No access looped."
-    return [*parts, Text(f"{verdict} Asked in {answers['seconds']:.1f} s.")]
+    return [*parts, Text(f"{verdict} Tested in {answers['seconds']:.1f} s.")]
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -90,7 +90,7 @@ def _cases(answers: Answers) -> Table:
 
     from daxfault.vmm.kvm.probe import of_case
 
-    table = _table("An access to a page that a truncation took away", "", "access", "KVM_RUN", "")
+    table = _table("An access to a page that a truncation removed", "", "access", "KVM_RUN", "")
     for name, case in answers["cases"].items():
         why = case["why"] or ""
         if case["counted_by"] is not None:
@@ -130,7 +130,7 @@ def _injections(answers: Answers) -> Table:
 
     from daxfault.vmm.kvm.probe import of_injection
 
-    table = _table("Telling the guest", "", "by", "arrives", "")
+    table = _table("Reporting to the guest", "", "by", "arrives", "")
     for name, injection in answers["injections"].items():
         works = _coloured(of_injection(injection))
         table.add_row(name, _INJECTIONS.get(name, ""), works, escape(injection["why"] or ""))

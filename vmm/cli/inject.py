@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`daxfault inject MOUNT RULE`: have accesses of running programs fail on purpose.
+"""`daxfault inject MOUNT RULE`: make accesses of running programs fail on purpose.
 
 Owns the options and the table.  Must not know what a rule does (daxfault.vmm.programs.faults).
 """
@@ -21,24 +21,24 @@ def inject(
     rules: Annotated[
         list[str] | None, typer.Argument(metavar="[RULE]...", help="For instance EIO,file=*.db,offset=4K-8K.")
     ] = None,
-    clear: Annotated[bool, typer.Option("--clear", help="Take back all rules first.")] = False,
-    remove: Annotated[list[int] | None, typer.Option(metavar="ID", help="Take back this rule first.")] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="Remove all rules first.")] = False,
+    remove: Annotated[list[int] | None, typer.Option(metavar="ID", help="Remove this rule first.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="List the rules as JSON.")] = False,
 ) -> None:
-    """Have page accesses of programs that run on MOUNT fail on purpose; without RULE, list the rules.
+    """Make page accesses of programs that run on MOUNT fail on purpose; without RULE, list the rules.
 
-    A rule is words with commas between them.
+    A rule is a list of words, separated by commas.
 
-    What happens: an errno's name (`EIO`, `ENOSPC`, `EACCES`), `delay=SECONDS`, `never` (the page does
-    not come; the host gives up after 30 s), `truncate=SIZE` (the file, at that moment).
+    Effect: the name of an errno (`EIO`, `ENOSPC`, `EACCES`), `delay=SECONDS`, `never` (the page does
+    not arrive; the host gives up after 30 s), `truncate=SIZE` (truncates the file at the access).
 
-    To what: `file=PATTERN` (its path on the mount, or its name), `offset=START-END` (bytes).
+    Accesses: `file=PATTERN` (the path on the mount, or the name), `offset=START-END` (bytes).
 
-    When: `nth=N` (the first N-1 accesses are let through), `count=N` (N fail, then no more),
-    `probability=P` and `seed=N`, `stores` (only stores), `when=PATH` (only while that file exists).
+    Condition: `nth=N` (the first N-1 accesses succeed), `count=N` (N accesses fail, later ones
+    succeed), `probability=P` and `seed=N`, `stores` (only stores), `when=PATH` (while that file exists).
 
-    It takes effect at once: pages in the page cache that nobody has stored to are forgotten, and
-    asked for again. Taking a rule back heals the pages that it has failed.
+    A rule takes effect at once: clean pages of the page cache are dropped, and read again. Removing
+    a rule restores the pages that it has failed.
     """
     from daxfault.vmm.errors import UsageError
     from daxfault.vmm.programs import control

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line's frame: the commands' names, and how a command may end.
+"""The frame of the command line: the names of the commands, and their exit codes.
 
 Owns exit codes.  Must not know what a command does, nor import what it needs.
 
     0    as asked
     1    an expectation failed, or something broke while it ran
-    2    what was asked for makes no sense
+    2    the request makes no sense
     3    the machine lacks something
     130  Ctrl-C
 """
@@ -59,7 +59,7 @@ app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    # a bug's traceback is for a developer, who wants the plain one
+    # the plain traceback of a bug is the most useful one to a developer
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`daxfault mount SOURCE MOUNTPOINT`: serve a directory until told to stop.
+"""`daxfault mount SOURCE MOUNTPOINT`: serve a directory until a signal or an unmount.
 
-Owns the options, the status line and the pid file.  Must not know how files are
-served (fsd), nor how a process goes into the background (daxfault.vmm.cli.daemon).
+Owns the options and the status line.  Must not know how files are served (fsd, serve_mount), nor
+how a process goes into the background (daemon).
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ def mount(
         Path, typer.Argument(metavar="MOUNTPOINT", help="An empty directory.", show_default=False)
     ],
     daemon: Annotated[
-        bool, typer.Option("--daemon/--foreground", help="Go into the background when the mount answers.")
+        bool, typer.Option("--daemon/--foreground", help="Run in the background once the mount answers.")
     ] = False,
-    allow_other: Annotated[bool, typer.Option("--allow-other", help="Let other users in.")] = False,
+    allow_other: Annotated[bool, typer.Option("--allow-other", help="Allow access to other users.")] = False,
     attr_timeout: Annotated[
-        float, typer.Option(min=0.0, metavar="SECONDS", help="How long the kernel may believe attributes.")
+        float, typer.Option(min=0.0, metavar="SECONDS", help="How long the kernel may cache attributes.")
     ] = 1.0,
     pid_file: Annotated[
         Path | None,
@@ -36,16 +36,17 @@ def mount(
     programs: Annotated[
         bool,
         typer.Option(
-            "--programs", help="Serve programs too: `daxfault run --mount MOUNTPOINT`, `daxfault inject`."
+            "--programs",
+            help="Also serve the mappings of programs: see `daxfault run --mount` and `daxfault inject`.",
         ),
     ] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Log what is done: on stderr, a daemon to syslog.")
+        bool, typer.Option("--verbose", "-v", help="Log operations: to stderr, a daemon to syslog.")
     ] = False,
 ) -> None:
     """Serve the directory SOURCE at MOUNTPOINT until SIGINT, SIGTERM or an unmount.
 
-    Each of these ends it with 0, and leaves nothing mounted.
+    Exit code 0, and nothing stays mounted.
     """
     from daxfault.vmm.doctor.fuse import check_fuse
 

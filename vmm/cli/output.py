@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every command prints alike, and the scripts with them.
+"""Output that all commands and scripts have in common.
 
 Owns the look of tables, JSON, progress, and the advice to run `daxfault doctor`.  Results go to
 standard output, everything else to standard error.  Imports rich and trio only when they are used, so
@@ -34,8 +34,8 @@ def table(*columns: Column | str, title: str | None = None) -> Table:
 
 
 def show(*parts: RenderableType, error: bool = False, at_least: int = 0) -> None:
-    """Print `parts` one below the other, on standard error if `error`.  A file or pipe, whose width nobody
-    knows, is taken to have `at_least` columns."""
+    """Print `parts` one below the other, on standard error if `error`.  A file or pipe, which
+    has no width, counts as `at_least` columns wide."""
     from rich.console import Console
 
     console = Console(highlight=False, stderr=error)
@@ -51,8 +51,8 @@ def show_json(value: Any) -> None:
 
 @contextlib.contextmanager
 def progress(*, lines: bool = False) -> Iterator[Progress]:
-    """A function that shows what is under way: on a terminal a line that changes; elsewhere nothing, or
-    a line each with `lines`."""
+    """A function that shows the current step: on a terminal in a line that changes, elsewhere not at all,
+    or with `lines` in a line of its own."""
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False)

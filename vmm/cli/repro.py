@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`daxfault repro`: the truncate loop, and its end.
 
-Owns the options and what is printed.  Must not know how the story is made: that
-is daxfault.vmm.study.repro's.
+Owns the options and the output.  Must not run the guest (daxfault.vmm.study.repro does).
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class ReproDesign(enum.StrEnum):
-    """The designs whose stories are told."""
+    """The designs that are reproduced."""
 
     MAINLINE = DesignName.MAINLINE
     REPORT = DesignName.REPORT
@@ -37,7 +36,7 @@ class Via(enum.StrEnum):
 
 
 class GuestName(enum.StrEnum):
-    """Who touches the file."""
+    """The guest that touches the file."""
 
     STANDIN = "standin"
     KVM = "kvm"
@@ -46,14 +45,14 @@ class GuestName(enum.StrEnum):
 def repro(
     guest: Annotated[
         GuestName,
-        typer.Option(help="A process that stands in for a guest, or a real one on /dev/kvm."),
+        typer.Option(help="The stand-in process, or a virtual machine on /dev/kvm."),
     ] = GuestName.STANDIN,
     file: Annotated[
         Path | None,
-        typer.Option(help="Tell the story with a copy of this file. Default: 64 KiB of noise."),
+        typer.Option(help="Use a copy of this file. Default: 64 KiB of random bytes."),
     ] = None,
     design: Annotated[
-        list[ReproDesign] | None, typer.Option(help="Only this design; may be given again. Default: all.")
+        list[ReproDesign] | None, typer.Option(help="Only this design; repeatable. Default: all.")
     ] = None,
     via: Annotated[
         list[Via] | None,
@@ -67,16 +66,17 @@ def repro(
 ) -> None:
     """Reproduce the truncate loop, then cure it.
 
-    A guest maps a file of a FUSE mount and reads it through userfaultfd; the file is
-    truncated; the guest touches what is gone. Under `mainline` the error is dropped, the
-    guest is told that the page is ready, and the fault comes back for ever. Under `report`
-    the process gets SIGBUS at the exact address, and a system call EFAULT.
+    A guest maps a file of a FUSE mount and reads it through userfaultfd; the file is truncated;
+    the guest touches the pages that were cut off. Under `mainline` the error is dropped, the guest
+    gets "page ready", and the fault repeats for ever. Under `report` the process gets SIGBUS at the
+    exact address, and a system call EFAULT.
 
     With `--guest kvm` the file is the memory of a virtual machine: the loop is the kernel's own,
-    counted by KVM and by the guest. Then the host notices it, ends it, and tells the guest.
+    counted by KVM and by the guest. Then the host detects it, ends it, and reports the error to the
+    guest.
 
-    Ends with 0 when everything was as expected, with 1 when something was not, with 3 when
-    this machine lacks what is needed (`daxfault doctor` says what).
+    Exit code 0: everything was as expected; 1: something was not; 3: this machine lacks something
+    (see `daxfault doctor`).
     """
     from daxfault.vmm.errors import UsageError
     from daxfault.vmm.study import repro as standin
@@ -87,7 +87,7 @@ def repro(
         from daxfault.vmm.cli.repro_kvm import repro_kvm
 
         if design:
-            raise UsageError("--design is of --guest standin: under --guest kvm the kernel has its own way")
+            raise UsageError("--design needs --guest standin: with --guest kvm the kernel decides")
         repro_kvm(file, [name.value for name in via or Via], seconds, as_json=as_json)
     designs = [name.value for name in design or ReproDesign]
     vias = [name.value for name in via or Via]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`daxfault repro --guest kvm`: what is printed of it.
+"""`daxfault repro --guest kvm`: its output.
 
-Must not know how the story is made: that is daxfault.vmm.study.repro_kvm's.
+Must not run the guest itself (daxfault.vmm.study.repro_kvm does).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def repro_kvm(file: Path | None, vias: list[str], seconds: float, *, as_json: bool) -> NoReturn:
-    """Tell the story, print it, and end with its exit code."""
+    """Run, print, and exit."""
     from daxfault.vmm.study import repro_kvm as kvm
 
     kvm.check_machine()
@@ -86,5 +86,5 @@ def _evidence(access: Access) -> str:
         )
     else:
         parts.append(f"{access.done} bytes done")
-    parts.append(f"told in {access.answer_us or 0:.0f} us")
+    parts.append(f"reported in {access.answer_us or 0:.0f} us")
     return ", ".join(parts)

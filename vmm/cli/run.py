@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`daxfault run -- PROGRAM`: run a program whose mappings are served by the host.
 
-Owns the options and what is shown.  Must not know how a program is served (daxfault.vmm.programs).
+Owns the options and the output.  Must not know how a program is served (daxfault.vmm.programs).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def run(
             "--source",
             "-s",
             metavar="DIR",
-            help="The directory whose files are served. Otherwise the current one.",
+            help="The directory whose files are served. Default: the current one.",
         ),
     ] = None,
     mount: Annotated[
@@ -41,21 +41,19 @@ def run(
             "--mount",
             "-m",
             metavar="DIR",
-            help="Serve it at this empty directory, or use what `daxfault mount --programs` serves there. "
-            "Otherwise a temporary one is used, and PROGRAM runs in it.",
+            help="Serve it at this empty directory, or use the mount of `daxfault mount --programs` there. "
+            "Default: a temporary directory, in which PROGRAM runs.",
         ),
     ] = None,
     user: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Run PROGRAM as this user; for root.")
+        str | None, typer.Option(metavar="NAME", help="Run PROGRAM as this user; only for root.")
     ] = None,
     fault: Annotated[
         list[str] | None,
-        typer.Option(
-            "--fault", "-f", metavar="RULE", help="A fault on purpose: see `daxfault inject --help`."
-        ),
+        typer.Option("--fault", "-f", metavar="RULE", help="Inject a fault: see `daxfault inject --help`."),
     ] = None,
     cache: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Memory for pages that nobody stored to: 64M, 2G.")
+        str | None, typer.Option(metavar="SIZE", help="Limit the memory of the page caches: 64M, 2G.")
     ] = None,
     stacks: Annotated[
         bool, typer.Option("--stacks", help="Report the stack of a program that dies of a mapping.")
@@ -63,14 +61,14 @@ def run(
     report: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write a report; - is standard output.")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing of faults that failed.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not list failed faults.")] = False,
 ) -> None:
-    """Run PROGRAM with a directory served on a mount, its mappings by the fault host.
+    """Run PROGRAM on a mount of a directory, its mappings served by the fault host.
 
-    What it maps of files on the mount behaves as on any file system: a page past the end of a
-    truncated file is SIGBUS, or EFAULT in a system call; so is a page that cannot be read.
-    Afterwards the faults that failed are listed on standard error. Ends with PROGRAM's exit code,
-    128 + N when signal N has killed it, or 3 when this machine lacks something.
+    Mappings of files on the mount behave as on any file system: an access past the end of a
+    truncated file is SIGBUS, or EFAULT in a system call; so is one to a page that cannot be read.
+    Failed faults are listed on standard error at the end. The exit code is PROGRAM's, 128 + N when
+    signal N killed it, or 3 when this machine lacks something.
 
     For example: `daxfault run -- sqlite3 my.db 'PRAGMA mmap_size=1000000; SELECT count(*) FROM t'`
     """
@@ -83,7 +81,7 @@ def run(
     if mount is not None and (served := _served(mount)) is not None:
         if source is not None or fault or cache or stacks or report:
             raise UsageError(
-                f"{mount} is served already: only --user goes with it; `daxfault inject {mount}` makes faults"
+                f"{mount} is served already, only --user applies; `daxfault inject {mount}` injects faults"
             )
         raise typer.Exit(_attached(command, served, _user(user)))
     source = source or Path(".")
@@ -99,7 +97,7 @@ def run(
 
 
 def _served(mount: Path) -> dict[str, str] | None:
-    """What a program needs to be served by the host that `mount` has, if it has one."""
+    """The environment of programs served by the host of `mount`; None when nothing is mounted there."""
     from daxfault.vmm.errors import UsageError
     from daxfault.vmm.programs import control, environment
 
@@ -108,7 +106,7 @@ def _served(mount: Path) -> dict[str, str] | None:
     try:
         control.ask(mount, "status")
     except UsageError as e:
-        raise UsageError(f"{mount} is a mount, and not one that serves programs: {e}") from e
+        raise UsageError(f"{mount} is a mount that does not serve programs: {e}") from e
     return environment.of_mount(mount)
 
 
@@ -150,7 +148,7 @@ def _size(text: str) -> int:
     try:
         return faults.size(text)
     except ValueError:
-        raise UsageError(f"--cache {text}: a size in bytes is wanted, with K, M, G or T") from None
+        raise UsageError(f"--cache {text}: give a size in bytes, with K, M, G or T") from None
 
 
 def _run(command: list[str], options: Options, *, stacks: bool) -> Ended:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Serving one mount until a signal or an unmount ends it.
 
-Owns the signals, the log and the pid file.  Must not know whether a terminal or
-a daemon is behind it; imports trio and pyfuse3, so a process that wants to fork
-does that first.
+Owns the signals, the log and the pid file.  Must not know whether it runs in a terminal or as a
+daemon.  Imports trio and pyfuse3, so a process must fork before it imports this.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ async def _serve(
     pid_file: Path | None,
 ) -> None:
     answered = False
-    # received from here on: a signal that comes while mounting ends the mount just after
+    # from here on: a signal that arrives while mounting ends the mount just after it
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
         try:
             async with serving as mount:

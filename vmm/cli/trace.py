@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 
 def trace(
-    design: Annotated[DesignName, typer.Option(help="What becomes of faults that fail.")] = DesignName.REPORT,
+    design: Annotated[DesignName, typer.Option(help="What becomes of failed faults.")] = DesignName.REPORT,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Where to write it; - is standard output.")
     ] = Path("daxfault-trace.json"),
 ) -> None:
     """Record a run: guest tasks, vCPUs, the host's engine and its file server on one time line.
 
-    Two vCPUs read pages that are there, pages that take long, pages that a truncation has cut off,
-    and those that came back. Open the file in ui.perfetto.dev or chrome://tracing; docs/trace.md says
-    what the tracks are.
+    Two vCPUs read present pages, slow pages, pages that a truncation cut off, and the same pages
+    after the file has grown again. Open the result in ui.perfetto.dev or chrome://tracing;
+    docs/trace.md explains the tracks.
     """
     from daxfault.vmm.errors import UsageError
     from daxfault.vmm.study import timeline

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Device files: there or not, openable or not, by whom, and the command that would mend it.
+"""Device files: present or not, openable or not, by whom, and the command that fixes it.
 
-Owns looking at /dev.  Must not change anything: commands are told, never run.
+Owns looking at /dev.  Must not change anything: commands are named, never run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Device:
     openable: bool
     owner: str | None  # "root:kvm 0660"; None when absent
     problem: str | None  # why it cannot be opened, in words; None when it can
-    mend: str | None  # a shell command, for root; None when nothing is to be mended
+    mend: str | None  # a shell command, for root; None when there is none
 
 
 def fuse() -> Device:

@@ -4,7 +4,7 @@
 Owns the report.  Must not print, and must not change anything on the machine.
 
     probe() -> Report       looks
-    conclude(Machine)       decides, from nothing but what it is given
+    conclude(Machine)       decides, from its argument alone
     as_json(Report)         the report as plain values
 
 The JSON form is a promise: keys are added, never renamed or removed, as long as
@@ -75,12 +75,12 @@ class Ability:
     name: str
     what: str
     works: bool
-    reason: str  # why not, and what would mend it; or by what it works
+    reason: str  # why not, and a remedy; or what makes it work
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was found, and what follows from it."""
+    """The machine, and the conclusions."""
 
     machine: Machine
     abilities: tuple[Ability, ...]

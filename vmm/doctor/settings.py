@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Limits, programs and switches of this machine that daxfault depends on.
 
-Owns reading them.  Must not change anything: commands are told, never run.
+Owns reading them.  Must not change anything: commands are named, never run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Setting:
     value: str  # as read; "unknown" when it cannot be
     use: str  # what it decides
     enough: bool
-    mend: str | None  # a shell command, for root; None when nothing is to be mended
+    mend: str | None  # a shell command, for root; None when there is none
 
 
 def fusermount3() -> Setting:
@@ -83,7 +83,7 @@ def unprivileged_userfaultfd(allowed_anyway: bool) -> Setting:
 
 
 def memory_failure(poison_code: int | None) -> Setting:
-    """CONFIG_MEMORY_FAILURE, told by the si_code of a poisoned page's SIGBUS, or by the kernel's
+    """CONFIG_MEMORY_FAILURE, concluded from the si_code of a poisoned page's SIGBUS, or by the kernel's
     own configuration where nothing could be poisoned.  daxfault works with both."""
     codes = {4: "yes (SIGBUS says BUS_MCEERR_AR)", 2: "no (SIGBUS says BUS_ADRERR)"}
     value = codes.get(poison_code or 0) or _configured("CONFIG_MEMORY_FAILURE")
