@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * engine.h - what the C side offers to Python, and nothing else.
+ * engine.h - what the engine offers to Python; the rooms below it add what is of the whole process
+ * (cache.h, space.h, keep.h).
  *
  * Every function that can fail returns a negative errno; an *outcome* of a
  * fault (no page, no answer) is never an error of a call.  All functions may

@@ -44,6 +44,7 @@ static void serve_child(struct df_guest *parent, int uffd)
 	if (child) {
 		region_remove(&child->space, 0, UINT64_MAX, &removed);
 		regions_removed(removed);
+		faults_run(faults_take_again(child), false);	/* retries count it, and their file */
 		guest_put(child);
 	} else {
 		close(uffd);
