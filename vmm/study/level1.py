@@ -23,7 +23,7 @@ from daxfault.native import Engine, File
 from daxfault.vmm.host.host import Host, hosting
 from daxfault.vmm.study.standin import StandIn, StandInError
 
-_DEADLINE = 2.0  # seconds until a page, or an answer, is given up
+_DEADLINE = 10.0  # seconds until a page, or an answer, is given up; a busy machine may delay a vCPU for some
 # An engine thread has a vCPU of its own: one that never ends its access delays no other page.
 _VCPUS = (62, 61, 60, 59)
 
