@@ -256,10 +256,12 @@ static bool is_about(const struct call_row *row, const struct call *c)
 {
 	int i;
 
+	if (row->number != c->number || !row->decide)
+		return false;
 	for (i = 0; i < CALL_TESTS; i++)
 		if (!passes(&row->tests[i], c))
 			return false;
-	return row->decide && row->number == c->number;
+	return true;
 }
 
 struct call_decision calls_decide(const struct call *c, struct call_view *v)
