@@ -56,7 +56,7 @@ static void step(void)
 	else if (what < 65)
 		change_map();
 	else if (what < 67)
-		fork_once();
+		fork_and_access();
 	else
 		load_or_store();
 	look_at_file(pick(FDS));

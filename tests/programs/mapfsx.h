@@ -61,7 +61,7 @@ bool access_setup(void);
 char *somewhere(unsigned *slot, unsigned *page);	/* an address that shows a file, mostly */
 void load_or_store(void);
 void look_at_all(void);
-void fork_once(void);
+void fork_and_access(void);
 
 /* mapfsx_files.c */
 const char *name_of(int i);

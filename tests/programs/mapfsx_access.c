@@ -124,7 +124,7 @@ void look_at_all(void)
 		}
 }
 
-void fork_once(void)
+void fork_and_access(void)
 {
 	uint64_t after = seed + 1;
 	int status = 0;
