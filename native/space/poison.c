@@ -167,9 +167,12 @@ enum poison_result poison_page(struct df_space *space, struct df_file *file, uin
 		return POISON_WOKEN;
 	}
 	error = uffd_poison(space->uffd, page, PAGE, &done);
-	/* Nothing can have installed the page since the decision: with a file its
-	 * lock is held.  So it is a marker that stands in the way, or poison. */
-	if (error == -EEXIST && space->tracks && !uffd_unmark(space->uffd, page, PAGE))
+	/* A page that is filled by now may be installed here: the fault of another thread has read
+	 * it again.  Removing its write protection would hide later stores.  A page that is not
+	 * filled is mapped nowhere: a marker stands in the way, or poison. */
+	if (error == -EEXIST && space->tracks &&
+	    !(region && pages_filled(file, region->offset + (page - region->start))) &&
+	    !uffd_unmark(space->uffd, page, PAGE))
 		error = uffd_poison(space->uffd, page, PAGE, &done);
 	switch (error) {
 	case 0:

@@ -4,16 +4,19 @@
 import contextlib
 import errno
 import os
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import trio
 from gated_source import Gated, gated
+from patience import PATIENCE
 from serving import PAGE, RANGE, Serving, call, eventually, recorded, serving
 from trio.testing import trio_test
 
-from daxfault.native import Delivery, Engine, Reason
+from daxfault.native import Answer, Delivery, Engine, Failure, Reason
+from daxfault.vmm.designs import Design, Verdict
 from daxfault.vmm.study.standin import StandIn
 
 PAGES = 16
@@ -238,3 +241,50 @@ async def test_killed_server_of_the_backing_is_enotconn_and_unmount_works(
         assert record.failure.reason is Reason.IO
         assert record.failure.error in (errno.ENOTCONN, errno.ECONNABORTED)
         assert got.error == record.failure.error
+
+
+class SecondLate(Design):
+    """Poisons the first failed fault at once, and the next when `healed` is set."""
+
+    name = "second-late"
+    summary = "answers late"
+
+    def __init__(self) -> None:
+        self.healed = threading.Event()
+        self._first = True
+
+    def decide(self, failure: Failure) -> Verdict:
+        if not self._first:
+            self.healed.wait(PATIENCE)
+        self._first = False
+        return Verdict(Answer.POISON)
+
+
+@trio_test
+async def test_store_to_page_that_healed_before_a_late_answer_is_written_back(tmp_path: Path) -> None:
+    late = SecondLate()
+    try:
+        async with gated(tmp_path) as source:
+            (source.source / "file").write_bytes(DATA)
+            async with serving(tmp_path, backing=source.path) as s, s.guest(late) as guest:
+                await guest.open("f", s.mount / "file", "rw")
+                await guest.map("f", 0, RANGE, 0, "w")
+                file = guest.session.file("file")
+                await source.fail("file", errno.EIO, BAD * PAGE, BAD * PAGE + PAGE)
+                await source.hold("file")
+                accesses = [await guest.start(task, f"touch {BAD * PAGE}") for task in (0, 1)]
+                await eventually(lambda: file.state().waiting == 2, "both faults parked")
+                await source.release("file")
+                assert (await accesses[0]()).outcome == "sigbus"
+                await eventually(lambda: file.state().poisoned == 1, "the first answer")
+                await source.fail("file", 0)
+                await mended(guest)
+                assert await read(guest, BAD) == page(BAD)  # present, write-protected
+                late.healed.set()
+                await accesses[1]()
+                stored = await guest.access(0, f"write {BAD * PAGE} {b'stored'.hex()}")
+                assert stored.outcome == "ok"
+                await call(file.sync)
+                assert (source.source / "file").read_bytes()[BAD * PAGE :][:6] == b"stored"
+    finally:
+        late.healed.set()
