@@ -2,7 +2,7 @@
 """The whole story, run for real: a guest maps a file of our mount, the file is truncated,
 the guest touches it.
 
-Owns the order of events and what was expected of each; prints nothing.  A story is
+Owns the order of events and the expectations; prints nothing.  A story is
 one design and one way to truncate; every observation in it is measured.
 """
 
@@ -30,7 +30,7 @@ from daxfault.vmm.study.cpu_time import cpu_seconds
 from daxfault.vmm.study.standin import Done, StandIn, standin
 from daxfault.vmm.study.story import Progress
 
-STORIES = (DesignName.MAINLINE, DesignName.REPORT)  # the designs whose story is told
+STORIES = (DesignName.MAINLINE, DesignName.REPORT)  # the designs that are reproduced
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,8 +38,8 @@ class Access:
     """One access of the guest after the truncation.
 
     `outcome` is the stand-in's, or "loop", or "stopped": the vCPU is not resumed.  `cycles` in
-    `seconds`: fault -> error -> "ready" on that page, when it looped; `told`: the guest was told each
-    time, otherwise its vCPU was only halted.  `cpu`: processor time of host and guest, in seconds.
+    `seconds`: fault -> error -> "ready" on that page, when it looped; `told`: the guest was notified
+    each time, otherwise its vCPU was only halted.  `cpu`: processor time of host and guest, in seconds.
     """
 
     what: str

@@ -2,7 +2,7 @@
 """The whole story on a real KVM guest: a file of our mount is the guest's memory, it is truncated,
 the guest touches it.
 
-Owns the order of events and what was expected of each; prints nothing.  Each loop is first
+Owns the order of events and the expectations; prints nothing.  Each loop is first
 watched without a rescue, then ended, and the error is reported to the guest.
 """
 
@@ -88,7 +88,7 @@ def check_machine() -> None:
     """Unsupported when there is no KVM that can run the guest."""
     why = unsupported()
     if why is not None:
-        raise Unsupported(f"{why}; without it, --guest standin tells the same story")
+        raise Unsupported(f"{why}; without it, --guest standin reproduces the same")
 
 
 async def run(

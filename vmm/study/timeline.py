@@ -2,7 +2,7 @@
 """What a recorded run did, as a trace that Perfetto and chrome://tracing open.
 
 Owns the translation into the Trace Event Format (JSON Object Format): tracks, slices,
-flows.  Pure: it neither records nor reads a clock.  Every source tells CLOCK_MONOTONIC,
+flows.  Pure: it neither records nor reads a clock.  Every source has times of CLOCK_MONOTONIC,
 so one time line needs no alignment.
 
 Tracks are slices ("X") and nest by construction.  What happens at a moment is a slice of
@@ -54,10 +54,10 @@ Json = dict[str, Any]
 
 @dataclasses.dataclass(slots=True)
 class Recording:
-    """What was recorded of a run.
+    """The record of a run.
 
-    `steps` are what was done, with its begin and end in ns; `accesses` the texts of what each task, by vCPU
-    and number, was told to do, in order; `lost` counts events the guest had no room for.
+    `steps` are the actions, with begin and end in ns; `accesses` the commands of each task, by vCPU and
+    number, in order; `lost` counts events for which the guest had no room.
     """
 
     host: list[Trace]
@@ -317,7 +317,7 @@ def _named(kind: TraceKind) -> str:
 
 
 def _shown(**values: Any) -> Json:
-    """What is worth showing: nothing that is 0, tokens in hexadecimal."""
+    """The fields that are not 0, tokens in hexadecimal."""
     shown: Json = {}
     for name, value in values.items():
         if value and value != "0x0":

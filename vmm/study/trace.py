@@ -61,7 +61,7 @@ async def record(design: Design, *, progress: Progress = lambda _: None) -> Reco
         ):
             host.engine.trace(_CAPACITY)
             await guest.trace(True)
-            await _Story(host, guest, place.mount / "file", recording, progress).tell()
+            await _Scenario(host, guest, place.mount / "file", recording, progress).run()
             await guest.trace(False)
             host.engine.trace(0)
     return recording
@@ -75,14 +75,14 @@ def _make(path: Path) -> None:
 
 
 @dataclasses.dataclass(slots=True)
-class _Story:
+class _Scenario:
     host: Host
     guest: StandIn
     path: Path
     recording: Recording
     progress: Progress
 
-    async def tell(self) -> None:
+    async def run(self) -> None:
         await self.guest.open("file", self.path, "rw")
         await self.guest.map("file", 0, RANGE_SIZE, 0, "w")
         there = {(0, 0): "scan 0 65536 4096", (1, 0): "touch 0x8000"}
@@ -91,7 +91,7 @@ class _Story:
         await self._cut_off()
         await self._call("truncate, to grow", os.truncate, self.path, PAGES * PAGE_SIZE)
         again = {(vcpu, task): f"read {_dead(vcpu, task)} 16" for vcpu in (0, 1) for task in (0, 1)}
-        await self._at_once("what has grown again is read: zeros", again)
+        await self._at_once("the file has grown again: zeros are read", again)
 
     async def _slow(self) -> None:
         """Two tasks of each vCPU wait for their pages, the third works meanwhile."""
@@ -115,7 +115,7 @@ class _Story:
             (1, 1): f"touch {_dead(1, 0)}",  # both on one page
             (1, 2): "work 5",
         }
-        await self._at_once("what was cut off is touched", accesses)
+        await self._at_once("the pages that were cut off are touched", accesses)
 
     async def _call(self, what: str, call: Callable[..., object], *args: object) -> None:
         """Something that the host's user does through the mount."""
@@ -125,7 +125,7 @@ class _Story:
         self.recording.steps.append((begin, time.monotonic_ns(), what))
 
     async def _at_once(self, what: str, accesses: dict[tuple[int, int], str]) -> None:
-        """Begin all, wait for all; whoever has not ended in time is left behind."""
+        """Begin all accesses and wait for them; abandon those that have not ended in time."""
         self.progress(what)
         begin = time.monotonic_ns()
         for who, text in accesses.items():

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The questions about behaviour: an access, made under a design, to a page that cannot be had.
 
-Owns what is done in each column and what its right end is.  Everything is run; nothing is declared.
+Owns the access of each column and its right end.  Every result is observed.
 """
 
 from __future__ import annotations

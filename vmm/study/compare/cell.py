@@ -30,7 +30,7 @@ class Outcome(enum.StrEnum):
 @dataclasses.dataclass(frozen=True, slots=True)
 class Looped:
     """The proof of a loop: `cycles` in `seconds` of fault, no page, the same fault.  `page`: guest
-    address; `told`: the guest hears "not present" and "ready" each time, else its vCPU is halted."""
+    address; `told`: the guest gets "not present" and "ready" each time, else its vCPU is halted."""
 
     page: int
     told: bool
@@ -43,7 +43,7 @@ class Cell:
     """One access under one design.
 
     `ok`: it is the right end; None: the right error, but without its address, or untried.  `rate`: cycles a
-    second of a loop.  `events`: who said what to whom, as daxfault.vmm.study.compare.sequence has them.
+    second of a loop.  `events`: the messages, as daxfault.vmm.study.compare.sequence has them.
     `numbers`: what was measured; times in seconds unless the name says otherwise.
     """
 
@@ -63,10 +63,10 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Column:
-    """A question put to every design.  `right` is the only right end, None where none is (a cost)."""
+    """An access or a measurement, under every design.  `right` is the only right end, None for a cost."""
 
     name: str
     title: str
     group: str  # behaviour or cost
     right: Outcome | None
-    meaning: str  # a sentence: what is done, and why that end is right
+    meaning: str  # a sentence: the access, and why that end is right

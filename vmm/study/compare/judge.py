@@ -19,7 +19,7 @@ _OUTCOMES = {
     "panic": Outcome.PANIC,
     "killed": Outcome.KILLED,
 }
-# what is the worst of several ends comes first
+# the worst end first
 _WORST = (
     Outcome.HANG,
     Outcome.LOOP,
@@ -37,7 +37,7 @@ _WORST = (
 class Wanted:
     """The right end of one access.
 
-    `address` is the exact address of its error, None where none is due; `value` what it reads,
+    `address` is the exact address of its error, None where there is none; `value` what it reads,
     None for anything; `done` the bytes that come before an error.
     """
 
@@ -118,7 +118,7 @@ def _ended(done: Done, wanted: Wanted) -> Cell:
 
 
 def _judge_address(cell: Cell, done: Done, wanted: Wanted) -> None:
-    """A wrong address is wrong; without any a SIGBUS says half of what it should.  EFAULT needs none."""
+    """A wrong address is wrong; a SIGBUS without an address is half right.  EFAULT needs none."""
     if wanted.address is None or done.address is None:
         return
     known = done.address or cell.si_code == _BUS_ADRERR

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The messages of one access, as the host and the guest saw them, in one order.
 
-Owns merging the engine's trace with the stand-in's: both tell CLOCK_MONOTONIC.  Pure.
+Owns merging the engine's trace with the stand-in's: both have times of CLOCK_MONOTONIC.  Pure.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Event = dict[str, Any]
 KERNEL, HOST, FILE = "guest kernel", "host", "file"
 _FIRST, _LAST = 48, 8  # kept of a long sequence
 
-# the engine's events: who, to whom, what; None stands for the task on that vCPU
+# the engine's events: sender, receiver, message; None: the task on that vCPU
 _HOST: dict[TraceKind, tuple[str | None, str | None, str]] = {
     TraceKind.FAULT: (None, HOST, "fault"),
     TraceKind.FILL_BEGIN: (HOST, FILE, "read"),
@@ -61,16 +61,16 @@ def merged(host: Iterable[Trace], guest: Iterable[Event]) -> list[Event]:
     host = list(host)
     vcpus = {trace.tid: trace.vcpu for trace in host if trace.vcpu >= 0}
     running: dict[int, int] = {}
-    told: dict[int, tuple[int, int]] = {}  # by token: who sleeps on it
+    sleepers: dict[int, tuple[int, int]] = {}  # by token: the task that sleeps on it
     lines: list[tuple[int, Trace | Event]] = [(trace.time_ns, trace) for trace in host]
     lines += [(int(event["ns"]), event) for event in guest]
     lines.sort(key=lambda line: line[0])
     events = []
     for ns, line in lines:
         if isinstance(line, Trace):
-            # who sleeps on a token is woken by "ready"
+            # "ready" wakes the task that sleeps on a token
             if line.kind != TraceKind.WAKE or not line.token:
-                events.append(_of_host(ns, line, vcpus, running, told))
+                events.append(_of_host(ns, line, vcpus, running, sleepers))
         else:
             vcpu, task = int(line["vcpu"]), int(line["task"])
             if task < 0:
@@ -78,7 +78,7 @@ def merged(host: Iterable[Trace], guest: Iterable[Event]) -> list[Event]:
             if line["what"] in _RUNS:
                 running[vcpu] = task
             if token := line.get("token"):
-                told[token] = (vcpu, task)
+                sleepers[token] = (vcpu, task)
             if line["what"] in _GUEST:
                 events.append(_of_guest(ns, line, vcpu, task))
     if len(events) <= _FIRST + _LAST:
@@ -97,13 +97,13 @@ def _of_host(
     trace: Trace,
     vcpus: dict[int, int],
     running: dict[int, int],
-    told: dict[int, tuple[int, int]],
+    sleepers: dict[int, tuple[int, int]],
 ) -> Event:
     who, to, what = _HOST[TraceKind(trace.kind)]
     if trace.kind == TraceKind.HALT and trace.value == Wait.SYNC:
         what = "waits in its fault"
     vcpu = trace.vcpu if trace.vcpu >= 0 else vcpus.get(trace.tid, 0)
-    task = _task(*told.get(trace.token, (vcpu, running.get(vcpu, 0))))
+    task = _task(*sleepers.get(trace.token, (vcpu, running.get(vcpu, 0))))
     note = f"{trace.address:#x}" if trace.address else ""
     if trace.error:
         note = f"{note} {errno.errorcode.get(trace.error, trace.error)}".strip()

@@ -56,7 +56,7 @@ class Row:
 
 @dataclasses.dataclass(slots=True)
 class Comparison:
-    """What was found; as_json() is what --json prints and --html draws."""
+    """The result; --json prints as_json(), --html draws it."""
 
     kernel: str
     seconds: float

@@ -27,7 +27,7 @@ from daxfault.vmm.study.compare import sequence
 from daxfault.vmm.study.compare.cell import Looped
 from daxfault.vmm.study.standin import Done, StandIn, StandInError, standin
 
-DEADLINE = 10.0  # seconds; what has not ended then, does not loop and is not stopped, hangs
+DEADLINE = 10.0  # seconds; an access that has not ended then, and neither loops nor is stopped, hangs
 _TRACED = 4096
 _EARLY = 0.01  # seconds after which the beginning of a long trace is put by
 
