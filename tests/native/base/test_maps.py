@@ -123,3 +123,20 @@ def test_one_mapping_is_found_by_an_address_in_or_before_it(maps: ctypes.CDLL, t
         assert (area.start, area.inode, area.prot) == (here.start, here.inode, here.prot)
     assert maps.maps_find(fd, ctypes.c_uint64(2**64 - 1), ctypes.byref(area)) == -errno.ENOENT
     os.close(fd)
+
+
+def test_one_mapping_is_found_in_the_text_where_the_kernel_has_no_query(
+    maps: ctypes.CDLL, tmp_path: Path
+) -> None:
+    """A regular file has no PROCMAP_QUERY either: ENOTTY."""
+    text = tmp_path / "maps"
+    text.write_bytes(Path("/proc/self/maps").read_bytes())
+    fd = os.open(text, os.O_RDONLY)
+    areas = list(read(maps, os.dup(fd)).values())
+    area = Area()
+    for here, following in zip(areas, [*areas[1:], None], strict=True):
+        assert maps.maps_find(fd, ctypes.c_uint64(here.end - 1), ctypes.byref(area)) == 0
+        assert bytes(area) == bytes(here)
+        found = maps.maps_find(fd, ctypes.c_uint64(here.end), ctypes.byref(area))
+        assert (found, area.start) == (0, following.start) if following else found == -errno.ENOENT
+    os.close(fd)
