@@ -11,11 +11,13 @@ it the kernel learns the size when a client calls stat(2).
 
 A thread that waits for an answer of this very mount cannot be killed, and if it shared the process's
 descriptors, a killed process would never close /dev/fuse: the connection and all its clients would hang.
-So the thread has a descriptor table of its own, without /dev/fuse in it.
+So the thread has a descriptor table of its own, with nothing of the process's in it: neither /dev/fuse,
+nor the standard streams, which whoever started a daemon waits for.
 """
 
 from __future__ import annotations
 
+import collections
 import errno
 import logging
 import os
@@ -34,13 +36,17 @@ class Sizes:
 
     def __init__(self) -> None:
         self._wanted: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._failed: collections.deque[str] = collections.deque(maxlen=100)
 
     def start(self, path: str) -> None:
         """Serve `ask` for the mount at `path`."""
         threading.Thread(target=self._run, args=(path,), name="sizes", daemon=True).start()
 
     def ask(self, nodeid: int) -> None:
-        """Have the kernel ask for the size of the inode, soon."""
+        """Have the kernel ask for the size of the inode, soon.  Logs what has failed since the last call:
+        the thread itself has no stream to log to."""
+        while self._failed:
+            log.warning("%s", self._failed.popleft())
         self._wanted.put(nodeid)
 
     def close(self) -> None:
@@ -49,13 +55,15 @@ class Sizes:
 
     def _run(self, path: str) -> None:
         syscalls.unshare_files()
-        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        os.closerange(0, os.sysconf("SC_OPEN_MAX"))
+        for _ in range(3):  # 0, 1 and 2, so that no other file becomes a standard stream
+            os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         while (nodeid := self._wanted.get()) is not None:
             try:
                 _stat(path, nodeid)
             except OSError as exc:
                 if exc.errno not in _LEFT_OUT:
-                    log.warning("inode %d: stat on the mount: %s", nodeid, exc)
+                    self._failed.append(f"inode {nodeid}: stat on the mount: {exc}")
 
 
 def _stat(path: str, nodeid: int) -> None:
