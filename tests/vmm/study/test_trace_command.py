@@ -59,8 +59,8 @@ def test_trace_of_another_design_shows_its_answer(tmp_path: Path, design: str, m
     made = json.loads(done.stdout)
     check(made)
     faults = [e for e in made["traceEvents"] if e["ph"] == "X" and e["name"] == "fault"]
-    # the watchdog ends no loop before 100 cycles; how many more there are depends on the machine's load
-    assert len(faults) > (100 if design == "mainline" else 8)
+    # the watchdog ends no loop before 50 cycles (vmm/study/trace.py); more depend on the machine
+    assert len(faults) > (50 if design == "mainline" else 8)
     assert mark in names(made, "X")
 
 
