@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * cache.h - a file and its page cache: a memfd, which pages hold the file's bytes, which may have
- * been stored to, the size, the generation.  Must not know who faults, maps or waits.
+ * cache.h - a file and its page cache: a memfd, which pages hold the file's bytes, which of them
+ * guests may have stored to, the size, the generation.  Must not know who faults, maps or waits.
  *
  * file->lock covers all of it.  A change of the file, whoever made it, is recorded in file->change;
  * whoever holds the lock applies it to those who wait and map before the lock is released
@@ -39,17 +39,27 @@ void df_cache_state(struct df_cache_state *out);
 #define CHUNK_SIZE ((uint64_t)1 << CHUNK_SHIFT)
 #define CHUNK_PAGES (CHUNK_SIZE / PAGE)
 
+#define HASHES 512			/* pages whose hashes are allocated together */
+
+enum page_state {
+	PAGE_FILLED,			/* holds the file's bytes */
+	PAGE_EXPOSED,			/* ... and a guest could store to it, at some time since */
+	PAGE_DIRTY,			/* ... and may have, since it was last compared (exposed.c) */
+	PAGE_STATES,
+};
+
 /* What is known of 1 GiB of a file's page cache. */
 struct df_chunk {
 	uint64_t index;
-	uint64_t filled[CHUNK_PAGES / 64];	/* holds the file's bytes */
-	uint64_t exposed[CHUNK_PAGES / 64];	/* ... and a guest may have stored to it */
+	uint64_t pages[PAGE_STATES][CHUNK_PAGES / 64];	/* a bit a page */
+	uint64_t *hashes[CHUNK_PAGES / HASHES];	/* of exposed pages; 0: not known */
 };
 
 /* A file that has changed.  [start, end): bytes read there before are not the file's any more; may
  * be empty. */
 struct change {
 	bool any;
+	bool content;			/* not by us: pages that nobody stored to are out of date */
 	uint64_t start, end;
 };
 
@@ -71,6 +81,7 @@ struct df_file {
 	int unreported;			/* enum df_change bits since df_file_recheck() */
 	atomic_uint_fast64_t generation;	/* counts changes of what a page should hold */
 	struct change change;		/* since the last file_take_change() */
+	bool unsettled;			/* dirty pages are still to be looked at for it (change.c) */
 	struct df_chunk **chunks;	/* sorted by index */
 	size_t nchunks;
 	uint64_t resident;
@@ -127,17 +138,29 @@ bool pages_filled(struct df_file *file, uint64_t offset);
 bool pages_present(struct df_file *file, uint64_t offset);	/* in the memfd, whoever put it there */
 /* end of the run of pages in the same state as the first, at most `end` */
 uint64_t pages_run(struct df_file *file, uint64_t offset, uint64_t end, bool *filled);
-void pages_set_exposed(struct df_file *file, uint64_t start, uint64_t end);
-/* the first run of exposed pages at or after *start, inside one chunk */
-bool pages_next_exposed(struct df_file *file, uint64_t *start, uint64_t *end, uint64_t most);
-bool pages_any_exposed(struct df_file *file);
-void pages_clear_exposed(struct df_file *file, uint64_t start, uint64_t end);
+bool pages_in(struct df_file *file, uint64_t offset, enum page_state state);
+void pages_mark(struct df_file *file, uint64_t start, uint64_t end, enum page_state state, bool value);
+/* the first run of pages in that state at or after *start, inside one chunk */
+bool pages_next(struct df_file *file, uint64_t *start, uint64_t *end, uint64_t most, enum page_state state);
+struct df_chunk *pages_chunk(struct df_file *file, uint64_t offset);	/* or NULL */
 void pages_drop(struct df_file *file, uint64_t start, uint64_t end);
-void pages_drop_unexposed(struct df_file *file);
-/* At most `most` pages of [*at, end) that nobody stored to; -> how many. *at is where to go on. */
-uint64_t pages_drop_clean(struct df_file *file, uint64_t *at, uint64_t end, uint64_t most);
 uint64_t pages_resident(void);		/* of all files; no lock */
 void pages_zero(struct df_file *file, uint64_t start, uint64_t end);
 void pages_free(struct df_file *file);
+
+/* exposed.c: pages that guests can store to; all under file->lock */
+/* Before a guest may store to the filled pages of a range unnoticed. */
+void exposed_begin(struct df_file *file, uint64_t start, uint64_t end);
+/* Whether an exposed page, whose bytes are `page`, may differ from the backing file. */
+bool exposed_differs(struct df_file *file, const char *page, uint64_t offset);
+/* `len` bytes at `offset`, a page boundary, were written from the page cache to the backing file. */
+void exposed_written(struct df_file *file, const char *bytes, uint64_t offset, uint64_t len);
+/* Somebody else's bytes were written to the backing file, and are about to be to the page cache. */
+void exposed_overwritten(struct df_file *file, const char *bytes, uint64_t offset, uint64_t len);
+/* The backing file was cut to `size`, which is not in file->size yet. */
+void exposed_cut(struct df_file *file, uint64_t size);
+/* Drop at most `most` pages of [*at, end) that equal the backing file's: never dirty ones.
+ * -> how many.  *at is where to go on. */
+uint64_t exposed_drop_clean(struct df_file *file, uint64_t *at, uint64_t end, uint64_t most);
 
 #endif

@@ -71,12 +71,12 @@ static uint64_t sweep(struct df_file *file, uint64_t most, uint64_t start, uint6
 
 		/* but not what was just filled: somebody waits for it */
 		if (at < start)
-			dropped += pages_drop_clean(file, &at, start < parts[i].to ? start : parts[i].to,
-						    most - dropped);
+			dropped += exposed_drop_clean(file, &at, start < parts[i].to ? start : parts[i].to,
+						      most - dropped);
 		if (dropped < most && at < end)
 			at = end;
 		if (dropped < most && at < parts[i].to)
-			dropped += pages_drop_clean(file, &at, parts[i].to, most - dropped);
+			dropped += exposed_drop_clean(file, &at, parts[i].to, most - dropped);
 		file->hand = at < CACHE_SIZE ? at : 0;
 	}
 	if (dropped < most)

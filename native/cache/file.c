@@ -80,7 +80,7 @@ static void record(struct df_file *file, uint64_t start, uint64_t end)
 	struct change *change = &file->change;
 
 	if (!change->any || change->start >= change->end) {
-		*change = (struct change){ true, start, end };
+		*change = (struct change){ true, change->any && change->content, start, end };
 	} else if (start < end) {
 		change->start = start < change->start ? start : change->start;
 		change->end = end > change->end ? end : change->end;
@@ -91,7 +91,7 @@ struct change file_take_change(struct df_file *file)
 {
 	struct change change = file->change;
 
-	file->change.any = false;
+	file->change.any = file->change.content = false;
 	return change;
 }
 
@@ -99,6 +99,8 @@ void file_changed(struct df_file *file, uint64_t size, bool content)
 {
 	uint64_t old = file->size;
 
+	if (file->cache >= 0 && size < old)
+		exposed_cut(file, size);
 	file->size = size;
 	atomic_fetch_add(&file->generation, 1);
 	if (file->cache >= 0) {
@@ -115,7 +117,7 @@ void file_changed(struct df_file *file, uint64_t size, bool content)
 			pages_zero(file, old, PAGE_UP(old) < size ? PAGE_UP(old) : size);
 		}
 		if (content)
-			pages_drop_unexposed(file);
+			exposed_drop_clean(file, &(uint64_t){ 0 }, CACHE_SIZE, UINT64_MAX);
 	}
 	if (content)
 		record(file, 0, CACHE_SIZE);
@@ -123,6 +125,7 @@ void file_changed(struct df_file *file, uint64_t size, bool content)
 		record(file, size, CACHE_SIZE);
 	else
 		record(file, old, size);
+	file->change.content |= content;
 }
 
 /* A change that we did not make is a change now. */
@@ -154,6 +157,8 @@ static void update(struct df_file *file, const char *bytes, uint64_t offset, uin
 		bool filled;
 		uint64_t end = pages_run(file, at, offset + len, &filled);
 
+		if (filled)
+			exposed_overwritten(file, bytes + (at - offset), at, end - at);
 		/* Pages that cannot take them must not keep the old bytes. */
 		if (filled && pages_write(file, bytes + (at - offset), at, end - at))
 			pages_drop(file, PAGE_DOWN(at), PAGE_UP(end));

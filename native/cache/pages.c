@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * pages.c - a file's page cache: a memfd, and one bit a page for "filled" and
- * "exposed".  All of it under file->lock.
+ * pages.c - a file's page cache: a memfd, and one bit a page for each of its states.
+ * All of it under file->lock.  Must not know what the backing file holds (exposed.c).
  *
  * The host reads and writes the memfd with pread() and pwrite() and never maps it:
  * writing 64 KiB of new pages is twice as fast as faulting them in, and no memory
@@ -47,17 +47,20 @@ static size_t find(const struct df_file *file, uint64_t offset)
 	return low;
 }
 
-static struct df_chunk *chunk_of(struct df_file *file, uint64_t offset, bool create)
+struct df_chunk *pages_chunk(struct df_file *file, uint64_t offset)
 {
-	uint64_t index = offset >> CHUNK_SHIFT;
+	size_t i = find(file, offset);
+
+	return i < file->nchunks && file->chunks[i]->index == offset >> CHUNK_SHIFT ? file->chunks[i] : NULL;
+}
+
+static struct df_chunk *make_chunk(struct df_file *file, uint64_t offset)
+{
+	struct df_chunk **grown, *chunk = pages_chunk(file, offset);
 	size_t low = find(file, offset);
-	struct df_chunk **grown, *chunk;
 
-	if (low < file->nchunks && file->chunks[low]->index == index)
-		return file->chunks[low];
-	if (!create)
-		return NULL;
-
+	if (chunk)
+		return chunk;
 	grown = realloc(file->chunks, (file->nchunks + 1) * sizeof(*grown));
 	if (!grown)
 		return NULL;
@@ -65,7 +68,7 @@ static struct df_chunk *chunk_of(struct df_file *file, uint64_t offset, bool cre
 	chunk = calloc(1, sizeof(*chunk));
 	if (!chunk)
 		return NULL;
-	chunk->index = index;
+	chunk->index = offset >> CHUNK_SHIFT;
 	memmove(grown + low + 1, grown + low, (file->nchunks - low) * sizeof(*grown));
 	grown[low] = chunk;
 	file->nchunks++;
@@ -124,11 +127,16 @@ int pages_write(struct df_file *file, const char *from, uint64_t offset, uint64_
 	return 0;
 }
 
+bool pages_in(struct df_file *file, uint64_t offset, enum page_state state)
+{
+	const struct df_chunk *chunk = pages_chunk(file, offset);
+
+	return chunk && bit(chunk->pages[state], page_in_chunk(offset));
+}
+
 bool pages_filled(struct df_file *file, uint64_t offset)
 {
-	struct df_chunk *chunk = chunk_of(file, offset, false);
-
-	return chunk && bit(chunk->filled, page_in_chunk(offset));
+	return pages_in(file, offset, PAGE_FILLED);
 }
 
 bool pages_present(struct df_file *file, uint64_t offset)
@@ -136,34 +144,25 @@ bool pages_present(struct df_file *file, uint64_t offset)
 	return lseek(file->cache, (off_t)offset, SEEK_DATA) == (off_t)offset;
 }
 
-bool pages_next_exposed(struct df_file *file, uint64_t *start, uint64_t *end, uint64_t most)
+bool pages_next(struct df_file *file, uint64_t *start, uint64_t *end, uint64_t most, enum page_state state)
 {
-	for (size_t c = 0; c < file->nchunks; c++) {
-		const struct df_chunk *chunk = file->chunks[c];
-		uint64_t base = chunk->index << CHUNK_SHIFT, i = 0;
+	for (size_t c = find(file, *start); c < file->nchunks; c++) {
+		const uint64_t *map = file->chunks[c]->pages[state];
+		uint64_t base = file->chunks[c]->index << CHUNK_SHIFT, i = 0;
 
-		if (base + CHUNK_SIZE <= *start)
-			continue;
 		if (*start > base)
 			i = page_in_chunk(*start);
-		while (i < CHUNK_PAGES && !bit(chunk->exposed, i))
-			i += i % 64 == 0 && !chunk->exposed[i / 64] ? 64 : 1;
+		while (i < CHUNK_PAGES && !bit(map, i))
+			i += i % 64 == 0 && !map[i / 64] ? 64 : 1;
 		if (i >= CHUNK_PAGES)
 			continue;
 		*start = base + i * PAGE;
-		while (i < CHUNK_PAGES && bit(chunk->exposed, i) && base + i * PAGE - *start < most)
+		while (i < CHUNK_PAGES && bit(map, i) && base + i * PAGE - *start < most)
 			i++;
 		*end = base + i * PAGE;
 		return true;
 	}
 	return false;
-}
-
-bool pages_any_exposed(struct df_file *file)
-{
-	uint64_t start = 0, end;
-
-	return pages_next_exposed(file, &start, &end, PAGE);
 }
 
 /* Runs and marks go from chunk to chunk: a sparse file may be 8 EiB long, and the
@@ -174,8 +173,8 @@ uint64_t pages_run(struct df_file *file, uint64_t offset, uint64_t end, bool *fi
 
 	*filled = pages_filled(file, at);
 	for (size_t c = find(file, at); c < file->nchunks && at < end; c++) {
-		const struct df_chunk *chunk = file->chunks[c];
-		uint64_t base = chunk->index << CHUNK_SHIFT, next = base + CHUNK_SIZE;
+		const uint64_t *map = file->chunks[c]->pages[PAGE_FILLED];
+		uint64_t base = file->chunks[c]->index << CHUNK_SHIFT, next = base + CHUNK_SIZE;
 
 		if (at < base && *filled)
 			return at;
@@ -184,23 +183,23 @@ uint64_t pages_run(struct df_file *file, uint64_t offset, uint64_t end, bool *fi
 		while (at < next && at < end) {
 			uint64_t i = page_in_chunk(at);
 
-			if (bit(chunk->filled, i) != *filled)
+			if (bit(map, i) != *filled)
 				return at;
-			at += i % 64 == 0 && chunk->filled[i / 64] + *filled == 0 ? 64 * PAGE : PAGE;
+			at += i % 64 == 0 && map[i / 64] + *filled == 0 ? 64 * PAGE : PAGE;
 		}
 	}
 	return *filled && at < end ? at : end;
 }
 
 /* Sets or clears a bit for each page of [start, end); -> bits that changed. */
-static uint64_t mark(struct df_file *file, uint64_t start, uint64_t end, bool exposed, bool value)
+static uint64_t mark(struct df_file *file, uint64_t start, uint64_t end, enum page_state state, bool value)
 {
 	uint64_t changed = 0;
 
 	for (size_t c = find(file, start); c < file->nchunks && start < end; c++) {
 		struct df_chunk *chunk = file->chunks[c];
 		uint64_t base = chunk->index << CHUNK_SHIFT, next = base + CHUNK_SIZE, stop;
-		uint64_t *map = exposed ? chunk->exposed : chunk->filled;
+		uint64_t *map = chunk->pages[state];
 
 		if (start < base)
 			start = base;
@@ -239,25 +238,20 @@ int pages_fill(struct df_file *file, const char *from, uint64_t start, uint64_t 
 	uint64_t pages;
 	int error;
 
-	if (!chunk_of(file, start, true) || !chunk_of(file, end - 1, true))
+	if (!make_chunk(file, start) || !make_chunk(file, end - 1))
 		return -ENOMEM;
 	error = pages_write(file, from, start, end - start);
 	if (error)
 		return error;
-	pages = mark(file, start, end, false, true);
+	pages = mark(file, start, end, PAGE_FILLED, true);
 	file->resident += pages;
 	atomic_fetch_add_explicit(&resident, pages, memory_order_relaxed);
 	return 0;
 }
 
-void pages_set_exposed(struct df_file *file, uint64_t start, uint64_t end)
+void pages_mark(struct df_file *file, uint64_t start, uint64_t end, enum page_state state, bool value)
 {
-	mark(file, start, end, true, true);
-}
-
-void pages_clear_exposed(struct df_file *file, uint64_t start, uint64_t end)
-{
-	mark(file, start, end, true, false);
+	mark(file, start, end, state, value);
 }
 
 /* Forget the pages of [start, end) and zap every guest's mapping of them:
@@ -267,50 +261,11 @@ void pages_drop(struct df_file *file, uint64_t start, uint64_t end)
 {
 	if (start >= end)
 		return;
-	forget(file, mark(file, start, end, false, false));
-	mark(file, start, end, true, false);
+	forget(file, mark(file, start, end, PAGE_FILLED, false));
+	mark(file, start, end, PAGE_EXPOSED, false);
+	mark(file, start, end, PAGE_DIRTY, false);
 	fallocate(file->cache, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)start,
 		  (off_t)(end - start));
-}
-
-uint64_t pages_drop_clean(struct df_file *file, uint64_t *at, uint64_t end, uint64_t most)
-{
-	uint64_t dropped = 0;
-
-	for (size_t c = find(file, *at); c < file->nchunks && *at < end && dropped < most; c++) {
-		struct df_chunk *chunk = file->chunks[c];
-		uint64_t base = chunk->index << CHUNK_SHIFT;
-		uint64_t i = *at > base ? page_in_chunk(*at) : 0, stop = CHUNK_PAGES;
-
-		if (end - base < CHUNK_SIZE)
-			stop = (end - base) / PAGE;
-		while (i < stop && dropped < most) {
-			uint64_t from = i;
-
-			if (i % 64 == 0 && !chunk->filled[i / 64]) {
-				i += 64;
-				continue;
-			}
-			while (i < stop && i - from < most - dropped && bit(chunk->filled, i) &&
-			       !bit(chunk->exposed, i))
-				i++;
-			if (i > from)
-				pages_drop(file, base + from * PAGE, base + i * PAGE);
-			dropped += i - from;
-			i += i == from;
-		}
-		*at = base + i * PAGE;
-	}
-	if (dropped < most)
-		*at = end;
-	return dropped;
-}
-
-void pages_drop_unexposed(struct df_file *file)
-{
-	uint64_t at = 0;
-
-	pages_drop_clean(file, &at, CACHE_SIZE, UINT64_MAX);
 }
 
 /* Zero bytes of one page; if it is not filled the source will have them zeroed. */
@@ -325,6 +280,8 @@ void pages_zero(struct df_file *file, uint64_t start, uint64_t end)
 void pages_free(struct df_file *file)
 {
 	for (size_t c = 0; c < file->nchunks; c++) {
+		for (size_t i = 0; i < CHUNK_PAGES / HASHES; i++)
+			free(file->chunks[c]->hashes[i]);
 		free(file->chunks[c]);
 	}
 	free(file->chunks);

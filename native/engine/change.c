@@ -8,11 +8,35 @@
 
 #include "internal.h"
 
+#define SLICE ((uint64_t)1 << 20)
+
+/* The backing file's bytes have changed, and the page cache has dropped its clean pages.  Of those
+ * that guests may store to it keeps what they did store to: the others are write-protected, so
+ * that they can be compared, and dropped, before the next store.  That cannot be done while a
+ * guest's own events are acted upon: the next caller that is no reader of a guest does it. */
+static void drop_unstored(struct df_file *file)
+{
+	uint64_t at = 0, end;
+
+	file->unsettled = thread_is_ours();
+	while (!file->unsettled && pages_next(file, &at, &end, SLICE, PAGE_DIRTY)) {
+		if (space_protect(file, at, end)) {
+			pages_mark(file, at, end, PAGE_DIRTY, false);
+			exposed_drop_clean(file, &at, end, UINT64_MAX);
+		} else {
+			file->unsettled = true;
+		}
+		at = end;
+	}
+}
+
 void change_apply(struct df_file *file)
 {
 	struct change change = file_take_change(file);
 	struct df_poison *retry = NULL;
 
+	if (change.content || (file->unsettled && !thread_is_ours()))
+		drop_unstored(file);
 	if (!change.any)
 		return;
 	fill_release(file, change.start, change.end);

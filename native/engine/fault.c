@@ -181,7 +181,7 @@ static bool drop_clean(struct df_file *file, uint64_t offset)
 {
 	uint64_t at = offset;
 
-	return pages_drop_clean(file, &at, offset + PAGE, 1);
+	return exposed_drop_clean(file, &at, offset + PAGE, 1);
 }
 
 /* Under space->lock and file->lock. */

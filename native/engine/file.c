@@ -178,7 +178,7 @@ int df_file_inject(struct df_file *file, const struct df_inject_options *options
 	if (error || !(options->flags & DF_INJECT_EVICT))
 		return error;
 	GUARD(&file->lock);
-	pages_drop_clean(file, &at, end < CACHE_SIZE ? end : CACHE_SIZE, UINT64_MAX);
+	exposed_drop_clean(file, &at, end < CACHE_SIZE ? end : CACHE_SIZE, UINT64_MAX);
 	return 0;
 }
 

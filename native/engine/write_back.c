@@ -8,44 +8,81 @@
 
 #define SLICE ((uint64_t)1 << 20)	/* bytes written back under one hold of the lock */
 
-/* Write one run of exposed pages.  Protected first and read then: a store that
- * comes in between makes the page exposed again, after us. */
-static int write_back_run(struct df_file *file, uint64_t start, uint64_t end)
+/* Write one run of pages, all of it or an error. */
+static int write_pages(struct df_file *file, const char *bytes, uint64_t start, uint64_t len)
 {
-	uint64_t stop = end < file->size ? end : file->size, most = RANGE;
-	char *bytes = read_buffer();
+	uint64_t done = 0;
 	int error = 0;
-	int64_t n;
+
+	while (done < len && !error) {
+		int64_t n = source_write(&file->source, bytes + done, start + done, len - done);
+
+		if (n > 0)
+			done += (uint64_t)n;
+		else
+			error = n < 0 ? (int)n : -ENOSPC;
+	}
+	exposed_written(file, bytes, start, done);
+	file_stamp(file);
+	return error;
+}
+
+/* Write what differs of `len` bytes of the page cache from `start`, a page boundary, on. */
+static int write_differing(struct df_file *file, const char *bytes, uint64_t start, uint64_t len, bool *some)
+{
+	int error = 0;
+
+	for (uint64_t from = 0, to; from < len && !error; from = to) {
+		to = from + PAGE;
+		if (!exposed_differs(file, bytes + from, start + from))
+			continue;
+		while (to < len && exposed_differs(file, bytes + to, start + to))
+			to += PAGE;
+		error = write_pages(file, bytes + from, start + from, (to < len ? to : len) - from);
+		*some |= !error;
+	}
+	return error;
+}
+
+/* Write what guests stored to one run of exposed pages.  Protected first and read then: a store
+ * that comes in between makes the page dirty again, after us. */
+static int write_run(struct df_file *file, uint64_t start, uint64_t end, bool *some)
+{
+	uint64_t at = start, stop = end < file->size ? end : file->size, most = RANGE;
+	char *bytes = read_buffer();
+	int error = bytes ? 0 : -ENOMEM;
 
 	if (space_protect(file, start, end))
-		pages_clear_exposed(file, start, end);
+		pages_mark(file, start, end, PAGE_DIRTY, false);
 	atomic_store(&file->used, 0);	/* there are clean pages again, and old ones */
-	while (start < stop && !error) {
-		uint64_t len = stop - start < most ? stop - start : most;
+	while (at < stop && !error) {
+		uint64_t len = stop - at < most ? stop - at : most;
 
-		if (!pages_filled(file, start)) {
-			start = PAGE_DOWN(start) + PAGE;	/* lost with what was stored to it */
+		if (!pages_filled(file, at)) {
+			at += PAGE;	/* lost with what was stored to it */
 			continue;
 		}
-		error = bytes ? pages_read(file, bytes, start, len) : -ENOMEM;
+		error = pages_read(file, bytes, at, PAGE_UP(len));
 		if (error == -ESTALE) {
 			error = 0;
 			most = PAGE;	/* the others are to be written all the same */
 		} else if (!error) {
-			n = source_write(&file->source, bytes, start, len);
-			error = n < 0 ? (int)n : n == 0 ? -ENOSPC : 0;
-			start += n > 0 ? (uint64_t)n : 0;
+			error = write_differing(file, bytes, at, len, some);
+			at += PAGE_UP(len);
 		}
 	}
 	if (error)
-		pages_set_exposed(file, PAGE_DOWN(start), end);
+		pages_mark(file, start, end, PAGE_DIRTY, true);
 	return error;
 }
 
-int df_file_write_back(struct df_file *file)
+/* `all`: also what is not known to be dirty, but may have changed without a fault. */
+static int write_back(struct df_file *file, bool all)
 {
+	enum page_state state = all ? PAGE_EXPOSED : PAGE_DIRTY;
 	uint64_t at = 0, freed = 0;
-	int error = 0, some = 0;
+	bool some = false;
+	int error = 0;
 
 	while (!error) {
 		uint64_t end;
@@ -56,15 +93,13 @@ int df_file_write_back(struct df_file *file)
 			break;
 		}
 		change_notice(file);	/* never write past an EOF that moved */
-		if (!pages_next_exposed(file, &at, &end, SLICE) || at >= file->size) {
+		if (!pages_next(file, &at, &end, SLICE, state) || at >= file->size) {
 			file_unlock(file);
 			break;
 		}
-		error = write_back_run(file, at, end);
-		file_stamp(file);
+		error = write_run(file, at, end, &some);
 		freed += evict_written(file);
 		file_unlock(file);
-		some |= !error;
 		at = end;
 	}
 	if (error || some)
@@ -72,21 +107,28 @@ int df_file_write_back(struct df_file *file)
 	return error ? error : some;
 }
 
+int df_file_write_back(struct df_file *file)
+{
+	return write_back(file, false);
+}
+
 int df_file_sync(struct df_file *file, int datasync)
 {
-	int error = df_file_write_back(file), synced = source_sync(&file->source, datasync);
+	int error = write_back(file, true), synced = source_sync(&file->source, datasync);
 
 	return error < 0 ? error : synced;
 }
 
 int df_file_retire(struct df_file *file)
 {
-	int some = df_file_write_back(file), error = 0;
+	int some = write_back(file, true), error = 0;
+	uint64_t end;
 
 	if (some < 0)
 		return some;
 	pthread_mutex_lock(&file->lock);
-	if (file->mappings->n || file->waits->fills || pages_any_exposed(file)) {
+	if (file->mappings->n || file->waits->fills ||
+	    (file->source.writable && pages_next(file, &(uint64_t){ 0 }, &end, PAGE, PAGE_DIRTY))) {
 		error = -EBUSY;
 	} else {
 		pages_free(file);

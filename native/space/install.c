@@ -82,7 +82,7 @@ static bool protect_pages(struct df_region *region, const struct install *instal
 		*start = install->offset;
 		*end = *start + PAGE;
 	}
-	pages_set_exposed(region->file, *start, *end);
+	exposed_begin(region->file, *start, *end);
 	return false;
 }
 
@@ -107,7 +107,7 @@ enum verdict install_store(struct df_region *region, struct install *install)
 	if (start < end) {
 		/* a private mapping's store goes to a copy, not to the file */
 		if (region->writable)
-			pages_set_exposed(file, start, end);
+			exposed_begin(file, start, end);
 		error = uffd_protect(uffd, page, end - start, false);
 		if (error == -ENOENT)
 			error = uffd_protect(uffd, page, PAGE, false);
@@ -149,7 +149,7 @@ enum verdict install_page(struct df_region *region, struct install *install)
 	if (error == -EINVAL && protect && pages_present(file, offset)) {
 		/* Not registered for WP faults: every page may be stored to. */
 		region->tracked = protect = false;
-		pages_set_exposed(file, start, end);
+		exposed_begin(file, start, end);
 		error = map_pages(region, install, offset, end, protect, &done, &present);
 	}
 	if (!error || done) {

@@ -101,14 +101,23 @@ int space_catch_up(struct df_space *space)
 	return 0;
 }
 
+/* Of pages that are present this removes the write protection: nobody will answer the next store. */
+static int poison_absent(struct df_region *region, int uffd)
+{
+	if (region->writable && uffd_alive(uffd)) {
+		GUARD(&region->file->lock);
+		exposed_begin(region->file, region->offset, region->offset + region->len);
+	}
+	return uffd_poison_absent(uffd, region->start, region->len);
+}
+
 int space_poison_absent(struct df_space *space)
 {
 	int error = 0;
 
 	GUARD_READ(&space->lock);
 	for (size_t i = 0; error != -EAGAIN && i < space->nregions; i++)
-		error = uffd_poison_absent(space->uffd, space->regions[i]->start,
-					   space->regions[i]->len);
+		error = poison_absent(space->regions[i], space->uffd);
 	return error;
 }
 
@@ -116,7 +125,7 @@ void space_poison_child(struct df_space *parent, int uffd)
 {
 	GUARD_READ(&parent->lock);
 	for (size_t i = 0; i < parent->nregions; i++)
-		uffd_poison_absent(uffd, parent->regions[i]->start, parent->regions[i]->len);
+		poison_absent(parent->regions[i], uffd);
 }
 
 bool space_protect(struct df_file *file, uint64_t start, uint64_t end)
