@@ -54,6 +54,12 @@ class Mount:
         if self.body is not None:
             self.body.cancel()
 
+    @property
+    def aborted(self) -> bool:
+        """The connection ended, and the mount did not: somebody wrote to /sys/fs/fuse/connections/N/abort,
+        or called umount2(2) with MNT_FORCE."""
+        return self.ended.is_set() and mountpoints.is_mounted(os.readlink(f"/proc/self/fd/{self.point}"))
+
     async def wait_unmounted(self) -> None:
         """Return when the mount has ended: usually because somebody unmounted it."""
         await self.ended.wait()

@@ -58,7 +58,7 @@ async def _serve(
     ready: Callable[[], None],
     pid_file: Path | None,
 ) -> None:
-    answered = False
+    answered = aborted = False
     # from here on: a signal that arrives while mounting ends the mount just after it
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
         try:
@@ -67,8 +67,14 @@ async def _serve(
                 with _written(pid_file):
                     ready()
                     await _until_ended(mount, signals)
+                aborted = mount.aborted
+                path = mount.path
         except fsd.MountError as exc:
             raise (DaxfaultError if answered else UsageError)(str(exc)) from exc
+    if aborted:
+        raise DaxfaultError(
+            f"mount {path}: somebody aborted its FUSE connection; what programs had stored was written back"
+        )
 
 
 async def _until_ended(mount: fsd.Mount, signals: AsyncIterator[int]) -> None:

@@ -20,12 +20,21 @@ from patience import PATIENCE, looks, within
 from raw_program import RawProgram
 from run_host import RunningHost, require_programs
 
+from daxfault.vmm.programs import environment
+
 PEERS = 45  # more than trio has threads
 MAP_LATER = "import mmap\ninput()\nwith open('f', 'r+b') as f: print(mmap.mmap(f.fileno(), 0)[0])"
 MAP_FOR_EVER = "import mmap\nf = open('f', 'r+b')\nwhile True: mmap.mmap(f.fileno(), 0)[0]"
-SIT = (
-    "import mmap\nf = open('f', 'r+b'); m = mmap.mmap(f.fileno(), 0); print(m[0], flush=True)\ninput(); m[-1]"
-)
+# Stores to the first page, and touches the last one when told to.
+SIT = """
+import mmap
+f = open("f", "r+b")
+m = mmap.mmap(f.fileno(), 0)
+m[0] = ord("s")
+print("stored", flush=True)
+input()
+m[-1]
+"""
 
 
 @pytest.fixture
@@ -50,6 +59,7 @@ def other(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
     for directory in (source, mount):
         directory.mkdir()
     (source / "h").write_bytes(b"h" * 4096)
+    require_root()  # to unmount what it leaves
     server = subprocess.Popen(
         [sys.executable, "-m", "daxfault", "mount", os.fspath(source), os.fspath(mount)],
         stdout=subprocess.PIPE,
@@ -65,8 +75,7 @@ def other(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
         server.send_signal(signal.SIGCONT)
         server.terminate()
         server.communicate(timeout=PATIENCE)
-        if os.path.ismount(mount):
-            subprocess.run(["umount", "-l", mount], check=False, stderr=subprocess.DEVNULL)
+        subprocess.run(["umount", "-l", mount], check=False, stderr=subprocess.DEVNULL)
 
 
 def connected(host: RunningHost) -> RawProgram:
@@ -124,7 +133,7 @@ def test_host_killed_while_programs_map_is_gone_and_so_are_they(host: RunningHos
     try:
         assert sitting.stdout is not None
         with within(what="a program that maps"):
-            assert sitting.stdout.readline() == "102\n"
+            assert sitting.stdout.readline() == "stored\n"
         installed = host.ask("status")["counters"]["installed"]
         for _ in looks():
             if host.ask("status")["counters"]["installed"] > installed + 100:
@@ -142,3 +151,47 @@ def test_host_killed_while_programs_map_is_gone_and_so_are_they(host: RunningHos
         for process in (*mappers, sitting):
             process.kill()
             process.communicate()
+
+
+def test_host_whose_connection_is_aborted_writes_back_and_says_so(tmp_path: Path) -> None:
+    require_root()
+    require_programs()
+    source, mount = tmp_path / "source", tmp_path / "mount"
+    for directory in (source, mount):
+        directory.mkdir()
+    (source / "f").write_bytes(b"f" * 2 * 4096)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "daxfault", "mount", "--programs", os.fspath(source), os.fspath(mount)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd="/",
+    )
+    with contextlib.ExitStack() as stack, within(what="the host and its program"):
+        stack.enter_context(server)
+        stack.callback(server.kill)
+        assert server.stdout is not None
+        assert server.stdout.readline()
+        program = stack.enter_context(
+            subprocess.Popen(
+                [sys.executable, "-c", SIT],
+                cwd=mount,
+                env=os.environ | environment.of_mount(mount),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
+        stack.callback(program.kill)
+        assert program.stdout is not None
+        assert program.stdout.readline() == "stored\n"
+        # EBUSY, but MNT_FORCE has aborted the connection (fs/fuse/inode.c, fuse_umount_begin())
+        subprocess.run(["umount", "-f", mount], check=False, stderr=subprocess.DEVNULL)
+        _, said = server.communicate()
+        assert server.returncode == 1
+        assert "aborted its FUSE connection" in said
+        assert "Traceback" not in said
+        assert (source / "f").read_bytes() == b"s" + b"f" * (2 * 4096 - 1)
+        program.communicate("\n")
+        assert program.returncode == -signal.SIGBUS
+    assert not os.path.ismount(mount)
