@@ -77,7 +77,7 @@ struct df_file {
 	dev_t cache_device;
 	uint64_t cache_inode;
 	uint64_t size;
-	struct timespec mtime, ctime;	/* after our own last change */
+	struct timespec mtime;		/* after our own last change */
 	int unreported;			/* enum df_change bits since df_file_recheck() */
 	atomic_uint_fast64_t generation;	/* counts changes of what a page should hold */
 	struct change change;		/* since the last file_take_change() */
@@ -101,10 +101,7 @@ int file_notice(struct df_file *file);		/* look at the backing file: -> enum df_
 void file_changed(struct df_file *file, uint64_t size, bool content);
 /* `len` bytes were written to the backing file, which now has `size`. */
 void file_written(struct df_file *file, const char *bytes, uint64_t offset, uint64_t len, uint64_t size);
-/* The backing file's times are our own doing; after file_notice(), under the same hold of the lock. */
-void file_stamp(struct df_file *file);
-/* The same of its ctime alone, when nothing else of it is news. */
-void file_stamp_attributes(struct df_file *file);
+void file_stamp(struct df_file *file);		/* the backing file's mtime is our own doing */
 struct change file_take_change(struct df_file *file);
 static inline uint64_t file_end(const struct df_file *file)	/* first byte past the last page */
 {

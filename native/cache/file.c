@@ -43,7 +43,6 @@ int file_new(int fd, bool writable, struct df_file **out)
 	file->cache = -1;
 	file->size = (uint64_t)st.st_size;
 	file->mtime = st.st_mtim;
-	file->ctime = st.st_ctim;
 	atomic_init(&file->generation, 1);
 	*out = file;
 	return 0;
@@ -72,24 +71,8 @@ void file_stamp(struct df_file *file)
 {
 	struct stat st;
 
-	if (source_look(&file->source, &st))
-		return;
-	file->mtime = st.st_mtim;
-	file->ctime = st.st_ctim;
-}
-
-static bool same_time(struct timespec a, struct timespec b)
-{
-	return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec;
-}
-
-void file_stamp_attributes(struct df_file *file)
-{
-	struct stat st;
-
-	if (!source_look(&file->source, &st) && same_time(st.st_mtim, file->mtime) &&
-	    (uint64_t)st.st_size == file->size)
-		file->ctime = st.st_ctim;
+	if (!source_look(&file->source, &st))
+		file->mtime = st.st_mtim;
 }
 
 static void record(struct df_file *file, uint64_t start, uint64_t end)
@@ -148,7 +131,6 @@ void file_changed(struct df_file *file, uint64_t size, bool content)
 /* A change that we did not make is a change now. */
 int file_notice(struct df_file *file)
 {
-	bool written = source_written_by_others(&file->source);
 	struct stat st;
 	int bits = 0, error = source_look(&file->source, &st);
 
@@ -156,14 +138,12 @@ int file_notice(struct df_file *file)
 		return error;
 	if ((uint64_t)st.st_size != file->size)
 		bits |= DF_CHANGED_SIZE;
-	/* fetch() writes the bytes it brings to the backing file: that is no change.  The mtime is
-	 * a program's to set, the ctime is not. */
-	if (!file->source.fetch && (written || !same_time(st.st_mtim, file->mtime) ||
-				    !same_time(st.st_ctim, file->ctime)))
+	/* fetch() writes the bytes it brings to the backing file: that is no change */
+	if (!file->source.fetch &&
+	    (st.st_mtim.tv_sec != file->mtime.tv_sec || st.st_mtim.tv_nsec != file->mtime.tv_nsec))
 		bits |= DF_CHANGED_CONTENT;
 	if (bits) {
 		file->mtime = st.st_mtim;
-		file->ctime = st.st_ctim;
 		file->unreported |= bits;
 		file_changed(file, (uint64_t)st.st_size, bits & DF_CHANGED_CONTENT);
 	}

@@ -114,8 +114,7 @@ int64_t df_file_write(struct df_file *file, const void *bytes, uint64_t offset, 
 	pthread_mutex_lock(&file->lock);
 	if (file->cache < 0) {
 		/* Nobody maps it: no need to hold up others for a slow disk. */
-		change_notice(file);	/* our stamp must not hide a stranger's change */
-		file_unlock(file);
+		pthread_mutex_unlock(&file->lock);
 		n = source_write(&file->source, bytes, offset, len);
 		if (n < 0)
 			return n;
@@ -153,12 +152,6 @@ int df_file_truncate(struct df_file *file, uint64_t size)
 	error = change_truncate(file, size);
 	file_unlock(file);
 	return error;
-}
-
-void df_file_attributes_set(struct df_file *file)
-{
-	GUARD(&file->lock);
-	file_stamp_attributes(file);
 }
 
 int df_file_recheck(struct df_file *file)

@@ -51,12 +51,20 @@ static void decide_mmap(const struct call *c, struct call_view *v, struct call_d
 	struct map_request q = calls_map_request(c);
 	int access = v->file(v, q.fd);
 
-	if (access < 0 || request_is_refused(&q, access))
+	/* ext4 knows MAP_SYNC, and refuses it after everything else where there is no DAX (fs/ext4/file.c); a
+	 * FUSE mount does not know it, which the kernel would find first. */
+	q.flags &= ~MAP_SYNC;
+	if (access < 0 || (request_is_refused(&q, access) && !(c->args[3] & MAP_SYNC)))
 		return;
-	if (q.flags & MAP_SYNC)		/* as any file system without DAX (fs/ext4/file.c) */
+	if (request_is_refused(&q, access)) {
+		d->action = CALL_MAKE;
+		d->make = *c;
+		d->make.args[3] &= ~(uint64_t)MAP_SYNC;
+	} else if (c->args[3] & MAP_SYNC) {
 		refuse(d, EOPNOTSUPP);
-	else
+	} else {
 		d->action = CALL_MAP;
+	}
 }
 
 /* A file that was opened read-only and mapped MAP_SHARED has its page cache mapped MAP_PRIVATE
@@ -104,9 +112,24 @@ static void decide_remove(const struct call *c, struct call_view *v, struct call
 			   first.flags & MAPS_LOCKED ? EINVAL : EOPNOTSUPP, d);
 }
 
+/* The host brings pages before they are touched, and the kernel lets it overwrite the marks of guards
+ * (mm/userfaultfd.c, mfill_atomic_install_pte(): pte_none_mostly()).  EINVAL: as before 6.13. */
+static void decide_guard(const struct call *c, struct call_view *v, struct call_decision *d)
+{
+	uint64_t start = c->args[0], end = page_up(start + c->args[1]);
+	struct maps_area first;
+	int r;
+
+	if (!v->mapped || end <= start || start & IN_PAGE)
+		return;
+	r = cache_maps_first(v->task, start, end, &first);
+	if (r)
+		make_until(c, r > 0 && first.start > start ? first.start : start, EINVAL, d);
+}
+
 /* The same of mappings that its vector names, which may change after we have looked.  EINVAL is what it
- * is for this advice before 6.13, and of another process. */
-static void decide_process_remove(const struct call *c, struct call_view *v, struct call_decision *d)
+ * is for such advice before 6.13, and of another process. */
+static void decide_process_advice(const struct call *c, struct call_view *v, struct call_decision *d)
 {
 	(void)c;
 	if (v->mapped)
@@ -142,7 +165,7 @@ static void decide_mlock(const struct call *c, struct call_view *v, struct call_
 {
 	uint64_t start = c->args[0] & ~IN_PAGE, end = page_up(c->args[0] + c->args[1]);
 
-	if (!v->mapped)
+	if (!v->mapped || (end > start && !cache_maps_any(v->task, start, end)))
 		return;
 	d->action = CALL_MAKE;
 	d->make = (struct call){ SYS_mlock2, { c->args[0], c->args[1], MLOCK_ONFAULT } };
@@ -166,14 +189,13 @@ static void decide_mlockall(const struct call *c, struct call_view *v, struct ca
 	d->then = (struct call){ SYS_mlockall, { flags | MCL_ONFAULT } };
 }
 
-/* mm/mlock.c, __mlock_posix_error_return().  EINVAL: no MADV_POPULATE_READ before 5.14. */
+/* mm/mlock.c, __mlock_posix_error_return().  EINVAL: PROT_NONE, which mlock() finds as EFAULT. */
 int calls_error_after(const struct call_decision *d, int error)
 {
 	if (d->make.number != SYS_mlock2)
 		return 0;
 	switch (error) {
 	case EINVAL:
-		return 0;
 	case EFAULT:
 		return ENOMEM;
 	case ENOMEM:
@@ -197,7 +219,10 @@ const struct call_row calls_table[] = {
 	{ ROW(mlockall), "a growing mremap() would hang", decide_mlockall, { { 0 } } },
 	{ ROW(madvise), "loses stores", decide_remove, { { TEST_IS, 2, MADV_REMOVE } } },
 	{ ROW(madvise), "marks of demoted mappings", decide_dodump, { { TEST_IS, 2, MADV_DODUMP } } },
-	{ ROW(process_madvise), "loses stores", decide_process_remove, { { TEST_IS, 3, MADV_REMOVE } } },
+	{ ROW(madvise), "guards are overwritten", decide_guard, { { TEST_IS, 2, MADV_GUARD_INSTALL } } },
+	{ ROW(process_madvise), "loses stores", decide_process_advice, { { TEST_IS, 3, MADV_REMOVE } } },
+	{ ROW(process_madvise), "guards are overwritten", decide_process_advice,
+	  { { TEST_IS, 3, MADV_GUARD_INSTALL } } },
 	{ ROW(remap_file_pages), "zeros", decide_remap_file_pages, { { 0 } } },
 
 	LEFT(munmap, "UFFD_EVENT_UNMAP"),

@@ -16,11 +16,11 @@
 
 enum {
 	PROT_ALL = PROT_READ | PROT_WRITE | PROT_EXEC,
-	/* What MAP_SHARED_VALIDATE knows with every file system (include/linux/mman.h, LEGACY_MAP_MASK).
-	 * 0x4000000: MAP_UNINITIALIZED; the sizes of huge pages are in the topmost bits. */
+	/* What MAP_SHARED_VALIDATE knows with every file system (include/linux/mman.h, LEGACY_MAP_MASK).  The
+	 * topmost six bits: MAP_UNINITIALIZED, and the sizes of huge pages. */
 	LEGACY_FLAGS = MAP_SHARED | MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS | MAP_DENYWRITE | MAP_EXECUTABLE |
 		       MAP_GROWSDOWN | MAP_LOCKED | MAP_NORESERVE | MAP_POPULATE | MAP_NONBLOCK | MAP_STACK |
-		       MAP_HUGETLB | MAP_32BIT | 0x4000000,
+		       MAP_HUGETLB | MAP_32BIT | (int)0xfc000000,
 	ELSEWHERE_TRIES = 3,
 };
 

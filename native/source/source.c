@@ -32,14 +32,12 @@ int source_open(struct df_source *source, int fd, bool writable, struct stat *st
 		.memory = !fstatfs(fd, &fs) && fs.f_type == TMPFS_MAGIC,
 	};
 	pthread_mutex_init(&source->lock, NULL);
-	source_watch(source);
-	return fstat(fd, st) ? -errno : 0;	/* as it was when we began to watch it */
+	return 0;
 }
 
 void source_close(struct df_source *source)
 {
 	source_inject_remove(source, true, 0);
-	source_unwatch(source);
 	pthread_mutex_destroy(&source->lock);
 	close(source->fd);
 }
