@@ -213,7 +213,7 @@ static bool run(void)
 		if (pthread_create(&thread, NULL, run_thread, NULL) || pthread_join(thread, NULL))
 			exit(7);
 		say("joined");
-	} else if (!call_on_file(words) && !call_on_memory(words)) {
+	} else if (!call_on_file(words) && !call_on_memory(words) && !call_on_system(words)) {
 		say("%s: what is that?", words[0]);
 		exit(8);
 	}

@@ -39,6 +39,7 @@ const char *path(const char *name);
 /* Do what the words say, if it is theirs. */
 bool call_on_file(char **w);
 bool call_on_memory(char **w);
+bool call_on_system(char **w);
 
 /* SIGBUS and SIGSEGV of an access are its answer. */
 void guard_accesses(void);

@@ -71,7 +71,8 @@ static int open_flags(const char *s)
 	int flags = strchr(s, 'w') ? strchr(s, 'r') ? O_RDWR : O_WRONLY : O_RDONLY;
 
 	return flags | (strchr(s, 'c') ? O_CREAT : 0) | (strchr(s, 't') ? O_TRUNC : 0) |
-	       (strchr(s, 'a') ? O_APPEND : 0) | (strchr(s, 'P') ? O_PATH : 0);
+	       (strchr(s, 'a') ? O_APPEND : 0) | (strchr(s, 'P') ? O_PATH : 0) |
+	       (strchr(s, 'D') ? O_DIRECT : 0);
 }
 
 static int advice(const char *s)

@@ -21,7 +21,7 @@ def compiled(directory: Path, *, static: bool = False) -> Path:
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     require(compiler, "a C compiler")
     program = directory / "mapper"
-    sources = [str(PROGRAMS / name) for name in ("mapscript.c", "mapscript_calls.c")]
+    sources = sorted(map(str, PROGRAMS.glob("mapscript*.c")))
     flags = ["-O1", "-g", "-Wall", "-Wextra", "-pthread", *(["-static"] if static else [])]
     made = subprocess.run([compiler or "cc", *flags, "-o", program, *sources], check=False)
     require(made.returncode == 0 or not static, "a static libc")
