@@ -127,8 +127,9 @@ int space_adopt(struct df_space *space, int pid, uint64_t start, uint64_t len,
 			continue;
 		clip(&area, from, end);
 		refused = serve(space, &area, file, removed);
-		if (!refused && !still_there(maps, &area)) {
-			leave_alone(space, &area, removed);
+		if (!still_there(maps, &area)) {
+			if (!refused)
+				leave_alone(space, &area, removed);
 			start = area.start;
 			error = ++tries < ADOPT_TRIES ? 0 : -EAGAIN;
 		} else if (refused) {
@@ -172,10 +173,11 @@ bool space_discover(struct df_space *space, uint64_t page, int tid)
 		else if (region->start > page && region->start < area.end)
 			clip(&area, area.start, region->start);
 	}
-	error = atomic_load(&space->dead) || region_find(space, page)
-		? -ESRCH
-		: region_add(space, area.start, area.end - area.start, file, area.offset,
-			     area.shared);
+	if (atomic_load(&space->dead))
+		error = -ESRCH;
+	else if (!region_find(space, page))	/* space_adopt() may have been quicker */
+		error = region_add(space, area.start, area.end - area.start, file, area.offset,
+				   area.shared);
 	pthread_rwlock_unlock(&space->lock);
 	file_put(file);
 	return !error;
