@@ -218,8 +218,9 @@ class Files:
             await self._threads.storage(os.close, os.dup(_file(handle).fileno()))
 
     async def fsync(self, fh: int, datasync: bool) -> None:
-        file = _file(self._handles.get(fh))
-        await self._threads.storage(lambda: file.sync(datasync=datasync))
+        handle = self._handles.get(fh)
+        file, seen = _file(handle), handle.sync_errors
+        await self._threads.storage(lambda: file.sync(seen, datasync=datasync))
 
     async def release(self, fh: int) -> None:
         handle = self._handles.remove(fh)

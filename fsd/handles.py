@@ -21,10 +21,10 @@ class OpenFile:
     """An open regular file.  It is one use of `inode` (in_use.py).
 
     `direct_io`: the kernel caches none of its data.  `append`: it was opened with O_APPEND.  `by_user`: its
-    opener was not root.  `noatime`: it was opened with O_NOATIME.
+    opener was not root.  `noatime`: it was opened with O_NOATIME.  `sync_errors`: those it knows.
     """
 
-    __slots__ = ("append", "by_user", "direct_io", "inode", "noatime", "written")
+    __slots__ = ("append", "by_user", "direct_io", "inode", "noatime", "sync_errors", "written")
 
     def __init__(self, inode: Inode, flags: int, *, direct_io: bool, by_user: bool) -> None:
         """`flags` are those of open(2)."""
@@ -33,6 +33,8 @@ class OpenFile:
         self.append = bool(flags & os.O_APPEND)
         self.noatime = bool(flags & os.O_NOATIME)
         self.by_user = by_user
+        assert inode.file is not None
+        self.sync_errors = inode.file.sync_errors()
         self.written = False  # since the last flush
 
 

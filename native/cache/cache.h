@@ -45,6 +45,7 @@ enum page_state {
 	PAGE_FILLED,			/* holds the file's bytes */
 	PAGE_EXPOSED,			/* ... and a guest could store to it, at some time since */
 	PAGE_DIRTY,			/* ... and may have, since it was last compared (exposed.c) */
+	PAGE_UNSYNCED,			/* written to the backing file since its last fsync(2) */
 	PAGE_STATES,
 };
 
@@ -84,6 +85,9 @@ struct df_file {
 	bool unsettled;			/* dirty pages are still to be looked at for it (change.c) */
 	struct df_chunk **chunks;	/* sorted by index */
 	size_t nchunks;
+	uint64_t writes;		/* to pages that were in the page cache */
+	uint64_t sync_errors;		/* of fsync(2), and the last of them */
+	int sync_error;
 	uint64_t resident;
 	uint64_t hand;			/* evict.c: how far it has come */
 	atomic_uint_fast64_t used;	/* evict.c: when it was last filled, of all fills */
@@ -157,6 +161,8 @@ bool exposed_differs(struct df_file *file, const char *page, uint64_t offset);
 void exposed_written(struct df_file *file, const char *bytes, uint64_t offset, uint64_t len);
 /* Somebody else's bytes were written to the backing file, and are about to be to the page cache. */
 void exposed_overwritten(struct df_file *file, const char *bytes, uint64_t offset, uint64_t len);
+/* fsync(2) failed: the kernel takes what was written for clean now, on the disk or not. */
+void exposed_sync_failed(struct df_file *file);
 /* The backing file was cut to `size`, which is not in file->size yet. */
 void exposed_cut(struct df_file *file, uint64_t size);
 /* Drop at most `most` pages of [*at, end) that equal the backing file's: never dirty ones.

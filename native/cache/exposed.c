@@ -157,6 +157,16 @@ void exposed_cut(struct df_file *file, uint64_t size)
 		replaced(file, page, first, NULL, size, first + PAGE - size, size);
 }
 
+void exposed_sync_failed(struct df_file *file)
+{
+	for (uint64_t at = 0, end; pages_next(file, &at, &end, CHUNK_SIZE, PAGE_UNSYNCED); at = end) {
+		pages_mark(file, at, end, PAGE_EXPOSED, true);
+		pages_mark(file, at, end, PAGE_DIRTY, true);
+		for (; at < end; at += PAGE)
+			keep(file, at, UNKNOWN);
+	}
+}
+
 /* An exposed page may have changed without a fault: by DMA to pages that were pinned before they
  * were write-protected. */
 static bool is_clean(struct df_file *file, uint64_t offset)

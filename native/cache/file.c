@@ -157,8 +157,11 @@ static void update(struct df_file *file, const char *bytes, uint64_t offset, uin
 		bool filled;
 		uint64_t end = pages_run(file, at, offset + len, &filled);
 
-		if (filled)
+		if (filled) {
 			exposed_overwritten(file, bytes + (at - offset), at, end - at);
+			pages_mark(file, PAGE_DOWN(at), end, PAGE_UNSYNCED, true);
+			file->writes++;
+		}
 		/* Pages that cannot take them must not keep the old bytes. */
 		if (filled && pages_write(file, bytes + (at - offset), at, end - at))
 			pages_drop(file, PAGE_DOWN(at), PAGE_UP(end));

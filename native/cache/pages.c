@@ -262,8 +262,8 @@ void pages_drop(struct df_file *file, uint64_t start, uint64_t end)
 	if (start >= end)
 		return;
 	forget(file, mark(file, start, end, PAGE_FILLED, false));
-	mark(file, start, end, PAGE_EXPOSED, false);
-	mark(file, start, end, PAGE_DIRTY, false);
+	for (enum page_state state = PAGE_FILLED + 1; state < PAGE_STATES; state++)
+		mark(file, start, end, state, false);
 	fallocate(file->cache, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)start,
 		  (off_t)(end - start));
 }

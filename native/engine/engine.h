@@ -31,7 +31,10 @@ int64_t df_file_write(struct df_file *file, const void *bytes, uint64_t offset, 
 int df_file_truncate(struct df_file *file, uint64_t size);
 int df_file_recheck(struct df_file *file);
 int df_file_write_back(struct df_file *file);	/* 1: something was written */
-int df_file_sync(struct df_file *file, int datasync);
+/* *seen: df_file_sync_errors() when the caller opened the file, then as it was left here.  Errors
+ * of fsync(2) since, another caller's also, are reported once. */
+int df_file_sync(struct df_file *file, int datasync, uint64_t *seen);
+uint64_t df_file_sync_errors(struct df_file *file);
 int df_file_heal(struct df_file *file);
 void df_file_state(struct df_file *file, struct df_file_state *out);
 /* Make the page source answer the faults of a range with an errno, or late, or with less

@@ -23,6 +23,8 @@ static int write_pages(struct df_file *file, const char *bytes, uint64_t start, 
 			error = n < 0 ? (int)n : -ENOSPC;
 	}
 	exposed_written(file, bytes, start, done);
+	pages_mark(file, start, start + done, PAGE_UNSYNCED, true);
+	file->writes++;
 	file_stamp(file);
 	return error;
 }
@@ -112,10 +114,36 @@ int df_file_write_back(struct df_file *file)
 	return write_back(file, false);
 }
 
-int df_file_sync(struct df_file *file, int datasync)
+uint64_t df_file_sync_errors(struct df_file *file)
 {
-	int error = write_back(file, true), synced = source_sync(&file->source, datasync);
+	GUARD(&file->lock);
+	return file->sync_errors;
+}
 
+/* The kernel reports an error of writing once for each open file, and takes the pages for clean
+ * then (mm/filemap.c, file_check_and_advance_wb_err()).  Here they are written again, and each
+ * of those who share our descriptor hears of it once. */
+int df_file_sync(struct df_file *file, int datasync, uint64_t *seen)
+{
+	int error = write_back(file, true), synced;
+	uint64_t writes;
+
+	pthread_mutex_lock(&file->lock);
+	writes = file->writes;
+	pthread_mutex_unlock(&file->lock);
+	synced = source_sync(&file->source, datasync);
+
+	GUARD(&file->lock);
+	if (synced) {
+		file->sync_errors++;
+		file->sync_error = synced;
+		exposed_sync_failed(file);
+	} else if (file->writes == writes) {
+		pages_mark(file, 0, CACHE_SIZE, PAGE_UNSYNCED, false);
+	}
+	if (*seen != file->sync_errors)
+		synced = file->sync_error;
+	*seen = file->sync_errors;
 	return error < 0 ? error : synced;
 }
 

@@ -11,7 +11,7 @@ from daxfault.native._daxfault import ffi, lib
 from daxfault.native.engine import Counters, Engine, Failure, Guest, process_files
 from daxfault.native.enums import Abi, Answer, Cpuid, CpuState, Delivery, GuestFlag, Posted, Reason, Wait
 from daxfault.native.errors import check
-from daxfault.native.file import CHANGED_CONTENT, CHANGED_SIZE, File, FileState
+from daxfault.native.file import CHANGED_CONTENT, CHANGED_SIZE, File, FileState, SyncErrors
 from daxfault.native.programs import keeper, preload, program, standin, tracer
 from daxfault.native.trace import Trace, TraceKind
 from daxfault.native.uffd import Event, EventKind, Mode, Uffd
@@ -38,6 +38,7 @@ __all__ = [
     "Mode",
     "Posted",
     "Reason",
+    "SyncErrors",
     "Trace",
     "TraceKind",
     "Uffd",

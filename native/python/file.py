@@ -41,6 +41,13 @@ def daxfault_fetch(context: Any, offset: int, length: int) -> int:
     return 0
 
 
+class SyncErrors:
+    """Which errors of File.sync() one user of a file knows."""
+
+    def __init__(self, number: int) -> None:
+        self.number: Any = ffi.new("uint64_t *", number)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class FileState:
     """A snapshot of a file; see struct df_file_state in engine.h for the units."""
@@ -162,9 +169,18 @@ class File:
         """Write the stores of guests to the backing file; -> whether there were any."""
         return check(lib.df_file_write_back(self.handle), f"file {self.id}, writing back") > 0
 
-    def sync(self, *, datasync: bool = False) -> None:
-        """write_back(), then fsync(2) or fdatasync(2)."""
-        check(lib.df_file_sync(self.handle, datasync), f"file {self.id}, fsync")
+    def sync(self, seen: SyncErrors | None = None, *, datasync: bool = False) -> None:
+        """write_back(), then fsync(2) or fdatasync(2).
+
+        OSError, also when a sync() of somebody else has failed since `seen` was last passed to one: each
+        user of the file gets each error once.  What was written is dirty again after one.
+        """
+        seen = seen or self.sync_errors()
+        check(lib.df_file_sync(self.handle, datasync, seen.number), f"file {self.id}, fsync")
+
+    def sync_errors(self) -> SyncErrors:
+        """For a new user of the file, to whom errors until now are no news."""
+        return SyncErrors(lib.df_file_sync_errors(self.handle))
 
     def heal(self) -> int:
         """Read every poisoned page again; -> how many there were.

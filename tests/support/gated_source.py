@@ -59,6 +59,10 @@ class Gated:
         """Answer reads of `name` that touch [start, end) with an errno; with 0, no longer."""
         await self._ask("fail", name, code, start, end)
 
+    async def lose(self, name: str, losing: bool) -> None:
+        """Accept what is written to `name`, lose it, and fail fsync(2); or no longer."""
+        await self._ask("lose", name, losing)
+
     async def vanish(self, name: str, code: int) -> None:
         """Answer everything asked of `name` with an errno; with 0, no longer."""
         await self._ask("vanish", name, code)
@@ -128,6 +132,7 @@ class Gate:
         self.reads: list[list[int]] = []
         self.failing: tuple[int, int, int] | None = None
         self.vanished = 0
+        self.losing = False
         self.changed = trio.Event()
 
     async def read(self, offset: int, size: int) -> int:
@@ -164,6 +169,8 @@ async def _control(gates: dict[str, Gate], request: list[Any]) -> Any:
         gate.failing = (code, start, end) if code else None
     elif do == "vanish":
         (gate.vanished,) = arguments
+    elif do == "lose":
+        (gate.losing,) = arguments
     elif do == "reads":
         return gate.reads
     return None
@@ -246,6 +253,8 @@ async def _serve(talk: socket.socket, source: str, path: str) -> None:
 
         async def write(self, fh: int, offset: int, buf: bytes) -> int:
             self.alive(fh)
+            if self.gate(fh).losing:
+                return len(buf)
             fd = self.open_data(fh, os.O_WRONLY)
             written = os.pwrite(fd, buf, offset)
             os.close(fd)
@@ -265,7 +274,9 @@ async def _serve(talk: socket.socket, source: str, path: str) -> None:
 
         async def flush(self, fh: int) -> None: ...
 
-        async def fsync(self, fh: int, datasync: bool) -> None: ...
+        async def fsync(self, fh: int, datasync: bool) -> None:
+            if self.gate(fh).losing:
+                raise pyfuse3.FUSEError(errno.EIO)
 
         async def release(self, fh: int) -> None: ...
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 import trio
 
-from daxfault.native import File
+from daxfault.native import File, SyncErrors
 from daxfault.vmm.errors import logged
 from daxfault.vmm.host.session import FileServer, Pinned
 
@@ -94,11 +94,11 @@ class Files:
             with logged(log, "%s: writing back", held.name):
                 await self._write_back(held)
 
-    async def sync(self, held: Held) -> None:
+    async def sync(self, held: Held, seen: SyncErrors) -> None:
         """Write what was stored to the file to its disk.  OSError as File.sync()."""
         held.users += 1  # it may be unmapped meanwhile
         try:
-            await trio.to_thread.run_sync(functools.partial(held.file.sync, datasync=True))
+            await trio.to_thread.run_sync(functools.partial(held.file.sync, seen, datasync=True))
         finally:
             await self.let_go(held)
 

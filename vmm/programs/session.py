@@ -18,7 +18,7 @@ from typing import Protocol
 import trio
 
 from daxfault import native
-from daxfault.native import Engine, File, Guest, GuestFlag
+from daxfault.native import Engine, File, Guest, GuestFlag, SyncErrors
 from daxfault.native import program_wire as wire
 from daxfault.native.uffd import enable as enable_features
 from daxfault.native.uffd import is_userfaultfd
@@ -97,6 +97,7 @@ class ProgramSession:
         self._files = files
         self._observer = observer
         self._held: dict[int, Held] = {}
+        self._sync_errors: dict[int, SyncErrors] = {}  # by file id: those that the program knows
         self._mapping: Held | None = None  # an mmap() whose address has not been reported yet
         self._closed = False
         # taken by a thread that uses the guest beside serve(), and to end it
@@ -232,6 +233,8 @@ class ProgramSession:
         async with self.healer.lock:
             # an mmap() may have come while it was waited for
             held = self._held.pop(file, None) if self._closed or not self._maps(file) else None
+            if held is not None:
+                self._sync_errors.pop(file, None)
         if held is not None:
             await self._files.let_go(held)
 
@@ -307,6 +310,7 @@ class ProgramSession:
             if held is None:
                 continue  # its last user has just released it; the pages stay while they are mapped
             self._held[id] = held
+            self._sync_errors[id] = held.file.sync_errors()
             if held is new:
                 new = None
             else:
@@ -321,5 +325,5 @@ class ProgramSession:
         ids = await trio.to_thread.run_sync(native.process_files, self.pid, message.start, message.len)
         for id in ids:
             if (held := self._files.find(id)) is not None:
-                await self._files.sync(held)
+                await self._files.sync(held, self._sync_errors.setdefault(id, held.file.sync_errors()))
         await self._peer.send(reply(message))
