@@ -27,7 +27,7 @@ static long transfer(long number, int sock, struct msghdr *packet, int flags)
 	return n < 0 ? -errno : n;
 }
 
-int packet_send(int sock, const void *data, size_t len, const int *fds, int nfds)
+static int send_packet(int sock, const void *data, size_t len, const int *fds, int nfds, int flags)
 {
 	struct iovec iov = { (void *)data, len };
 	struct msghdr packet = { .msg_iov = &iov, .msg_iovlen = 1 };
@@ -47,8 +47,18 @@ int packet_send(int sock, const void *data, size_t len, const int *fds, int nfds
 		packet.msg_control = &control;
 		packet.msg_controllen = CMSG_SPACE(size);
 	}
-	n = transfer(SYS_sendmsg, sock, &packet, MSG_NOSIGNAL);
+	n = transfer(SYS_sendmsg, sock, &packet, MSG_NOSIGNAL | flags);
 	return n < 0 ? (int)n : 0;
+}
+
+int packet_send(int sock, const void *data, size_t len, const int *fds, int nfds)
+{
+	return send_packet(sock, data, len, fds, nfds, 0);
+}
+
+int packet_send_now(int sock, const void *data, size_t len, const int *fds, int nfds)
+{
+	return send_packet(sock, data, len, fds, nfds, MSG_DONTWAIT);
 }
 
 static int received_fds(struct msghdr *packet, int *fds)

@@ -18,6 +18,8 @@ enum {
 
 /* Send `len` bytes and `nfds` descriptors, at most PACKET_FDS.  -> 0, or a negative errno. */
 int packet_send(int sock, const void *data, size_t len, const int *fds, int nfds);
+/* Never waits: -EAGAIN when the peer has not received what came before. */
+int packet_send_now(int sock, const void *data, size_t len, const int *fds, int nfds);
 
 /* Receive one packet of at most `size` bytes, and its descriptors, which are CLOEXEC and the
  * caller's to close.  fds has room for PACKET_FDS.

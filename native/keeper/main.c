@@ -1,110 +1,104 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * main.c - daxfault-keeper: holds the page caches and userfaultfds of a host, and ends the guests'
- * mappings in SIGBUS when the host dies (keeper.h).  Its standard input is the host's
- * socket.  Owns nothing else; must not serve a fault.
+ * main.c - daxfault-keeper: outlives a host.  Its standard input is the host's socket.
  *
- * Exit: 0 the host has ended, 2 standard input is not a host's socket.
+ *     daxfault-keeper [-m MOUNT] [-p FD] [-c CONNECTION] [PATH...]
+ *
+ *   -m   where the host's mount is, -p an O_PATH descriptor of the directory below it, -c the number
+ *        of its FUSE connection.  It is removed when the host has died.  So are the PATHs.
+ *
+ * Two processes.  The child holds the host's page caches and userfaultfds, and ends the guests' mappings
+ * in SIGBUS.  The parent keeps the privileges for removing the mount, and no descriptor of anybody's.
+ *
+ * Exit: 0 the host has ended, 1 the child was killed, 2 standard input is not a host's socket.
  */
 #include <errno.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/ioctl.h>
-#include <sys/resource.h>
+#include <string.h>
+#include <fcntl.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
-#include "abi/compat.h"
-#include "base/packet.h"
-#include "keeper/keeper.h"
+#include "internal.h"
 
-#define LOWEST 0x10000ull			/* vm.mmap_min_addr; nothing is mapped below */
-#define HIGHEST 0x7ffffffff000ull		/* TASK_SIZE_MAX, 4-level paging */
-
-struct kept {
-	struct keep message;
-	int fd;
-};
-
-static struct kept *kept;
-static size_t nkept, room;
-
-/* -> false at the end of the connection; *fd is -1 when none came */
-static bool receive(struct keep *message, int *fd)
+static struct leftovers arguments(int argc, char **argv)
 {
-	int fds[PACKET_FDS], nfds;
-	ssize_t n = packet_receive(STDIN_FILENO, message, sizeof(*message), fds, &nfds);
+	struct leftovers left = { .point = -1 };
+	int option;
 
-	if (n == -ENOTSOCK || n == -EBADF) {
-		fputs("daxfault-keeper: standard input is not a socket; it is started by a host\n",
-		      stderr);
-		exit(2);
-	}
-	*fd = nfds ? fds[0] : -1;
-	return n == sizeof(*message) || n == -EMFILE;	/* no descriptor left: what it carried is not kept */
-}
-
-static void keep(const struct keep *message, int fd)
-{
-	if (nkept == room) {
-		size_t more = room ? 2 * room : 64;
-		struct kept *grown = realloc(kept, more * sizeof(*grown));
-
-		if (!grown) {
-			close(fd);
-			return;
+	while ((option = getopt(argc, argv, "m:p:c:")) != -1)
+		switch (option) {
+		case 'm':
+			left.mount = optarg;
+			break;
+		case 'p':
+			left.point = atoi(optarg);
+			break;
+		case 'c':
+			left.connection = optarg;
+			break;
+		default:
+			exit(2);
 		}
-		kept = grown;
-		room = more;
-	}
-	kept[nkept++] = (struct kept){ *message, fd };
+	left.paths = argv + optind;
+	left.npaths = argc - optind;
+	return left;
 }
 
-static void let_go(const struct keep *message)
+static bool is_socket(int fd)
 {
-	for (size_t i = nkept; i-- > 0;)
-		if (kept[i].message.kind == message->what && kept[i].message.id == message->id) {
-			close(kept[i].fd);
-			kept[i] = kept[--nkept];
-			return;
-		}
+	int type;
+	socklen_t size = sizeof(type);
+
+	return !getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) && type == SOCK_SEQPACKET;
 }
 
-/* Every page first, then the waiters for one: they touch it again, and find it gone. */
-static void end_all(void)
+/* What ends the host by its terminal, or its process group, must not end this first. */
+static void ignore_signals(void)
 {
-	struct uffdio_range all = { LOWEST, HIGHEST - LOWEST };
-
-	for (size_t i = 0; i < nkept; i++)
-		if (kept[i].message.kind == DF_KEEP_CACHE && ftruncate(kept[i].fd, 0))
-			perror("daxfault-keeper: a page cache could not be truncated");
-	for (size_t i = 0; i < nkept; i++)
-		if (kept[i].message.kind == DF_KEEP_UFFD)
-			ioctl(kept[i].fd, UFFDIO_WAKE, &all);
-}
-
-int main(void)
-{
-	struct rlimit files;
-	struct keep message;
-	int fd;
-
-	/* what ends the host by its terminal, or its process group, must not end this first */
 	signal(SIGINT, SIG_IGN);
 	signal(SIGTERM, SIG_IGN);
 	signal(SIGHUP, SIG_IGN);
 	signal(SIGQUIT, SIG_IGN);
-	if (!getrlimit(RLIMIT_NOFILE, &files)) {
-		files.rlim_cur = files.rlim_max;
-		setrlimit(RLIMIT_NOFILE, &files);
+	signal(SIGPIPE, SIG_IGN);
+}
+
+int main(int argc, char **argv)
+{
+	struct leftovers left = arguments(argc, argv);
+	int died[2], status;
+	pid_t child;
+	char byte;
+
+	if (!is_socket(STDIN_FILENO)) {
+		fputs("daxfault-keeper: standard input is not a socket; it is started by a host\n",
+		      stderr);
+		return 2;
 	}
-	while (receive(&message, &fd)) {
-		if (message.kind == DF_KEEP_NOTHING)
-			let_go(&message);
-		else if (fd >= 0)
-			keep(&message, fd);
+	ignore_signals();
+	if (pipe2(died, O_CLOEXEC) || (child = fork()) < 0) {
+		perror("daxfault-keeper");
+		return 1;
 	}
-	end_all();
-	return 0;
+	if (!child) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);	/* the host replaces both */
+		if (left.point >= 0)
+			close(left.point);
+		close(died[0]);
+		kept_run(STDIN_FILENO, died[1]);
+		_exit(0);
+	}
+	/* the host's end tells whether the child lives */
+	close(STDIN_FILENO);
+	close(died[1]);
+	if (read(died[0], &byte, 1) == 1)
+		cleanup(&left);
+	while (waitpid(child, &status, 0) < 0 && errno == EINTR)
+		;
+	return !WIFEXITED(status) || WEXITSTATUS(status);
 }

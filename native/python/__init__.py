@@ -47,7 +47,8 @@ __all__ = [
     "cache_limit",
     "cache_used",
     "ffi",
-    "keep",
+    "keep_no_socket",
+    "keep_socket",
     "keeper",
     "lib",
     "poison_code",
@@ -81,10 +82,14 @@ def poison_code() -> int:
     return check(lib.df_probe_poison(), "UFFDIO_POISON")
 
 
-def keep(socket: int) -> None:
-    """Register every page cache that serves a program with the keeper behind `socket`, from now on; -1 ends
-    that.  The descriptor stays the caller's."""
-    lib.df_keeper(socket)
+def keep_socket(fd: int) -> None:
+    """Register a socket with the keeper, which closes the connection when this process dies; not kept any
+    more, by keep_no_socket(), before it is closed."""
+    lib.df_keep_socket(fd)
+
+
+def keep_no_socket(fd: int) -> None:
+    lib.df_keep_no_socket(fd)
 
 
 def cache_limit(size: int) -> None:

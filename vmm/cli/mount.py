@@ -59,7 +59,9 @@ def mount(
         from daxfault.vmm.cli import serve_mount
         from daxfault.vmm.programs.served_mount import Options
 
-        options = Options(source, mountpoint, allow_other=allow_other, attr_timeout=attr_timeout)
+        options = Options(
+            source, mountpoint, allow_other=allow_other, attr_timeout=attr_timeout, daemon=daemon
+        )
         serve_mount.log_to_stderr(verbose=verbose, syslog=daemon)
         serve_mount.run(options, ready, pid_file=pid_file, programs=programs)
 

@@ -19,6 +19,7 @@ import trio
 
 from daxfault import fsd
 from daxfault.vmm.errors import DaxfaultError, UsageError
+from daxfault.vmm.programs.keeper import Left, kept
 from daxfault.vmm.programs.served_mount import Options, served_mount
 
 SYSLOG = "/dev/log"
@@ -43,7 +44,10 @@ def run(options: Options, ready: Callable[[], None], *, pid_file: Path | None, p
 async def _alone(options: Options) -> AsyncIterator[fsd.Mount]:
     assert options.mount is not None
     fs = fsd.Filesystem(options.source, attr_timeout=options.attr_timeout)
-    async with fsd.mounted(fs, options.mount, allow_other=options.allow_other) as mount:
+    async with (
+        fsd.mounted(fs, options.mount, allow_other=options.allow_other) as mount,
+        kept(Left.of(fs, mount), daemon=options.daemon),
+    ):
         yield mount
 
 

@@ -159,6 +159,7 @@ class Host:
                 if user is not None:
                     os.chown(path, user, -1, follow_symlinks=False)
                 listener.listen()
+                native.keep_socket(listener.fileno())
                 server = trio.socket.from_stdlib_socket(listener)
                 async with trio.open_nursery() as nursery:
                     task_status.started()
@@ -173,6 +174,7 @@ class Host:
                             continue
                         await self._adopt(conn, make, {0, os.geteuid(), user}, nursery)
             finally:
+                native.keep_no_socket(listener.fileno())
                 with contextlib.suppress(OSError):
                     os.unlink(path)
 

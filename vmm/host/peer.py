@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import trio
 
+from daxfault import native
 from daxfault.native import wire
 from daxfault.vmm.host.closing import Closing
 
@@ -25,6 +26,7 @@ class Peer:
 
     def __init__(self, sock: socket.socket, pid: int) -> None:
         self._sock = trio.socket.from_stdlib_socket(sock)
+        native.keep_socket(sock.fileno())
         self._closing = Closing(pid)
 
     async def receive(
@@ -73,4 +75,7 @@ class Peer:
         await self._sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
 
     def close(self) -> None:
-        self._sock.close()
+        """A second call does nothing."""
+        if self._sock.fileno() >= 0:
+            native.keep_no_socket(self._sock.fileno())
+            self._sock.close()

@@ -12,18 +12,16 @@ import dataclasses
 import functools
 import os
 import pwd
-import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-import trio
-
-from daxfault import fsd, native
+from daxfault import fsd
 from daxfault.vmm.host.host import Host, hosting
 from daxfault.vmm.programs import environment, sockets
 from daxfault.vmm.programs.control import Control
 from daxfault.vmm.programs.faults import Rule
+from daxfault.vmm.programs.keeper import Left, kept
 from daxfault.vmm.programs.programs import Programs
 
 
@@ -32,7 +30,8 @@ class Options:
     """How a directory is served to programs.
 
     `mount` None: at a temporary directory.  `user` may use it, too.  `rules` are faults on purpose,
-    `cache_limit` is in bytes for all page caches together, 0: no limit.
+    `cache_limit` is in bytes for all page caches together, 0: no limit.  `daemon`: standard error is about to
+    be closed.
     """
 
     source: Path
@@ -42,6 +41,7 @@ class Options:
     cache_limit: int = 0
     allow_other: bool = False
     attr_timeout: float = 1.0
+    daemon: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,8 +69,8 @@ async def served_mount(options: Options) -> AsyncIterator[ServedMount]:
         fs = fsd.Filesystem(options.source, direct_io=True, attr_timeout=options.attr_timeout)
         others = user is not None and user.pw_uid != os.geteuid()
         async with (
-            _kept(),
             fsd.mounted(fs, point, allow_other=options.allow_other or others) as mount,
+            kept(_left(options, fs, mount), daemon=options.daemon),
             hosting(fs) as (host, nursery),
         ):
             path = Path(mount.path)
@@ -86,6 +86,14 @@ async def served_mount(options: Options) -> AsyncIterator[ServedMount]:
             await nursery.start(Control(programs).listen, fs.device)
             yield ServedMount(fs, mount, path, host, programs)
             nursery.cancel_scope.cancel()
+
+
+def _left(options: Options, fs: fsd.Filesystem, mount: fsd.Mount) -> Left:
+    """What is to be removed when this process dies."""
+    assert fs.device is not None
+    path = Path(mount.path)
+    directories = () if options.mount is not None else (path, path.parent)
+    return Left.of(fs, mount, sockets.control(fs.device), sockets.programs(fs.device), *directories)
 
 
 @contextlib.contextmanager
@@ -105,22 +113,3 @@ def _mount_point(options: Options) -> Iterator[Path]:
             yield Path(f"/proc/self/fd/{fd}/mnt")
         finally:
             os.close(fd)
-
-
-@contextlib.asynccontextmanager
-async def _kept() -> AsyncIterator[None]:
-    """A keeper while the body runs: should this process die, programs get SIGBUS, not zeros."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours:
-        with theirs:
-            keeper = await trio.lowlevel.open_process(
-                [native.keeper()], stdin=theirs.fileno(), start_new_session=True
-            )
-        native.keep(ours.fileno())
-        try:
-            yield
-        finally:
-            native.keep(-1)
-            ours.close()
-            with trio.CancelScope(shield=True):
-                await keeper.wait()

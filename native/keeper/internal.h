@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * internal.h - the keeper's own parts: main.c calls cleanup.c and kept.c, those call nobody here.
+ */
+#ifndef DAXFAULT_KEEPER_INTERNAL_H
+#define DAXFAULT_KEEPER_INTERNAL_H
+
+#include "keeper.h"
+
+/* cleanup.c: what the host would have removed itself */
+struct leftovers {
+	const char *mount;		/* its path; NULL: none */
+	int point;			/* the directory below it; -1: only the path is known */
+	const char *connection;		/* the number of its FUSE connection */
+	char **paths;			/* files and empty directories */
+	int npaths;
+};
+void cleanup(const struct leftovers *left);
+
+/* kept.c: holds descriptors until the host ends.  Writes a byte to `died` when it died. */
+void kept_run(int host, int died);
+
+#endif

@@ -1,0 +1,167 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * kept.c - the descriptors that are kept, and what is done with them when the host dies.  Must not serve
+ * a fault, nor open a file.
+ */
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "abi/compat.h"
+#include "base/packet.h"
+#include "internal.h"
+
+#define LOWEST 0x10000ull			/* vm.mmap_min_addr; nothing is mapped below */
+#define HIGHEST 0x7ffffffff000ull		/* TASK_SIZE_MAX, 4-level paging */
+#define LAST_MS 50		/* what a dying host may still have under way: a write to a file */
+
+struct kept {
+	struct keep message;
+	int fd;
+};
+
+static struct kept *kept;
+static size_t nkept, room;
+static int dead[2];			/* a pipe: the host's main thread is dead */
+
+/* -> false at the end of the connection; *fd is -1 when none came */
+static bool receive(int host, struct keep *message, int *fd)
+{
+	int fds[PACKET_FDS], nfds;
+	ssize_t n = packet_receive(host, message, sizeof(*message), fds, &nfds);
+
+	*fd = nfds ? fds[0] : -1;
+	return n == sizeof(*message) || n == -EMFILE;	/* no descriptor left: what it carried is not kept */
+}
+
+static void add(const struct keep *message, int fd)
+{
+	if (nkept == room) {
+		size_t more = room ? 2 * room : 64;
+		struct kept *grown = realloc(kept, more * sizeof(*grown));
+
+		if (!grown) {
+			close(fd);
+			return;
+		}
+		kept = grown;
+		room = more;
+	}
+	kept[nkept++] = (struct kept){ *message, fd };
+}
+
+static void drop(const struct keep *message)
+{
+	for (size_t i = nkept; i-- > 0;)
+		if (kept[i].message.kind == message->what && kept[i].message.id == message->id) {
+			close(kept[i].fd);
+			kept[i] = kept[--nkept];
+			return;
+		}
+}
+
+static void *wait_for_death(void *life)
+{
+	if (pthread_mutex_lock(&((struct keep_life *)life)->alive) == EOWNERDEAD)
+		close(dead[1]);		/* at the other end: readable */
+	return NULL;
+}
+
+static void watch(int fd)
+{
+	void *life = mmap(NULL, sizeof(struct keep_life), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	pthread_t thread;
+
+	close(fd);
+	if (life != MAP_FAILED && !pthread_create(&thread, NULL, wait_for_death, life))
+		pthread_detach(thread);
+}
+
+/* While a thread of the host cannot die its sockets stay open, and it does not answer on them.  One that
+ * listens does not block: it is trio's. */
+static void hang_up(int fd)
+{
+	int waiting;
+
+	shutdown(fd, SHUT_RDWR);
+	while ((waiting = accept4(fd, NULL, NULL, SOCK_CLOEXEC)) >= 0)
+		close(waiting);
+}
+
+/* Every page first, then the waiters for one: they touch it again, and find it gone. */
+static void end_all(void)
+{
+	struct uffdio_range all = { LOWEST, HIGHEST - LOWEST };
+
+	for (size_t i = 0; i < nkept; i++)
+		if (kept[i].message.kind == DF_KEEP_CACHE && ftruncate(kept[i].fd, 0))
+			perror("daxfault-keeper: a page cache could not be truncated");
+	for (size_t i = 0; i < nkept; i++)
+		if (kept[i].message.kind == DF_KEEP_UFFD)
+			ioctl(kept[i].fd, UFFDIO_WAKE, &all);
+	for (size_t i = 0; i < nkept; i++)
+		if (kept[i].message.kind == DF_KEEP_SOCKET)
+			hang_up(kept[i].fd);
+}
+
+static void report(int died)
+{
+	if (write(died, "", 1) < 0)
+		perror("daxfault-keeper");
+}
+
+/* To the end of the host.  A host that dies does so before its end of the socket is closed. */
+static void receive_all(int host, int died_fd)
+{
+	struct pollfd fds[] = { { .fd = host, .events = POLLIN }, { .fd = dead[0], .events = POLLIN } };
+	bool ends = false, died = false;
+	struct keep message;
+	int fd;
+
+	/* what it has sent counts, even if it is dead by now */
+	while (poll(fds, died ? 1 : 2, died ? LAST_MS : -1) != 0) {
+		if (!died && fds[1].revents) {
+			died = true;
+			report(died_fd);
+		}
+		if (!fds[0].revents)
+			continue;
+		if (!receive(host, &message, &fd)) {
+			if (!ends && !died)
+				report(died_fd);
+			return;
+		}
+		if (message.kind == DF_KEEP_NOTHING)
+			drop(&message);
+		else if (message.kind == DF_KEEP_END)
+			ends = true;
+		else if (message.kind == DF_KEEP_LIFE && fd >= 0)
+			watch(fd);
+		else if (fd >= 0)
+			add(&message, fd);
+	}
+}
+
+void kept_run(int host, int died)
+{
+	struct rlimit files;
+
+	if (!getrlimit(RLIMIT_NOFILE, &files)) {
+		files.rlim_cur = files.rlim_max;
+		setrlimit(RLIMIT_NOFILE, &files);
+	}
+	if (pipe(dead)) {
+		perror("daxfault-keeper");
+		_exit(1);
+	}
+	receive_all(host, died);
+	end_all();
+}

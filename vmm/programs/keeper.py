@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The keeper: a process that outlives this one, should it die, and leaves programs an error and no mount.
+
+Owns its process: starts it, and replaces it when it has died or does not listen.  Must not know what it
+keeps (native/keeper).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import logging
+import os
+import socket
+import struct
+import subprocess
+import termios
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import trio
+
+from daxfault import fsd, native
+from daxfault.native import lib
+
+log = logging.getLogger(__name__)
+
+PING_SECONDS = 1.0  # between two messages to a keeper
+LISTEN_SECONDS = 1.0  # in which it receives one
+_AGAIN_SECONDS = 0.5  # from one that cannot be started to the next
+_END_SECONDS = 5.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Left:
+    """What the keeper removes after the death of this process: its mount, files, empty directories."""
+
+    mount: fsd.Mount
+    device: int
+    paths: tuple[Path, ...]
+
+    @classmethod
+    def of(cls, fs: fsd.Filesystem, mount: fsd.Mount, *paths: Path) -> Left:
+        """A mount that answers."""
+        assert fs.device is not None
+        return cls(mount, fs.device, paths)
+
+    def arguments(self) -> list[str | Path]:
+        connection = str(os.minor(self.device))
+        point = [f"-p{fd}" for fd in self.fds]
+        return ["-m", self.mount.path, "-c", connection, *point, "--", *self.paths]
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """Root unmounts by descriptor, as Mount does; others have fusermount3 do it, by path."""
+        return (self.mount.point,) if os.geteuid() == 0 else ()
+
+
+@contextlib.asynccontextmanager
+async def kept(left: Left, *, daemon: bool = False) -> AsyncIterator[None]:
+    """A keeper while the body runs.
+
+    Should this process die, programs get SIGBUS, not zeros, and what is `left` is removed.  A `daemon`'s has
+    no standard error: somebody may wait for that to be closed.
+    """
+    keeper = _Keeper(left, subprocess.DEVNULL if daemon else None)
+    await keeper.start()
+    try:
+        with _alive():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(keeper.watch)
+                yield
+                nursery.cancel_scope.cancel()
+    finally:
+        # not before the body has ended: the keeper takes all page caches away
+        with trio.CancelScope(shield=True):
+            await keeper.end()
+
+
+@contextlib.contextmanager
+def _alive() -> Iterator[None]:
+    """Have the keeper notice the death of this thread, on which the mount depends."""
+    error = lib.df_keeper_live()
+    if error:
+        log.debug("not the first thread of its process: only the end of the process is noticed")
+    try:
+        yield
+    finally:
+        if not error:
+            lib.df_keeper_left()
+
+
+class _Keeper:
+    """One keeper after the other."""
+
+    def __init__(self, left: Left, stderr: int | None) -> None:
+        self._left = left
+        self._stderr = stderr
+        self._sock: socket.socket | None = None
+        self._process: trio.Process | None = None
+
+    async def start(self) -> None:
+        """OSError when there can be none."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with theirs:
+                self._process = await trio.lowlevel.open_process(
+                    [native.keeper(), *self._left.arguments()],
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    stderr=self._stderr,
+                    start_new_session=True,
+                    pass_fds=self._left.fds,
+                )
+        except BaseException:
+            ours.close()
+            raise
+        self._sock = ours
+        lib.df_keeper(ours.fileno())
+
+    async def watch(self) -> None:
+        """Replace each keeper that is lost, for ever."""
+        while True:
+            why = await self._lost()
+            log.warning("the keeper %s; another one takes its place", why)
+            with trio.CancelScope(shield=True):
+                await self._drop()
+            while self._sock is None:
+                try:
+                    await self.start()
+                except OSError as e:
+                    log.error("no keeper can be started: %s", e)
+                    await trio.sleep(_AGAIN_SECONDS)
+
+    async def _lost(self) -> str:
+        """Return when the keeper has died or does not listen; -> which."""
+        why = "does not listen"
+
+        async def died() -> None:
+            nonlocal why
+            assert self._process is not None
+            await self._process.wait()
+            why = "has died"
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(died)
+            await self._listens()
+            nursery.cancel_scope.cancel()
+        return why
+
+    async def _listens(self) -> None:
+        """Send what is to be kept, and pings, as long as they are received in time."""
+        assert self._sock is not None
+        waiting = lib.df_keeper_send()
+        while waiting >= 0:
+            with trio.move_on_after(LISTEN_SECONDS) as late:
+                if waiting:
+                    await trio.lowlevel.wait_writable(self._sock)
+            if late.cancelled_caught:
+                return
+            if not waiting:
+                with trio.move_on_after(PING_SECONDS) as quiet:
+                    await trio.lowlevel.wait_readable(lib.df_keeper_fd())
+                    os.eventfd_read(lib.df_keeper_fd())
+                if quiet.cancelled_caught:
+                    if self._unread():
+                        return
+                    lib.df_keeper_ping()
+            waiting = lib.df_keeper_send()
+
+    def _unread(self) -> bool:
+        """It has not received all that was sent (unix(7), SIOCOUTQ)."""
+        assert self._sock is not None
+        found = fcntl.ioctl(self._sock, termios.TIOCOUTQ, bytes(4))
+        return struct.unpack("i", found) != (0,)
+
+    async def _drop(self) -> None:
+        """It must be dead before its end of the socket is closed: it would think that the host has died."""
+        assert self._process is not None
+        assert self._sock is not None
+        self._process.kill()
+        await self._process.wait()
+        lib.df_keeper(-1)
+        self._sock.close()
+        self._sock = None
+
+    async def end(self) -> None:
+        """The host ends in good order."""
+        if self._sock is None:
+            return
+        assert self._process is not None
+        lib.df_keeper_end()
+        lib.df_keeper(-1)
+        self._sock.close()
+        with trio.move_on_after(_END_SECONDS):
+            await self._process.wait()
+            return
+        self._process.kill()
+        await self._process.wait()
