@@ -195,9 +195,13 @@ class Files:
             if begin < self.storage_slow_until:
                 written = await self._threads.storage(write, at, buf)
             else:
-                written = write(at, buf)
-                if time.monotonic() - begin > SLOW_WRITE:
-                    self.storage_slow_until = time.monotonic() + SLOW_PERIOD
+                try:
+                    written = write(at, buf, nowait=True)
+                except BlockingIOError:  # not local, or another call is changing the file
+                    written = await self._threads.storage(write, at, buf)
+                else:
+                    if time.monotonic() - begin > SLOW_WRITE:
+                        self.storage_slow_until = time.monotonic() + SLOW_PERIOD
         finally:
             self.writes_ended += 1
         inode = handle.inode

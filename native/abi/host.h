@@ -117,7 +117,8 @@ enum df_change {
 
 struct df_file_state {
 	uint64_t id;
-	uint64_t size;			/* of the backing file, now */
+	uint64_t size;			/* of the backing file, now; if it is not local, known_size */
+	uint64_t local;			/* fstat(2) of the backing file asks no server */
 	uint64_t known_size;		/* the last that was acted upon */
 	uint64_t generation;
 	uint64_t resident;		/* pages in the page cache */
@@ -165,7 +166,8 @@ struct df_engine_options {
 	uint64_t answer_ns;		/* a failed fault nobody answers is poisoned after this */
 	uint64_t source_ns;		/* a page source that does not answer is ETIMEDOUT after this */
 	uint64_t spin_ns;		/* look for the next fault this long before sleeping */
-	uint32_t fill_threads;		/* at most, for sources that would block */
+	uint32_t fill_threads;		/* of the process, for sources that would block; a file has at
+					 * most 8 of them, and the first however many there are */
 	uint32_t pad;
 };
 

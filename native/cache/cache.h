@@ -3,7 +3,7 @@
  * cache.h - a file and its page cache: a memfd, which pages hold the file's bytes, which of them
  * guests may have stored to, the size, the generation.  Must not know who faults, maps or waits.
  *
- * file->lock covers all of it.  A change of the file, whoever made it, is recorded in file->change;
+ * file->lock covers all of it, and is held across no call that may hang.  A change of the file, whoever made it, is recorded in file->change;
  * whoever holds the lock applies it to those who wait and map before the lock is released
  * (engine/change.c).
  */
@@ -15,6 +15,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/stat.h>
 #include <sys/types.h>
 #include <time.h>
 
@@ -64,6 +65,20 @@ struct change {
 	uint64_t start, end;
 };
 
+/* A call of ours that changes the backing file. */
+enum file_call {
+	CALL_NONE,
+	CALL_WRITE,
+	CALL_TRUNCATE,
+};
+
+/* What fstat() said of the backing file. */
+struct file_look {
+	unsigned looks;			/* df_file.looks, from before */
+	int error;
+	struct stat st;
+};
+
 struct file_mappings;
 struct file_waits;
 
@@ -80,6 +95,10 @@ struct df_file {
 	uint64_t size;
 	struct timespec mtime;		/* after our own last change */
 	int unreported;			/* enum df_change bits since df_file_recheck() */
+	/* Held across a call that changes the backing file, before `lock`: one at a time. */
+	pthread_mutex_t changing;
+	enum file_call call;		/* ... that is under way */
+	atomic_uint looks;		/* counts what makes an older struct file_look out of date */
 	atomic_uint_fast64_t generation;	/* counts changes of what a page should hold */
 	struct change change;		/* since the last file_take_change() */
 	bool unsettled;			/* dirty pages are still to be looked at for it (change.c) */
@@ -100,12 +119,18 @@ struct df_file {
 int file_new(int fd, bool writable, struct df_file **out);	/* takes `fd` over, also on failure */
 void file_get(struct df_file *file);
 void file_put(struct df_file *file);
+/* Without the lock: the call may hang. */
+void file_look(const struct df_file *file, struct file_look *look);
 /* Under file->lock: */
-int file_notice(struct df_file *file);		/* look at the backing file: -> enum df_change bits */
+/* Act upon a look, unless it is out of date.  -> enum df_change bits, or its error */
+int file_saw(struct df_file *file, const struct file_look *look);
+int file_notice(struct df_file *file);		/* both, if the source is local; else 0 */
+/* Around a call that changes the backing file, with file->changing held.  `after` it: a look. */
+void file_call_begin(struct df_file *file, enum file_call call);
+void file_call_end(struct df_file *file, const struct file_look *after);
 void file_changed(struct df_file *file, uint64_t size, bool content);
 /* `len` bytes were written to the backing file, which now has `size`. */
 void file_written(struct df_file *file, const char *bytes, uint64_t offset, uint64_t len, uint64_t size);
-void file_stamp(struct df_file *file);		/* the backing file's mtime is our own doing */
 struct change file_take_change(struct df_file *file);
 static inline uint64_t file_end(const struct df_file *file)	/* first byte past the last page */
 {

@@ -40,6 +40,7 @@ int file_new(int fd, bool writable, struct df_file **out)
 	file->id = atomic_fetch_add(&next_file_id, 1);
 	atomic_init(&file->refs, 1);
 	pthread_mutex_init(&file->lock, NULL);
+	pthread_mutex_init(&file->changing, NULL);
 	file->cache = -1;
 	file->size = (uint64_t)st.st_size;
 	file->mtime = st.st_mtim;
@@ -63,16 +64,9 @@ void file_put(struct df_file *file)
 	pages_free(file);
 	file_deactivate(file);
 	source_close(&file->source);
+	pthread_mutex_destroy(&file->changing);
 	pthread_mutex_destroy(&file->lock);
 	free(file);
-}
-
-void file_stamp(struct df_file *file)
-{
-	struct stat st;
-
-	if (!source_look(&file->source, &st))
-		file->mtime = st.st_mtim;
 }
 
 static void record(struct df_file *file, uint64_t start, uint64_t end)
@@ -128,26 +122,60 @@ void file_changed(struct df_file *file, uint64_t size, bool content)
 	file->change.content |= content;
 }
 
-/* A change that we did not make is a change now. */
-int file_notice(struct df_file *file)
+void file_look(const struct df_file *file, struct file_look *look)
 {
-	struct stat st;
-	int bits = 0, error = source_look(&file->source, &st);
+	look->looks = atomic_load(&file->looks);
+	look->error = source_look(&file->source, &look->st);
+}
 
-	if (error)
-		return error;
-	if ((uint64_t)st.st_size != file->size)
+/* A change that we did not make is a change now.  While a call of ours is under way its effects
+ * cannot be told from a stranger's; but a file that is shorter is so for whatever reason. */
+int file_saw(struct df_file *file, const struct file_look *look)
+{
+	const struct stat *st = &look->st;
+	int bits = 0;
+
+	if (look->error)
+		return look->error;
+	if (look->looks != atomic_load(&file->looks) ||
+	    (file->call != CALL_NONE && (uint64_t)st->st_size >= file->size))
+		return 0;
+	if ((uint64_t)st->st_size != file->size)
 		bits |= DF_CHANGED_SIZE;
 	/* fetch() writes the bytes it brings to the backing file: that is no change */
-	if (!file->source.fetch &&
-	    (st.st_mtim.tv_sec != file->mtime.tv_sec || st.st_mtim.tv_nsec != file->mtime.tv_nsec))
+	if (!file->source.fetch && file->call == CALL_NONE &&
+	    (st->st_mtim.tv_sec != file->mtime.tv_sec || st->st_mtim.tv_nsec != file->mtime.tv_nsec))
 		bits |= DF_CHANGED_CONTENT;
 	if (bits) {
-		file->mtime = st.st_mtim;
-		file->unreported |= bits;
-		file_changed(file, (uint64_t)st.st_size, bits & DF_CHANGED_CONTENT);
+		file->mtime = st->st_mtim;
+		file->unreported |= file->call == CALL_TRUNCATE ? 0 : bits;
+		atomic_fetch_add(&file->looks, 1);
+		file_changed(file, (uint64_t)st->st_size, bits & DF_CHANGED_CONTENT);
 	}
 	return bits;
+}
+
+int file_notice(struct df_file *file)
+{
+	struct file_look look;
+
+	if (!file->source.local)
+		return 0;
+	file_look(file, &look);
+	return file_saw(file, &look);
+}
+
+void file_call_begin(struct df_file *file, enum file_call call)
+{
+	file->call = call;
+}
+
+void file_call_end(struct df_file *file, const struct file_look *after)
+{
+	file->call = CALL_NONE;
+	atomic_fetch_add(&file->looks, 1);
+	if (!after->error)
+		file->mtime = after->st.st_mtim;	/* our own doing */
 }
 
 /* The bytes of a write that are in the page cache. */

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * change.c - what follows from a change of a file for those who wait for it or map it.  All of it
- * under file->lock, which the change was made under: in one step with it.  Must not decide a fault.
+ * under file->lock, in one step with the change of what is known of the file; the call that changed the
+ * backing file comes before, without the lock.  Must not decide a fault.
  */
 #include <errno.h>
 #include <limits.h>
@@ -59,32 +60,84 @@ int change_notice(struct df_file *file)
 	return bits;
 }
 
+int change_saw(struct df_file *file, const struct file_look *look)
+{
+	int bits = file_saw(file, look);
+
+	change_apply(file);
+	return bits;
+}
+
+static int begin(struct df_file *file, enum file_call call)
+{
+	struct file_look look;
+
+	file_look(file, &look);
+	pthread_mutex_lock(&file->lock);
+	change_saw(file, &look);	/* our stamp must not hide a stranger's change */
+	file_call_begin(file, call);
+	return look.error;
+}
+
+int change_begin(struct df_file *file, enum file_call call)
+{
+	pthread_mutex_lock(&file->changing);
+	return begin(file, call);
+}
+
+bool change_try(struct df_file *file, enum file_call call)
+{
+	if (!file->source.local || pthread_mutex_trylock(&file->changing))
+		return false;
+	begin(file, call);
+	return true;
+}
+
+void change_end(struct df_file *file)
+{
+	pthread_mutex_unlock(&file->changing);
+	file_unlock(file);
+}
+
 int change_truncate(struct df_file *file, uint64_t size)
 {
+	struct file_look after;
 	int error;
 
 	if (size > (uint64_t)LLONG_MAX)
 		return -EFBIG;
-	file_notice(file);	/* our stamp must not hide a stranger's change */
+	change_begin(file, CALL_TRUNCATE);
+	pthread_mutex_unlock(&file->lock);
 	error = source_truncate(&file->source, size);
-	if (!error) {
-		file_stamp(file);
+	file_look(file, &after);
+	pthread_mutex_lock(&file->lock);
+	after.error = error ? error : after.error;
+	file_call_end(file, &after);
+	if (!error)
 		file_changed(file, size, false);
-	}
-	change_apply(file);
+	change_end(file);
 	return error;
 }
 
-struct df_fault *change_unlock(struct df_file *file, bool *retried)
+void file_unlock(struct df_file *file)
 {
 	struct file_waits *waits = file->waits;
-	struct df_fault *released;
+	struct df_fault *released, *next;
+	bool retried;
 
 	change_apply(file);
 	released = waits->released;
-	*retried = waits->retried;
+	retried = waits->retried;
 	waits->released = NULL;
 	waits->retried = false;
 	pthread_mutex_unlock(&file->lock);
-	return released;
+	for (; released; released = next) {
+		next = released->next;
+		fault_again(released);
+	}
+	/* A caller that made the file longer may rely on it when the call returns; but a
+	 * source that does not answer holds up nobody for long, and the engine's
+	 * own threads not at all. */
+	if (retried && !thread_is_ours())
+		faults_wait_retries(file);
 }

@@ -8,6 +8,8 @@
 
 #include "internal.h"
 
+#define STOP_NS 2000000000u		/* how long a page source that hangs holds up the end */
+
 int df_engine_new(const struct df_engine_options *options, struct df_engine **out)
 {
 	struct df_engine *engine = calloc(1, sizeof(*engine));
@@ -17,13 +19,11 @@ int df_engine_new(const struct df_engine_options *options, struct df_engine **ou
 	if (!engine)
 		return -ENOMEM;
 	engine->options = *options;
-	if (!engine->options.fill_threads)
-		engine->options.fill_threads = 1;
 	engine->last_pending = &engine->pending;
 	engine->next_id = 1;
 	pthread_mutex_init(&engine->lock, NULL);
 	trace_init(&engine->tracer);
-	jobs_init(&engine->pool, engine->options.fill_threads);
+	jobs_limit(engine->options.fill_threads);
 	pthread_cond_init(&engine->tick, NULL);
 	engine->failures_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	engine->unmapped_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -40,6 +40,17 @@ int df_engine_new(const struct df_engine_options *options, struct df_engine **ou
 	}
 	*out = engine;
 	return 0;
+}
+
+/* false: not in time */
+static bool sources_ended(struct df_engine *engine)
+{
+	uint64_t until = now_ns() + STOP_NS;
+
+	GUARD(&engine->lock);
+	while (engine->slow && clock_wait(&engine->tick, &engine->lock, until))
+		;
+	return !engine->slow;
 }
 
 void df_engine_free(struct df_engine *engine)
@@ -63,7 +74,7 @@ void df_engine_free(struct df_engine *engine)
 	failures_free(engine);
 	unmapped_free(engine);
 
-	if (!jobs_stop(&engine->pool))
+	if (!sources_ended(engine))
 		return;		/* a page source that never answers still holds a thread */
 	close(engine->failures_fd);
 	close(engine->unmapped_fd);

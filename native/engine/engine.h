@@ -21,13 +21,16 @@ struct df_guest;
 
 /* --------------------------------------------------------------------- file */
 
+/* Calls that may hang with the backing file: df_file_new(), _upgrade(), _read() and _write() without
+ * `nowait` (-EAGAIN then), _truncate(), _recheck(), _write_back(), _sync(), _cache_fd(), _retire(); for
+ * a source that is `local`, of these only _truncate(), and what reads, writes or syncs. */
 /* `fd` is taken over, also on failure. */
 int df_file_new(int fd, int writable, struct df_file **out);
 void df_file_put(struct df_file *file);
 int df_file_fd(struct df_file *file);
 int df_file_upgrade(struct df_file *file, int fd);
 int64_t df_file_read(struct df_file *file, void *buffer, uint64_t offset, uint64_t len, int nowait);
-int64_t df_file_write(struct df_file *file, const void *bytes, uint64_t offset, uint64_t len);
+int64_t df_file_write(struct df_file *file, const void *bytes, uint64_t offset, uint64_t len, int nowait);
 int df_file_truncate(struct df_file *file, uint64_t size);
 int df_file_recheck(struct df_file *file);
 int df_file_write_back(struct df_file *file);	/* 1: something was written */

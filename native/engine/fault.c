@@ -117,7 +117,7 @@ static void fill_window(const struct df_fault *fault, struct df_region *region, 
 }
 
 /* A page that can be had at once, before anything else is asked: one that is read
- * in full was not past EOF, so it needs no fstat(). */
+ * in full was not past EOF, so it needs no fstat().  Of a local source only. */
 static bool filled_now(const struct df_fault *fault, struct df_region *region)
 {
 	struct df_engine *engine = fault->guest->engine;
@@ -139,7 +139,9 @@ static enum step fail(struct df_fault *fault, struct df_file *file, enum df_reas
 	return DONE;
 }
 
-static enum step begin_fill(struct df_fault *fault, struct df_region *region, struct df_fill **fill)
+/* `present`: the page is there, or past EOF, and the backing file is only to be looked at. */
+static enum step begin_fill(struct df_fault *fault, struct df_region *region, bool present,
+			    struct df_fill **fill)
 {
 	struct df_file *file = region->file;
 	struct df_engine *engine = fault->guest->engine;
@@ -150,7 +152,10 @@ static enum step begin_fill(struct df_fault *fault, struct df_region *region, st
 	if (now_ns() - fault->arrived > engine->options.source_ns)
 		return fail(fault, file, DF_REASON_TIMEOUT, ETIMEDOUT);
 
-	fill_window(fault, region, &start, &end);
+	start = fault->offset;
+	end = start + PAGE;
+	if (!present)
+		fill_window(fault, region, &start, &end);
 	copy = fault_copy(fault);
 	*fill = copy ? fill_begin(engine, file, fault->offset, start, end) : NULL;
 	if (!*fill) {
@@ -158,6 +163,7 @@ static enum step begin_fill(struct df_fault *fault, struct df_region *region, st
 			fault_free(copy);
 		return fail(fault, file, DF_REASON_IO, ENOMEM);
 	}
+	(*fill)->present = present;
 	fill_wait(*fill, copy);
 	return FILL;
 }
@@ -184,6 +190,18 @@ static bool drop_clean(struct df_file *file, uint64_t offset)
 	return exposed_drop_clean(file, &at, offset + PAGE, 1);
 }
 
+/* What a look at the backing file waits for is waited for elsewhere, as its bytes are. */
+static enum step look_first(struct df_fault *fault, struct df_region *region, struct df_fill **fill)
+{
+	struct df_file *file = region->file;
+
+	*fill = fill_find(file, fault->offset);
+	if (*fill)
+		return wait_for(*fill, fault);
+	return begin_fill(fault, region, fault->offset >= file_end(file) ||
+			  pages_filled(file, fault->offset), fill);
+}
+
 /* Under space->lock and file->lock. */
 static enum step decide_locked(struct df_fault *fault, struct df_region *region, struct df_fill **fill)
 {
@@ -193,7 +211,10 @@ static enum step decide_locked(struct df_fault *fault, struct df_region *region,
 
 	if (filled_now(fault, region))
 		return install(fault, region);
-	bits = change_notice(file);
+	/* A store to a page that it reads already asks nobody for anything. */
+	if (!file->source.local && !fault->looked && !fault->stored)
+		return look_first(fault, region, fill);
+	bits = file->source.local ? change_notice(file) : fault->look_error;
 	if (bits < 0)
 		return fail(fault, file, DF_REASON_IO, -bits);
 	if (fault->stored && source_injects_store(&file->source, fault->offset) &&
@@ -215,7 +236,7 @@ static enum step decide_locked(struct df_fault *fault, struct df_region *region,
 		return DONE;
 	}
 	if (fault->offset >= file_end(file)) {
-		error = source_gup_error(&file->source, fault->offset);
+		error = file->source.local ? source_gup_error(&file->source, fault->offset) : EFAULT;
 		if (!error)
 			return REPEAT;		/* it grew while we looked */
 		return fail(fault, file, DF_REASON_EOF, error);
@@ -228,7 +249,7 @@ static enum step decide_locked(struct df_fault *fault, struct df_region *region,
 		return wait_for(*fill, fault);
 	if (fault->error)
 		return fail(fault, file, DF_REASON_IO, fault->error);
-	return begin_fill(fault, region, fill);
+	return begin_fill(fault, region, false, fill);
 }
 
 static enum step decide_unknown(struct df_fault *fault)
@@ -282,45 +303,31 @@ static enum step decide(struct df_fault *fault, struct df_fill **fill)
 	return step;
 }
 
-static void run_released(void *faults)
+static void run_slow(struct job *job)
 {
-	faults_run(faults, true);
-}
-
-static void submit(struct df_fault *released)
-{
-	if (released)
-		jobs_submit(&released->guest->engine->pool, run_released, released);
-}
-
-void file_unlock(struct df_file *file)
-{
-	bool retried;
-
-	submit(change_unlock(file, &retried));
-	/* A caller that made the file longer may rely on it when the call returns; but a
-	 * source that does not answer holds up nobody for long, and the engine's
-	 * own threads not at all. */
-	if (retried && !thread_is_ours())
-		faults_wait_retries(file);
-}
-
-static struct df_fault *run_fill(struct df_fill *fill, bool may_block, bool *wait)
-{
-	struct df_fault *released, *waiters = read_fill(fill, may_block, wait, &released);
-
-	submit(released);
-	return waiters;
-}
-
-static void run_slow(void *fill)
-{
+	struct df_fill *fill = (struct df_fill *)((char *)job - offsetof(struct df_fill, job));
+	struct df_engine *engine = fill->engine;
 	bool wait;
 
-	faults_run(run_fill(fill, true, &wait), true);
+	faults_run(read_fill(fill, true, &wait));
+	GUARD(&engine->lock);
+	if (!--engine->slow)
+		pthread_cond_broadcast(&engine->tick);
 }
 
-static struct df_fault *run(struct df_fault *fault, bool may_block)
+/* Its waiters have a deadline, whenever its turn comes. */
+static void submit(struct df_fill *fill)
+{
+	fill_slow(fill);
+	pthread_mutex_lock(&fill->engine->lock);
+	fill->engine->slow++;
+	pthread_mutex_unlock(&fill->engine->lock);
+	fill->job.run = run_slow;
+	file_get(fill->file);		/* released after the job: see df_file_new() */
+	jobs_submit(&fill->file->waits->jobs, &fill->job);
+}
+
+static struct df_fault *run(struct df_fault *fault)
 {
 	struct df_guest *guest = fault->guest;
 	struct df_fault *more = NULL, *copy;
@@ -329,13 +336,10 @@ static struct df_fault *run(struct df_fault *fault, bool may_block)
 
 	switch (decide(fault, &fill)) {
 	case FILL:
-		if (may_block)
-			fill_slow(fill);
-		more = run_fill(fill, may_block, &wait);
+		more = read_fill(fill, false, &wait);
 		if (wait) {
 			COUNT(guest->engine, parked, 1);
-			fill_slow(fill);
-			jobs_submit(&guest->engine->pool, run_slow, fill);
+			submit(fill);
 		}
 		break;
 	case AGAIN:
@@ -355,14 +359,14 @@ static struct df_fault *run(struct df_fault *fault, bool may_block)
 	return more;
 }
 
-void faults_run(struct df_fault *list, bool may_block)
+void faults_run(struct df_fault *list)
 {
 	while (list) {
 		struct df_fault *fault = list, *more;
 
 		list = fault->next;
 		fault->next = NULL;
-		more = run(fault, may_block);
+		more = run(fault);
 		faults_append(&more, list);
 		list = more;
 		fault_free(fault);
@@ -375,6 +379,6 @@ void fault_arrived(const struct df_fault *fault)
 
 	TRACE(&fault->guest->engine->tracer, .kind = DF_TRACE_FAULT, .guest = fault->guest->space.id,
 	      .address = fault->address, .tid = fault->tid, .vcpu = -1, .value = fault->write);
-	faults_run(run(&copy, false), false);
+	faults_run(run(&copy));
 	fault_ready(&copy);
 }

@@ -9,6 +9,12 @@
 
 #include "internal.h"
 
+/* After a job that had counted the file. */
+static void release(struct job_queue *jobs)
+{
+	file_put(((struct file_waits *)((char *)jobs - offsetof(struct file_waits, jobs)))->file);
+}
+
 int df_file_new(int fd, int writable, struct df_file **out)
 {
 	struct df_file *file;
@@ -23,6 +29,8 @@ int df_file_new(int fd, int writable, struct df_file **out)
 		file_put(file);
 		return -ENOMEM;
 	}
+	jobs_init(&file->waits->jobs, release);
+	file->waits->file = file;
 	*out = file;
 	return 0;
 }
@@ -49,8 +57,11 @@ void df_file_fetch(struct df_file *file, int (*fetch)(void *context, uint64_t of
 
 int df_file_upgrade(struct df_file *file, int fd)
 {
+	int error = source_upgrade(&file->source, fd);
+
 	GUARD(&file->lock);
-	return source_upgrade(&file->source, fd);
+	file->source.writable |= !error;
+	return error;
 }
 
 /* All or an error: the kernel takes a short answer for EOF, zeroes the rest of the page and
@@ -61,15 +72,19 @@ int64_t df_file_read(struct df_file *file, void *buffer, uint64_t offset, uint64
 
 	if (len > LLONG_MAX || offset > LLONG_MAX - len)
 		return -EINVAL;
+	if (nowait && !file->source.local)
+		return -EAGAIN;
 	while (done < len) {
 		uint64_t at = offset + done, end = offset + len;
+		struct file_look look;
 		int64_t n = -1;
 		bool filled = false;
 
+		file_look(file, &look);
 		pthread_mutex_lock(&file->lock);
 		/* a reader past an old EOF may expect that mappings reach there, too */
 		if (file->cache >= 0 && (file->resident || file->sized)) {
-			int bits = change_notice(file);
+			int bits = change_saw(file, &look);
 
 			if (bits < 0) {
 				file_unlock(file);
@@ -105,61 +120,46 @@ int64_t df_file_read(struct df_file *file, void *buffer, uint64_t offset, uint64
 	return (int64_t)done;
 }
 
-int64_t df_file_write(struct df_file *file, const void *bytes, uint64_t offset, uint64_t len)
+int64_t df_file_write(struct df_file *file, const void *bytes, uint64_t offset, uint64_t len, int nowait)
 {
+	struct file_look after;
+	uint64_t end;
 	int64_t n;
 
 	if (len > LLONG_MAX || offset > LLONG_MAX - len)
 		return -EFBIG;
-	pthread_mutex_lock(&file->lock);
-	if (file->cache < 0) {
-		/* Nobody maps it: no need to hold up others for a slow disk. */
-		pthread_mutex_unlock(&file->lock);
-		n = source_write(&file->source, bytes, offset, len);
-		if (n < 0)
-			return n;
-		pthread_mutex_lock(&file->lock);
-		if (file->cache >= 0) {
-			/* A guest began to meanwhile: what it filled, or is filling,
-			 * may be from before this write. */
-			change_notice(file);
-			file_written(file, bytes, offset, (uint64_t)n, file->size);
-		} else {
-			file_stamp(file);
-			if (offset + (uint64_t)n > file->size)
-				file->size = offset + (uint64_t)n;
-		}
-		file_unlock(file);
-		return n;
-	}
-	change_notice(file);
+	if (nowait && !change_try(file, CALL_WRITE))
+		return -EAGAIN;
+	if (!nowait)
+		change_begin(file, CALL_WRITE);
+	pthread_mutex_unlock(&file->lock);
 	n = source_write(&file->source, bytes, offset, len);
-	if (n > 0) {
-		uint64_t end = offset + (uint64_t)n;
-
-		file_stamp(file);
+	file_look(file, &after);
+	pthread_mutex_lock(&file->lock);
+	end = offset + (uint64_t)(n > 0 ? n : 0);
+	after.error = n > 0 ? after.error : -EIO;	/* its times are not ours */
+	file_call_end(file, &after);
+	if (n > 0 && file->cache < 0 && end > file->size)
+		file->size = end;
+	else if (n > 0 && file->cache >= 0)
 		file_written(file, bytes, offset, (uint64_t)n, end > file->size ? end : file->size);
-	}
-	file_unlock(file);
+	change_end(file);
 	return n;
 }
 
 int df_file_truncate(struct df_file *file, uint64_t size)
 {
-	int error;
-
-	pthread_mutex_lock(&file->lock);
-	error = change_truncate(file, size);
-	file_unlock(file);
-	return error;
+	return change_truncate(file, size);
 }
 
 int df_file_recheck(struct df_file *file)
 {
+	struct file_look look;
 	int bits;
 
+	file_look(file, &look);
 	pthread_mutex_lock(&file->lock);
-	bits = change_notice(file);
+	bits = change_saw(file, &look);
 	/* a fault may have noticed the change first: it is news to this caller */
 	if (bits >= 0) {
 		bits = file->unreported;
@@ -207,10 +207,12 @@ int df_file_heal(struct df_file *file)
 
 int df_file_cache_fd(struct df_file *file, int flags)
 {
+	struct file_look look;
 	int fd;
 
+	file_look(file, &look);
 	pthread_mutex_lock(&file->lock);
-	change_notice(file);
+	change_saw(file, &look);
 	fd = file_activate(file, flags & DF_CACHE_SIZED);
 	if (!fd)
 		fd = file_cache_fd(file, flags & DF_CACHE_WRITABLE);
@@ -220,12 +222,15 @@ int df_file_cache_fd(struct df_file *file, int flags)
 
 void df_file_state(struct df_file *file, struct df_file_state *out)
 {
-	struct stat st;
+	struct file_look look = { .error = -EAGAIN };
 
+	if (file->source.local)
+		file_look(file, &look);
 	GUARD(&file->lock);
 	*out = (struct df_file_state){
 		.id = file->id,
-		.size = source_look(&file->source, &st) ? file->size : (uint64_t)st.st_size,
+		.size = look.error ? file->size : (uint64_t)look.st.st_size,
+		.local = file->source.local,
 		.known_size = file->size,
 		.generation = atomic_load(&file->generation),
 		.resident = file->resident,

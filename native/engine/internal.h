@@ -6,15 +6,16 @@
  * Lock order, outermost first:
  *   space->lock (rw)   regions; held for reading across an install, so a range
  *                      that is being unmapped never receives a page
+ *   file->changing     one call at a time changes the backing file; never with a space's
  *   file->lock         size, generation, page cache, fills, mappings, poisons:
  *                      "same generation?" and the install are one step under it
  *   engine->lock       failures, list of guests and fills; a leaf
  *   apf->lock          tokens of a guest's vCPUs, and what the host writes into their
  *                      slots; a leaf, but for the tracer's
- *   guest->small, source->lock, the job pool's: leaves
+ *   guest->small, source->lock, the jobs': leaves
  *
- * Nobody waits for Python, for a guest or for a page source's bytes under any of
- * them.
+ * Nobody waits for Python, for a guest or for a backing file under any of them, but for
+ * file->changing, which the file's other changers wait for as well.
  */
 #ifndef DAXFAULT_INTERNAL_H
 #define DAXFAULT_INTERNAL_H
@@ -51,6 +52,8 @@ struct df_fault {
 	bool single;			/* fill this one page only: a larger fill failed */
 	bool waited;			/* a copy of what the reader has read */
 	bool readonly;			/* the mapping is not for stores */
+	bool looked;			/* the backing file was looked at since it arrived, ... */
+	int look_error;			/* ... with this, a negative errno or 0 */
 	bool asked;			/* `apf` is known: fault_ask() */
 	struct apf_wait apf;		/* what ends the fault ends its token */
 	struct df_file *retry;		/* no fault: a poisoned page of this file is read again */
@@ -58,12 +61,14 @@ struct df_fault {
 
 /* One read from the page source into the page cache. */
 struct df_fill {
+	struct job job;
 	struct df_fill *next;		/* of the file; file->lock */
 	struct df_fill *next_all;	/* of the engine; engine->lock */
 	struct df_engine *engine;
 	struct df_file *file;		/* counted */
 	uint64_t start, len;		/* bytes, page aligned */
 	bool stale;			/* the range changed since it began */
+	bool present;			/* its page is filled: look at the backing file only */
 	bool slow;			/* it waits for the source: so "not present" is due */
 	uint64_t looked;		/* the last round of deadlines.c; engine->lock */
 	struct df_fault *waiters;
@@ -71,6 +76,8 @@ struct df_fill {
 
 /* What waits for a file; file->lock. */
 struct file_waits {
+	struct job_queue jobs;		/* fills whose source is waited for */
+	struct df_file *file;
 	struct df_fill *fills;
 	struct df_fault *released;	/* to be decided again, once the lock is free */
 	bool retried;			/* the caller may rely on poisoned pages being read again */
@@ -128,8 +135,8 @@ struct df_engine {
 	struct df_engine_options options;
 	pthread_mutex_t lock;
 	pthread_cond_t tick;
-	struct job_pool pool;
 	bool stopping;
+	unsigned slow;			/* fills in a thread that waits for a source */
 	struct df_guest *guests;
 	struct df_fill *fills;
 	atomic_uint parked;
@@ -214,11 +221,19 @@ void fill_leave(const struct df_region *region);
 struct df_fault *fill_take_late(struct df_file *file, const struct df_engine *engine, uint64_t now);
 
 /* ---- change.c: what follows from a change of a file; file->lock */
-int change_notice(struct df_file *file);		/* as file_notice(), and apply */
 void change_apply(struct df_file *file);
-int change_truncate(struct df_file *file, uint64_t size);
-/* Release the lock.  -> the faults that a change released; *retried: poisoned pages are read again. */
-struct df_fault *change_unlock(struct df_file *file, bool *retried);
+int change_notice(struct df_file *file);		/* as file_notice(), and apply */
+int change_saw(struct df_file *file, const struct file_look *look);	/* as file_saw() */
+/* Release the lock, and have what a change released decided again.  Not with a space's lock. */
+void file_unlock(struct df_file *file);
+/* A call of ours is about to change the backing file, and no other is under way: takes
+ * file->changing and file->lock.  The caller releases the lock for the call, and calls
+ * file_call_end() with the lock after it.  -> the error of a look at the file */
+int change_begin(struct df_file *file, enum file_call call);
+/* The same, unless that would wait for another call or for a server. */
+bool change_try(struct df_file *file, enum file_call call);
+void change_end(struct df_file *file);			/* releases both */
+int change_truncate(struct df_file *file, uint64_t size);	/* no locks held */
 
 /* ---- unmapped.c */
 /* These regions were removed; no locks held. */
@@ -243,14 +258,12 @@ char *read_buffer(void);		/* RANGE bytes of this thread's own; NULL: no memory *
 int read_now(struct df_engine *engine, struct df_file *file, uint64_t offset, uint64_t start,
 	     uint64_t end);
 /* Read and settle.  -> the waiters to decide again, or NULL with *wait set when
- * the source would block and may_block is false.  *released: others, of a change. */
-struct df_fault *read_fill(struct df_fill *fill, bool may_block, bool *wait, struct df_fault **released);
+ * the source would block and may_block is false. */
+struct df_fault *read_fill(struct df_fill *fill, bool may_block, bool *wait);
 
 /* ---- fault.c */
-void faults_run(struct df_fault *list, bool may_block);	/* takes heap faults */
+void faults_run(struct df_fault *list);			/* takes heap faults */
 void fault_arrived(const struct df_fault *fault);	/* from the reader of a guest */
-/* Release file->lock, and have what a change set free decided again.  Not with a space's lock. */
-void file_unlock(struct df_file *file);
 
 /* ---- reader.c */
 int reader_start(struct df_guest *guest);

@@ -33,13 +33,12 @@ char *read_buffer(void)
 	return buffer;
 }
 
-/* Whether this read fails on purpose, and how: 0 or a positive errno.  *released: as read_fill(). */
-static int injected(struct df_fill *fill, bool may_block, struct df_fault **released)
+/* Whether this read fails on purpose, and how: 0 or a positive errno. */
+static int injected(struct df_fill *fill, bool may_block)
 {
 	struct source_ask ask = { fill->start, fill->len, may_block, true, { 0 } };
 	struct df_file *file = fill->file;
 	uint64_t truncate, page;
-	bool retried;
 	int error;
 
 	if (!source_injects(&file->source))
@@ -52,12 +51,7 @@ static int injected(struct df_fill *fill, bool may_block, struct df_fault **rele
 	}
 	pthread_mutex_unlock(&file->lock);
 	error = source_ask(&file->source, &ask, &truncate);
-	if (truncate != SOURCE_UNTRUNCATED) {
-		pthread_mutex_lock(&file->lock);
-		error = -change_truncate(file, truncate);
-		*released = change_unlock(file, &retried);
-	}
-	return error;
+	return truncate != SOURCE_UNTRUNCATED ? -change_truncate(file, truncate) : error;
 }
 
 /* Put `got` bytes read at `start` into the page cache.  A last page that is partly
@@ -79,45 +73,57 @@ static int settle(struct df_file *file, char *bytes, uint64_t start, uint64_t go
 	return error;
 }
 
-struct df_fault *read_fill(struct df_fill *fill, bool may_block, bool *wait, struct df_fault **released)
+/* -> bytes; *error as source_bring() */
+static uint64_t read_source(struct df_fill *fill, char *bytes, bool may_block, int *error)
+{
+	struct df_source *source = &fill->file->source;
+
+	*error = bytes ? injected(fill, may_block) : ENOMEM;
+	if (*error)
+		return 0;
+	return may_block ? source_bring(source, bytes, fill->start, fill->len, error)
+			 : source_peek(source, bytes, fill->start, fill->len, error);
+}
+
+struct df_fault *read_fill(struct df_fill *fill, bool may_block, bool *wait)
 {
 	struct df_file *file = fill->file;
-	struct df_fault *waiters, *others;
-	bool retried;
+	struct df_fault *waiters;
 	char *bytes = read_buffer();
-	uint64_t got = 0;
-	int error = ENOMEM, bits;
+	struct file_look look;
+	uint64_t got = 0, looked;
+	int error = 0, bits;
 
-	*wait = false;
-	*released = NULL;
-	if (bytes)
-		error = injected(fill, may_block, released);
-	if (error)
-		got = 0;
-	else if (may_block)
-		got = source_bring(&file->source, bytes, fill->start, fill->len, &error);
-	else
-		got = source_peek(&file->source, bytes, fill->start, fill->len, &error);
-	if (!may_block && error == EAGAIN) {
-		*wait = true;
-		return NULL;
+	*wait = !may_block && fill->present;
+	if (!fill->present) {
+		got = read_source(fill, bytes, may_block, &error);
+		*wait = !may_block && error == EAGAIN;
 	}
+	if (*wait)
+		return NULL;
 
+	looked = now_ns();
+	file_look(file, &look);		/* was it the EOF we knew? */
 	pthread_mutex_lock(&file->lock);
-	bits = change_notice(file);	/* was it the EOF we knew? */
+	bits = change_saw(file, &look);
 	waiters = fill_end(fill);
 	COUNT(fill->engine, filled, got);
 	TRACE(&fill->engine->tracer, .kind = DF_TRACE_FILL_END, .file = file->id, .offset = fill->start,
 	      .vcpu = -1, .value = (uint32_t)got, .error = error);
+	for (struct df_fault *fault = waiters; fault; fault = fault->next) {
+		fault->looked = fault->arrived <= looked;
+		fault->look_error = look.error;
+	}
 	if (fill->stale) {
 		/* Read across a change: these bytes are neither old nor new. */
 		COUNT(fill->engine, retries, 1);
 	} else {
-		int refused = settle(file, bytes, fill->start, got);
+		int refused = fill->present ? 0 : settle(file, bytes, fill->start, got);
 
 		if (refused)
 			error = -refused;
-		else if (!error && got < fill->len && fill->start + got < file->size)
+		else if (!error && !fill->present && got < fill->len && fill->start + got < file->size &&
+			 look.looks == atomic_load(&file->looks))
 			error = EIO;	/* neither bytes, nor EOF, nor an error */
 		/* The error may be of another page than the waiter's own: each
 		 * asks once more for that page alone before it is believed. */
@@ -127,8 +133,7 @@ struct df_fault *read_fill(struct df_fill *fill, bool may_block, bool *wait, str
 			fault->single = true;
 		}
 	}
-	others = change_unlock(file, &retried);
-	faults_append(released, others);
+	file_unlock(file);
 	file_put(file);
 	free(fill);
 	return waiters;

@@ -44,7 +44,7 @@ static void serve_child(struct df_guest *parent, int uffd)
 	if (child) {
 		region_remove(&child->space, 0, UINT64_MAX, &removed);
 		regions_removed(removed);
-		faults_run(faults_take_again(child), false);	/* retries count it, and their file */
+		faults_run(faults_take_again(child));	/* retries count it, and their file */
 		guest_put(child);
 	} else {
 		close(uffd);
@@ -145,7 +145,7 @@ static void read_all(struct df_guest *guest)
 		}
 		do {
 			n = take_events(guest);
-			faults_run(faults_take_again(guest), false);
+			faults_run(faults_take_again(guest));
 			if (n > 0)
 				evict_hold();
 			if (spin && n > 0)

@@ -112,6 +112,6 @@ void df_guest_free(struct df_guest *guest)
 	region_remove(&guest->space, 0, UINT64_MAX, &removed);
 	pthread_rwlock_unlock(&guest->space.lock);
 	regions_removed(removed);
-	faults_run(faults_take_again(guest), true);
+	faults_run(faults_take_again(guest));
 	guest_put(guest);
 }

@@ -6,75 +6,98 @@
 
 #include "internal.h"
 
-#define SLICE ((uint64_t)1 << 20)	/* bytes written back under one hold of the lock */
+#define SLICE ((uint64_t)1 << 20)	/* bytes written back at a time */
 
-/* Write one run of pages, all of it or an error. */
-static int write_pages(struct df_file *file, const char *bytes, uint64_t start, uint64_t len)
+/* What one call of write_slice() is to write: runs of pages that differ from the backing file. */
+struct slice {
+	char *bytes;			/* of the page cache, from `start` on */
+	uint64_t start, end;
+	unsigned nruns;
+	struct run {
+		uint64_t start, len;	/* ends at EOF at the latest */
+		uint64_t written;
+	} runs[SLICE / PAGE / 2];	/* no two touch */
+};
+
+static void add_run(struct slice *slice, uint64_t at, uint64_t len)
 {
-	uint64_t done = 0;
-	int error = 0;
+	struct run *last = slice->nruns ? &slice->runs[slice->nruns - 1] : NULL;
 
-	while (done < len && !error) {
-		int64_t n = source_write(&file->source, bytes + done, start + done, len - done);
-
-		if (n > 0)
-			done += (uint64_t)n;
-		else
-			error = n < 0 ? (int)n : -ENOSPC;
-	}
-	exposed_written(file, bytes, start, done);
-	pages_mark(file, start, start + done, PAGE_UNSYNCED, true);
-	file->writes++;
-	file_stamp(file);
-	return error;
+	if (last && last->start + last->len == at)
+		last->len += len;
+	else
+		slice->runs[slice->nruns++] = (struct run){ at, len, 0 };
 }
 
-/* Write what differs of `len` bytes of the page cache from `start`, a page boundary, on. */
-static int write_differing(struct df_file *file, const char *bytes, uint64_t start, uint64_t len, bool *some)
+/* Protected first and read then: a store that comes in between makes the page dirty again, after
+ * us.  Under file->lock. */
+static int collect(struct df_file *file, struct slice *slice)
 {
+	uint64_t stop = slice->end < file->size ? slice->end : file->size, most = SLICE, len;
 	int error = 0;
 
-	for (uint64_t from = 0, to; from < len && !error; from = to) {
-		to = from + PAGE;
-		if (!exposed_differs(file, bytes + from, start + from))
-			continue;
-		while (to < len && exposed_differs(file, bytes + to, start + to))
-			to += PAGE;
-		error = write_pages(file, bytes + from, start + from, (to < len ? to : len) - from);
-		*some |= !error;
-	}
-	return error;
-}
-
-/* Write what guests stored to one run of exposed pages.  Protected first and read then: a store
- * that comes in between makes the page dirty again, after us. */
-static int write_run(struct df_file *file, uint64_t start, uint64_t end, bool *some)
-{
-	uint64_t at = start, stop = end < file->size ? end : file->size, most = RANGE;
-	char *bytes = read_buffer();
-	int error = bytes ? 0 : -ENOMEM;
-
-	if (space_protect(file, start, end))
-		pages_mark(file, start, end, PAGE_DIRTY, false);
+	if (space_protect(file, slice->start, slice->end))
+		pages_mark(file, slice->start, slice->end, PAGE_DIRTY, false);
 	atomic_store(&file->used, 0);	/* there are clean pages again, and old ones */
-	while (at < stop && !error) {
-		uint64_t len = stop - at < most ? stop - at : most;
+	for (uint64_t at = slice->start; at < stop && !error; at += len) {
+		char *bytes = slice->bytes + (at - slice->start);
 
-		if (!pages_filled(file, at)) {
-			at += PAGE;	/* lost with what was stored to it */
+		len = PAGE;		/* lost with what was stored to it */
+		if (!pages_filled(file, at))
 			continue;
-		}
-		error = pages_read(file, bytes, at, PAGE_UP(len));
+		len = PAGE_UP(stop - at < most ? stop - at : most);
+		error = pages_read(file, bytes, at, len);
 		if (error == -ESTALE) {
 			error = 0;
+			len = 0;
 			most = PAGE;	/* the others are to be written all the same */
-		} else if (!error) {
-			error = write_differing(file, bytes, at, len, some);
-			at += PAGE_UP(len);
 		}
+		for (uint64_t page = 0; page < len && !error; page += PAGE)
+			if (exposed_differs(file, bytes + page, at + page))
+				add_run(slice, at + page, stop - at - page < PAGE ? stop - at - page : PAGE);
+	}
+	return error;
+}
+
+/* Without the lock.  Until exposed_written() the pages differ from the backing file as far as is
+ * known, so they are not dropped meanwhile. */
+static int write_runs(const struct df_file *file, struct slice *slice)
+{
+	for (struct run *run = slice->runs; run < slice->runs + slice->nruns; run++)
+		while (run->written < run->len) {
+			uint64_t at = run->start + run->written;
+			int64_t n = source_write(&file->source, slice->bytes + (at - slice->start), at,
+						 run->len - run->written);
+
+			if (n <= 0)
+				return n < 0 ? (int)n : -ENOSPC;
+			run->written += (uint64_t)n;
+		}
+	return 0;
+}
+
+/* Write what guests stored to one slice of exposed pages.  Takes and returns with the lock. */
+static int write_slice(struct df_file *file, struct slice *slice, bool *some)
+{
+	struct file_look after = { .error = -EIO };
+	int error = slice->bytes ? collect(file, slice) : -ENOMEM;
+
+	if (!error && slice->nruns) {
+		pthread_mutex_unlock(&file->lock);
+		error = write_runs(file, slice);
+		file_look(file, &after);
+		pthread_mutex_lock(&file->lock);
+		for (struct run *run = slice->runs; run < slice->runs + slice->nruns; run++) {
+			exposed_written(file, slice->bytes + (run->start - slice->start), run->start,
+					run->written);
+			pages_mark(file, run->start, run->start + run->written, PAGE_UNSYNCED, true);
+			*some |= run->written;
+		}
+		file->writes++;
 	}
 	if (error)
-		pages_mark(file, start, end, PAGE_DIRTY, true);
+		pages_mark(file, slice->start, slice->end, PAGE_DIRTY, true);
+	file_call_end(file, &after);
 	return error;
 }
 
@@ -83,26 +106,23 @@ static int write_back(struct df_file *file, bool all)
 {
 	enum page_state state = all ? PAGE_EXPOSED : PAGE_DIRTY;
 	uint64_t at = 0, freed = 0;
-	bool some = false;
+	bool some = false, more = true;
 	int error = 0;
 
-	while (!error) {
-		uint64_t end;
+	while (!error && more) {
+		struct slice slice = { .bytes = read_buffer() };
 
-		pthread_mutex_lock(&file->lock);
-		if (file->cache < 0 || !file->source.writable) {
-			file_unlock(file);
-			break;
-		}
-		change_notice(file);	/* never write past an EOF that moved */
-		if (!pages_next(file, &at, &end, SLICE, state) || at >= file->size) {
-			file_unlock(file);
-			break;
-		}
-		error = write_run(file, at, end, &some);
-		freed += evict_written(file);
-		file_unlock(file);
-		at = end;
+		change_begin(file, CALL_WRITE);	/* never write past an EOF that moved */
+		more = file->cache >= 0 && file->source.writable &&
+		       pages_next(file, &at, &slice.end, SLICE, state) && at < file->size;
+		slice.start = at;
+		if (!more)
+			file_call_end(file, &(struct file_look){ .error = -EIO });
+		else
+			error = write_slice(file, &slice, &some);
+		at = slice.end;
+		freed += more ? evict_written(file) : 0;
+		change_end(file);
 	}
 	if (error || some)
 		evict_tried(!freed);
@@ -154,6 +174,7 @@ int df_file_retire(struct df_file *file)
 
 	if (some < 0)
 		return some;
+	pthread_mutex_lock(&file->changing);
 	pthread_mutex_lock(&file->lock);
 	if (file->mappings->n || file->waits->fills ||
 	    (file->source.writable && pages_next(file, &(uint64_t){ 0 }, &end, PAGE, PAGE_DIRTY))) {
@@ -163,5 +184,6 @@ int df_file_retire(struct df_file *file)
 		file_deactivate(file);
 	}
 	pthread_mutex_unlock(&file->lock);
+	pthread_mutex_unlock(&file->changing);
 	return error ? error : some;
 }

@@ -54,6 +54,7 @@ class FileState:
 
     id: int
     size: int
+    local: int
     known_size: int
     generation: int
     resident: int
@@ -79,7 +80,9 @@ class File:
         check(lib.df_file_new(fd, writable, out), f"descriptor {fd}")
         self._file: Any = ffi.gc(out[0], lib.df_file_put)
         self.writable = writable
-        self.id: int = self.state().id
+        state = self.state()
+        self.id: int = state.id
+        self.local = bool(state.local)  # looking at the backing file asks no server, and cannot hang
 
     @property
     def handle(self) -> Any:
@@ -147,10 +150,13 @@ class File:
         )
         return memoryview(buffer)[:n]
 
-    def write(self, offset: int, data: bytes | bytearray | memoryview) -> int:
-        """Write at `offset`, to the backing file and to what guests see; -> bytes written."""
+    def write(self, offset: int, data: bytes | bytearray | memoryview, *, nowait: bool = False) -> int:
+        """Write at `offset`, to the backing file and to what guests see; -> bytes written.
+
+        With `nowait`, BlockingIOError if the backing file is not local, or another call is changing it.
+        """
         return check(
-            lib.df_file_write(self.handle, ffi.from_buffer(data), offset, len(data)),
+            lib.df_file_write(self.handle, ffi.from_buffer(data), offset, len(data), nowait),
             f"file {self.id}, writing {len(data)} bytes at {offset}",
         )
 

@@ -1,111 +1,148 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * jobs.c - the threads that wait for slow page sources, so that the reader of a guest never does.
- * They start when there is work and no idle thread, up to a limit.  Must not know what a job does.
+ * jobs.c - the threads that wait for page sources, so that the reader of a guest never does.
+ *
+ * They are counted by file: one whose source hangs occupies JOBS_PER_QUEUE of them, and takes none
+ * from the others.  A file of which nothing runs gets a thread even when there are enough.
  */
-#include <stdlib.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stddef.h>
 
 #include "base/clock.h"
 #include "base/thread.h"
 #include "jobs.h"
 
-#define STOP_NS 2000000000u		/* how long a stuck page source holds up the end */
+#define IDLE_NS 1000000000u		/* how long a thread waits for more work */
 
-struct job {
-	struct job *next;
-	void (*run)(void *arg);
-	void *arg;
-};
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;	/* all of it; a leaf */
+static pthread_cond_t work = PTHREAD_COND_INITIALIZER;
+static struct job_queue *ready, **last_ready = &ready;
+static unsigned most = JOBS_PER_QUEUE, threads, idle, nready;
 
-void jobs_init(struct job_pool *pool, unsigned most)
+void jobs_init(struct job_queue *queue, void (*release)(struct job_queue *queue))
 {
-	*pool = (struct job_pool){ .most = most };
-	pool->last = &pool->first;
-	pthread_mutex_init(&pool->lock, NULL);
-	pthread_cond_init(&pool->work, NULL);
-	pthread_cond_init(&pool->end, NULL);
+	*queue = (struct job_queue){ .release = release };
+	queue->last = &queue->first;
 }
+
+void jobs_limit(unsigned wanted)
+{
+	pthread_mutex_lock(&lock);
+	if (wanted > most)
+		most = wanted;
+	pthread_mutex_unlock(&lock);
+}
+
+/* A queue is listed once, for its first job. */
+static bool listed(const struct job_queue *queue)
+{
+	const struct job_queue *other = ready;
+
+	while (other && other != queue)
+		other = other->next;
+	return other;
+}
+
+static void list(struct job_queue *queue)
+{
+	if (!queue->first || queue->running >= JOBS_PER_QUEUE || listed(queue))
+		return;
+	if (queue->running || !ready) {
+		queue->next = NULL;
+		*last_ready = queue;
+		last_ready = &queue->next;
+	} else {		/* one of which nothing runs comes first */
+		queue->next = ready;
+		ready = queue;
+	}
+	nready++;
+}
+
+/* The next job, of the first queue. */
+static struct job *take(struct job_queue **from)
+{
+	struct job_queue *queue = ready;
+	struct job *job;
+
+	if (!queue)
+		return NULL;
+	ready = queue->next;
+	if (!ready)
+		last_ready = &ready;
+	nready--;
+	job = queue->first;
+	queue->first = job->next;
+	if (!queue->first)
+		queue->last = &queue->first;
+	queue->running++;
+	list(queue);
+	*from = queue;
+	return job;
+}
+
+static void start_threads(void);
 
 static void *worker(void *arg)
 {
-	struct job_pool *pool = arg;
+	struct job_queue *queue;
+	bool more = true;
 
-	pthread_mutex_lock(&pool->lock);
-	for (;;) {
-		struct job *job = pool->first;
+	pthread_mutex_lock(&lock);
+	while (more) {
+		struct job *job = take(&queue);
 
-		if (!job && pool->stopping)
-			break;
 		if (!job) {
-			pool->idle++;
-			pthread_cond_wait(&pool->work, &pool->lock);
-			pool->idle--;
+			idle++;
+			more = clock_wait(&work, &lock, now_ns() + IDLE_NS) || ready;
+			idle--;
 			continue;
 		}
-		pool->queued--;
-		pool->first = job->next;
-		if (!pool->first)
-			pool->last = &pool->first;
-		pthread_mutex_unlock(&pool->lock);
-		job->run(job->arg);
-		free(job);
-		pthread_mutex_lock(&pool->lock);
+		start_threads();
+		pthread_mutex_unlock(&lock);
+		job->run(job);
+		pthread_mutex_lock(&lock);
+		queue->running--;
+		list(queue);
+		pthread_mutex_unlock(&lock);
+		queue->release(queue);
+		pthread_mutex_lock(&lock);
 	}
-	pool->threads--;
-	pthread_cond_broadcast(&pool->end);
-	pthread_mutex_unlock(&pool->lock);
-	return NULL;
+	threads--;
+	pthread_mutex_unlock(&lock);
+	return arg;
 }
 
-/* false: there is no thread for it. */
-static bool enqueue(struct job_pool *pool, struct job *job)
+/* Whether a queue of which nothing runs waits for a thread. */
+static bool starves(void)
+{
+	const struct job_queue *queue = ready;
+
+	while (queue && queue->running)
+		queue = queue->next;
+	return queue;
+}
+
+static void start_threads(void)
 {
 	pthread_t thread;
-	bool taken;
 
-	pthread_mutex_lock(&pool->lock);
-	/* A job may hold its thread for as long as a source likes: each has one of its own, as far
-	 * as they go, and an idle one counts once. */
-	if (pool->queued >= pool->idle && pool->threads < pool->most &&
-	    !thread_start(&thread, worker, pool, "df-fill")) {
-		pthread_detach(thread);
-		pool->threads++;
-	}
-	taken = pool->threads;
-	if (taken) {
-		*pool->last = job;
-		pool->last = &job->next;
-		pool->queued++;
-		pthread_cond_signal(&pool->work);
-	}
-	pthread_mutex_unlock(&pool->lock);
-	return taken;
+	if (nready <= idle || (threads >= most && !starves()) ||
+	    thread_start(&thread, worker, NULL, "df-fill"))
+		return;
+	pthread_detach(thread);
+	threads++;
 }
 
-void jobs_submit(struct job_pool *pool, void (*run)(void *arg), void *arg)
+void jobs_submit(struct job_queue *queue, struct job *job)
 {
-	struct job *job = malloc(sizeof(*job));
-
-	if (job) {
-		*job = (struct job){ .run = run, .arg = arg };
-		if (enqueue(pool, job))
-			return;
-		free(job);
-	}
-	run(arg);
-}
-
-bool jobs_stop(struct job_pool *pool)
-{
-	uint64_t until = now_ns() + STOP_NS;
-	bool all;
-
-	pthread_mutex_lock(&pool->lock);
-	pool->stopping = true;
-	pthread_cond_broadcast(&pool->work);
-	while (pool->threads && clock_wait(&pool->end, &pool->lock, until))
-		;
-	all = !pool->threads;
-	pthread_mutex_unlock(&pool->lock);
-	return all;
+	pthread_mutex_lock(&lock);
+	job->next = NULL;
+	*queue->last = job;
+	queue->last = &job->next;
+	list(queue);
+	start_threads();
+	if (idle)
+		pthread_cond_signal(&work);
+	pthread_mutex_unlock(&lock);
 }

@@ -1,28 +1,30 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * jobs.h - threads for what may wait for a backing file.
+ * jobs.h - threads for calls on backing files that may hang.  Owns them, and how many a file may
+ * occupy.  Must not know what a job does.
  */
 #ifndef DAXFAULT_JOBS_H
 #define DAXFAULT_JOBS_H
 
-#include <pthread.h>
-#include <stdbool.h>
-#include <stdint.h>
+#define JOBS_PER_QUEUE 8	/* calls in flight a file */
 
-struct job;
-
-struct job_pool {
-	pthread_mutex_t lock;		/* the rest; a leaf */
-	pthread_cond_t work, end;
-	struct job *first, **last;
-	unsigned most, threads, idle, queued;
-	bool stopping;
+struct job {
+	struct job *next;
+	void (*run)(struct job *job);	/* may free it */
 };
 
-void jobs_init(struct job_pool *pool, unsigned most);
-/* run(arg), in a thread of the pool; or here, when there is no memory and no thread for it. */
-void jobs_submit(struct job_pool *pool, void (*run)(void *arg), void *arg);
-/* false: a thread is still in its job, and the pool must stay. */
-bool jobs_stop(struct job_pool *pool);
+/* The jobs of one file, in their order. */
+struct job_queue {
+	struct job *first, **last;
+	struct job_queue *next;		/* of those whose first job waits for a thread */
+	unsigned running;
+	void (*release)(struct job_queue *queue);	/* after each job: the queue may go */
+};
+
+void jobs_init(struct job_queue *queue, void (*release)(struct job_queue *queue));
+/* Threads of this process, at most.  A queue of which nothing runs gets one all the same. */
+void jobs_limit(unsigned most);
+/* Never runs it here, and never fails: without a thread the job stays in the queue. */
+void jobs_submit(struct job_queue *queue, struct job *job);
 
 #endif

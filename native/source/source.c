@@ -11,7 +11,25 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include "base/thread.h"
 #include "source.h"
+
+/* File systems whose inodes are in the kernel's memory, and whose reads can be asked not to wait.
+ * Not one that asks a server (FUSE, NFS, 9p), nor overlayfs, which may lie over one. */
+static bool is_local(const struct statfs *fs)
+{
+	switch ((unsigned long)fs->f_type) {
+	case TMPFS_MAGIC:
+	case RAMFS_MAGIC:
+	case EXT4_SUPER_MAGIC:		/* of ext2 and ext3, too */
+	case XFS_SUPER_MAGIC:
+	case BTRFS_SUPER_MAGIC:
+	case F2FS_SUPER_MAGIC:
+		return true;
+	default:
+		return false;
+	}
+}
 
 int source_open(struct df_source *source, int fd, bool writable, struct stat *st)
 {
@@ -26,30 +44,52 @@ int source_open(struct df_source *source, int fd, bool writable, struct stat *st
 		close(fd);
 		return error;
 	}
+	if (fstatfs(fd, &fs))
+		fs.f_type = 0;
 	*source = (struct df_source){
 		.fd = fd,
 		.writable = writable,
-		.memory = !fstatfs(fd, &fs) && fs.f_type == TMPFS_MAGIC,
+		.local = is_local(&fs),
+		.blocks = !is_local(&fs),
+		.memory = fs.f_type == TMPFS_MAGIC,
 	};
 	pthread_mutex_init(&source->lock, NULL);
 	return 0;
+}
+
+static void *closer(void *fd)
+{
+	close((int)(intptr_t)fd);
+	return NULL;
+}
+
+/* close(2) asks the server, and waits for its answer (fs/fuse/file.c, fuse_flush()). */
+static void close_apart(int fd)
+{
+	pthread_t thread;
+
+	if (thread_start(&thread, closer, (void *)(intptr_t)fd, "df-close"))
+		close(fd);
+	else
+		pthread_detach(thread);
 }
 
 void source_close(struct df_source *source)
 {
 	source_inject_remove(source, true, 0);
 	pthread_mutex_destroy(&source->lock);
-	close(source->fd);
+	if (source->local)
+		close(source->fd);
+	else
+		close_apart(source->fd);
 }
 
-int source_upgrade(struct df_source *source, int fd)
+int source_upgrade(const struct df_source *source, int fd)
 {
 	/* dup3() replaces the open file under the same number atomically: reads under way keep
 	 * the old one. */
 	int error = dup3(fd, source->fd, O_CLOEXEC) < 0 ? -errno : 0;
 
-	if (!error)
-		source->writable = true;
 	close(fd);
 	return error;
 }

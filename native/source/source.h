@@ -2,6 +2,10 @@
  *
  * source.h - a backing file as a source of pages.  The only room that makes calls on a backing
  * descriptor.  Must not know what is cached, nor who waits for the bytes.
+ *
+ * Each call may hang for as long as its file system likes, so none is made under a file's lock, by
+ * a guest's reader or by the thread that keeps deadlines.  The exceptions are the calls that never
+ * wait: source_look(), source_peek() and source_gup_error() of a source that is `local`.
  */
 #ifndef DAXFAULT_SOURCE_H
 #define DAXFAULT_SOURCE_H
@@ -25,6 +29,7 @@ struct df_injection;
 struct df_source {
 	int fd;
 	bool writable;
+	bool local;			/* fstat() and RWF_NOWAIT touch the kernel's memory alone */
 	atomic_bool blocks;		/* RWF_NOWAIT does not work here */
 	bool memory;			/* tmpfs: a read never waits */
 	int (*fetch)(void *context, uint64_t offset, uint64_t len);	/* or NULL: df_file_fetch() */
@@ -37,8 +42,8 @@ struct df_source {
 /* Takes `fd` over, also on failure.  *st is the file as it is now. */
 int source_open(struct df_source *source, int fd, bool writable, struct stat *st);
 void source_close(struct df_source *source);
-/* The same file, open for writing.  Takes `fd` over, also on failure. */
-int source_upgrade(struct df_source *source, int fd);
+/* The same file, open for writing.  Takes `fd` over, also on failure.  The caller sets `writable`. */
+int source_upgrade(const struct df_source *source, int fd);
 int source_look(const struct df_source *source, struct stat *st);
 
 /* Read into the page cache: up to `len` bytes, or to EOF.  -> bytes; *error, a positive errno, says

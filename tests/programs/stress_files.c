@@ -69,7 +69,7 @@ static void write_page(unsigned file, unsigned page)
 		check(pwrite(backing[file], words, len, (off_t)at) < 0 ? -errno : 0, "pwrite");
 		check(df_file_recheck(files[file]), "recheck");
 	} else {
-		check(df_file_write(files[file], words, at, len), "write");
+		check(df_file_write(files[file], words, at, len, 0), "write");
 	}
 	if (len > 8)
 		page_stored(m, before, version);
