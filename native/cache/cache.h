@@ -93,7 +93,7 @@ struct df_file {
 	dev_t cache_device;
 	uint64_t cache_inode;
 	uint64_t size;
-	struct timespec mtime;		/* after our own last change */
+	struct timespec mtime, ctime;	/* after our own last change */
 	int unreported;			/* enum df_change bits since df_file_recheck() */
 	/* Held across a call that changes the backing file, before `lock`: one at a time. */
 	pthread_mutex_t changing;
@@ -128,6 +128,8 @@ int file_notice(struct df_file *file);		/* both, if the source is local; else 0 
 /* Around a call that changes the backing file, with file->changing held.  `after` it: a look. */
 void file_call_begin(struct df_file *file, enum file_call call);
 void file_call_end(struct df_file *file, const struct file_look *after);
+/* The ctime is our own doing, if nothing else of the file is news. */
+void file_attributes_set(struct df_file *file, const struct file_look *after);
 void file_changed(struct df_file *file, uint64_t size, bool content);
 /* `len` bytes were written to the backing file, which now has `size`. */
 void file_written(struct df_file *file, const char *bytes, uint64_t offset, uint64_t len, uint64_t size);

@@ -44,6 +44,7 @@ int file_new(int fd, bool writable, struct df_file **out)
 	file->cache = -1;
 	file->size = (uint64_t)st.st_size;
 	file->mtime = st.st_mtim;
+	file->ctime = st.st_ctim;
 	atomic_init(&file->generation, 1);
 	*out = file;
 	return 0;
@@ -128,6 +129,27 @@ void file_look(const struct df_file *file, struct file_look *look)
 	look->error = source_look(&file->source, &look->st);
 }
 
+static bool same_time(struct timespec a, struct timespec b)
+{
+	return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec;
+}
+
+static void stamp(struct df_file *file, const struct stat *st)
+{
+	file->mtime = st->st_mtim;
+	file->ctime = st->st_ctim;
+}
+
+/* fetch() writes the bytes it brings to the backing file: that is no change.  The mtime is a
+ * program's to set, the ctime is not. */
+static bool other_content(struct df_file *file, const struct stat *st)
+{
+	bool written = source_written_by_others(&file->source);
+
+	return !file->source.fetch && (written || !same_time(st->st_mtim, file->mtime) ||
+				       !same_time(st->st_ctim, file->ctime));
+}
+
 /* A change that we did not make is a change now.  While a call of ours is under way its effects
  * cannot be told from a stranger's; but a file that is shorter is so for whatever reason. */
 int file_saw(struct df_file *file, const struct file_look *look)
@@ -142,12 +164,10 @@ int file_saw(struct df_file *file, const struct file_look *look)
 		return 0;
 	if ((uint64_t)st->st_size != file->size)
 		bits |= DF_CHANGED_SIZE;
-	/* fetch() writes the bytes it brings to the backing file: that is no change */
-	if (!file->source.fetch && file->call == CALL_NONE &&
-	    (st->st_mtim.tv_sec != file->mtime.tv_sec || st->st_mtim.tv_nsec != file->mtime.tv_nsec))
+	if (file->call == CALL_NONE && other_content(file, st))
 		bits |= DF_CHANGED_CONTENT;
 	if (bits) {
-		file->mtime = st->st_mtim;
+		stamp(file, st);
 		file->unreported |= file->call == CALL_TRUNCATE ? 0 : bits;
 		atomic_fetch_add(&file->looks, 1);
 		file_changed(file, (uint64_t)st->st_size, bits & DF_CHANGED_CONTENT);
@@ -175,7 +195,16 @@ void file_call_end(struct df_file *file, const struct file_look *after)
 	file->call = CALL_NONE;
 	atomic_fetch_add(&file->looks, 1);
 	if (!after->error)
-		file->mtime = after->st.st_mtim;	/* our own doing */
+		stamp(file, &after->st);	/* our own doing */
+}
+
+void file_attributes_set(struct df_file *file, const struct file_look *after)
+{
+	const struct stat *st = &after->st;
+
+	if (!after->error && after->looks == atomic_load(&file->looks) && file->call == CALL_NONE &&
+	    same_time(st->st_mtim, file->mtime) && (uint64_t)st->st_size == file->size)
+		file->ctime = st->st_ctim;
 }
 
 /* The bytes of a write that are in the page cache. */

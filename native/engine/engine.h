@@ -33,6 +33,8 @@ int64_t df_file_read(struct df_file *file, void *buffer, uint64_t offset, uint64
 int64_t df_file_write(struct df_file *file, const void *bytes, uint64_t offset, uint64_t len, int nowait);
 int df_file_truncate(struct df_file *file, uint64_t size);
 int df_file_recheck(struct df_file *file);
+/* The file's owner, mode, names or attributes were just changed by us: its new ctime is no news. */
+void df_file_attributes_set(struct df_file *file);
 int df_file_write_back(struct df_file *file);	/* 1: something was written */
 /* *seen: df_file_sync_errors() when the caller opened the file, then as it was left here.  Errors
  * of fsync(2) since, another caller's also, are reported once. */

@@ -152,6 +152,15 @@ int df_file_truncate(struct df_file *file, uint64_t size)
 	return change_truncate(file, size);
 }
 
+void df_file_attributes_set(struct df_file *file)
+{
+	struct file_look look;
+
+	file_look(file, &look);
+	GUARD(&file->lock);
+	file_attributes_set(file, &look);
+}
+
 int df_file_recheck(struct df_file *file)
 {
 	struct file_look look;

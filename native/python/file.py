@@ -171,6 +171,10 @@ class File:
         """Check the backing file; -> CHANGED_SIZE | CHANGED_CONTENT, when another process changed it."""
         return check(lib.df_file_recheck(self.handle), f"file {self.id}, fstat")
 
+    def attributes_set(self) -> None:
+        """Attributes were just changed for a client: recheck() does not take the new ctime for a change."""
+        lib.df_file_attributes_set(self.handle)
+
     def write_back(self) -> bool:
         """Write the stores of guests to the backing file; -> whether there were any."""
         return check(lib.df_file_write_back(self.handle), f"file {self.id}, writing back") > 0

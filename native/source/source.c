@@ -54,7 +54,9 @@ int source_open(struct df_source *source, int fd, bool writable, struct stat *st
 		.memory = fs.f_type == TMPFS_MAGIC,
 	};
 	pthread_mutex_init(&source->lock, NULL);
-	return 0;
+	if (source->local)		/* others may hang, and under a lock of all files */
+		source_watch(source);
+	return fstat(fd, st) ? -errno : 0;	/* as it was when we began to watch it */
 }
 
 static void *closer(void *fd)
@@ -77,6 +79,7 @@ static void close_apart(int fd)
 void source_close(struct df_source *source)
 {
 	source_inject_remove(source, true, 0);
+	source_unwatch(source);
 	pthread_mutex_destroy(&source->lock);
 	if (source->local)
 		close(source->fd);

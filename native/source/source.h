@@ -25,9 +25,12 @@
 #define PAGE_UP(x) PAGE_DOWN((x) + PAGE - 1)
 
 struct df_injection;
+struct source_watch;
 
 struct df_source {
 	int fd;
+	struct source_watch *watch;	/* writers.c; or NULL */
+	uint64_t writes;		/* of it, that source_written_by_others() has returned */
 	bool writable;
 	bool local;			/* fstat() and RWF_NOWAIT touch the kernel's memory alone */
 	atomic_bool blocks;		/* RWF_NOWAIT does not work here */
@@ -59,6 +62,13 @@ int source_sync(const struct df_source *source, bool datasync);
 /* The errno that get_user_pages() has for this page of the file: the one that KVM gets for a
  * guest's fault on a truncated file.  0: the file has the page. */
 int source_gup_error(const struct df_source *source, uint64_t offset);
+
+/* ---- writers.c */
+void source_watch(struct df_source *source);
+void source_unwatch(struct df_source *source);
+/* Whether another process has written to the file since the last call.  A write that ends in this
+ * moment may be noticed by the next one. */
+bool source_written_by_others(struct df_source *source);
 
 /* ---- inject.c: faults on purpose */
 
