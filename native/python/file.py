@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import logging
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ CHANGED_CONTENT: int = lib.DF_CHANGED_CONTENT
 
 log = logging.getLogger(__name__)
 
+_files: weakref.WeakValueDictionary[int, File] = weakref.WeakValueDictionary()
 # By file id.  A C object outlives its File while guests map it, so C holds the id and no reference.
 _fetches: dict[int, Callable[[int, int], None]] = {}
 
@@ -83,6 +85,13 @@ class File:
         state = self.state()
         self.id: int = state.id
         self.local = bool(state.local)  # looking at the backing file asks no server, and cannot hang
+        _files[self.id] = self
+
+    @classmethod
+    def by_id(cls, id: int) -> File | None:
+        """The open File with this id."""
+        file = _files.get(id)
+        return None if file is None or file.closed else file
 
     @property
     def handle(self) -> Any:

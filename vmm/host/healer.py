@@ -24,23 +24,23 @@ LONGEST_PAUSE = 5.0
 
 @dataclasses.dataclass(slots=True, eq=False)
 class _Ailing:
-    """A file that failed recently; `clean`: it had no poisoned page when last checked."""
+    """A file that failed recently; `clean`: it had no poisoned page when last checked.  `since`: of
+    trio.current_time()."""
 
     id: int
+    since: float
     clean: bool = False
 
 
 class Healer:
-    """Retries the files of one guest while run() runs."""
+    """Retries files, whoever maps them, while run() runs."""
 
     def __init__(self, find: Callable[[int], File | None]) -> None:
-        """`find` -> the file with this id, None when the guest has released it."""
+        """`find` -> the file with this id, None when it is closed."""
         self._find = find
         self._ailing: dict[int, _Ailing] = {}
         self._nursery: trio.Nursery | None = None
         self._token: trio.lowlevel.TrioToken | None = None
-        # held during an attempt; a file is closed only with it held
-        self.lock = trio.Lock()
 
     def failed(self, failure: Failure) -> None:
         """A fault has failed; from any thread."""
@@ -59,9 +59,12 @@ class Healer:
 
     def _begin(self, id: int) -> None:
         known = self._ailing.get(id)
-        if self._nursery is None or (known is not None and not known.clean):
+        now = trio.current_time()
+        if self._nursery is None:
             return
-        self._ailing[id] = _Ailing(id)
+        if known is not None and not known.clean and now - known.since < LONGEST_PAUSE:
+            return
+        self._ailing[id] = _Ailing(id, now)  # the pauses begin again
         self._nursery.start_soon(self._heal, self._ailing[id])
 
     async def _heal(self, ailing: _Ailing) -> None:
@@ -72,11 +75,10 @@ class Healer:
             await trio.sleep(min(pause, LONGEST_PAUSE))
             if self._ailing.get(ailing.id) is not ailing:
                 return
-            async with self.lock:
-                file = self._find(ailing.id)
-                if file is None:
-                    break
-                ailing.clean = await trio.to_thread.run_sync(_attempt, file)
+            file = self._find(ailing.id)
+            if file is None:
+                break
+            ailing.clean = await trio.to_thread.run_sync(_attempt, file)
             pause *= 2
         if self._ailing.get(ailing.id) is ailing:
             del self._ailing[ailing.id]
@@ -84,8 +86,11 @@ class Healer:
 
 def _attempt(file: File) -> bool:
     """Retry the poisoned pages of the file; -> none is left."""
-    tried = file.heal()
-    state = file.state()
+    try:
+        tried = file.heal()
+        state = file.state()
+    except ValueError:
+        return True  # closed meanwhile
     clean = not state.poisoned and not state.retrying
     if tried and clean:
         log.info("file %d: %d pages are readable again", file.id, tried)

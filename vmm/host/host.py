@@ -44,7 +44,6 @@ class Served(Protocol):
     pid: int
     design: Design
     guest: Guest | None
-    healer: Healer
 
     async def greet(self, seconds: float) -> Guest: ...
 
@@ -68,6 +67,7 @@ class Host:
         self.loops: list[Loop] = []
         self.hello_seconds = HELLO_SECONDS
         self._files = files
+        self.healer = Healer(native.File.by_id)
         self._watchdog = watchdog
         self._sessions: dict[int, Served] = {}
         self._ended = threading.Event()
@@ -101,7 +101,6 @@ class Host:
             task_status.started(session)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._until_death, session.pid, nursery.cancel_scope)
-                nursery.start_soon(session.healer.run)
                 await session.serve()
                 nursery.cancel_scope.cancel()
         except Exception as e:
@@ -212,6 +211,10 @@ class Host:
 
     # ---- failed faults
 
+    async def heal(self) -> None:
+        """Have poisoned pages read again, forked children's also, until cancelled."""
+        await self.healer.run()
+
     def _decide_all(self) -> None:
         """The policy thread: answer every failed fault, in order of arrival."""
         poll = select.poll()
@@ -226,9 +229,7 @@ class Host:
                     # fail closed: this access ends in an error
                     log.exception("policy for %s", failure)
                     self.engine.answer(failure, Answer.POISON)
-                session = self._sessions.get(failure.guest)
-                if session is not None:
-                    session.healer.failed(failure)
+                self.healer.failed(failure)
             if not failures:
                 poll.poll()
 
@@ -270,6 +271,7 @@ async def hosting(
     host = Host(files, engine or native.Engine(), watchdog)
     try:
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(host.heal)
             yield host, nursery
             nursery.cancel_scope.cancel()
     finally:

@@ -24,7 +24,6 @@ from daxfault.native import guest_wire as wire
 from daxfault.native.uffd import is_userfaultfd
 from daxfault.native.wire import Message, ProtocolError, reply
 from daxfault.vmm.designs import Design
-from daxfault.vmm.host.healer import Healer
 from daxfault.vmm.host.peer import Peer
 from daxfault.vmm.host.uffd_features import bits
 
@@ -105,7 +104,6 @@ class Session:
         self._lingering: dict[int, Opened] = {}  # by inode: released while a child mapped it
         self._orphans = False
         self._mappings: list[Mapping] = []
-        self.healer = Healer(self._file_of)
         self._next_fh = 1
 
     async def greet(self, seconds: float = HELLO_SECONDS) -> Guest:
@@ -201,9 +199,6 @@ class Session:
             if os.path.basename(opened.name) == name:
                 return opened.pinned.file
         raise KeyError(name)
-
-    def _file_of(self, file: int) -> File | None:
-        return next((o.pinned.file for o in self._opened.values() if o.pinned.file.id == file), None)
 
     # ---- the wire
 
@@ -309,16 +304,15 @@ class Session:
         if any(mapping.opened is opened for mapping in self._mappings):
             raise OSError(errno.EBUSY, f"{opened.name} is still mapped")
         del self._opened[message.fh]
-        async with self.healer.lock:
-            spare: Opened | None = opened
-            if opened.pinned.file.mapped_by_children:
-                spare = self._lingering.get(opened.pinned.inode)
-                if spare is None or opened.writable:
-                    self._lingering[opened.pinned.inode] = opened
-                else:
-                    spare = opened
-            if spare is not None:
-                spare.pinned.release()
+        spare: Opened | None = opened
+        if opened.pinned.file.mapped_by_children:
+            spare = self._lingering.get(opened.pinned.inode)
+            if spare is None or opened.writable:
+                self._lingering[opened.pinned.inode] = opened
+            else:
+                spare = opened
+        if spare is not None:
+            spare.pinned.release()
         await self._peer.send(reply(message))
 
     async def _write_back(self, touched: list[Opened]) -> None:

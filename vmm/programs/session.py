@@ -18,13 +18,12 @@ from typing import Protocol
 import trio
 
 from daxfault import native
-from daxfault.native import Engine, File, Guest, GuestFlag, SyncErrors
+from daxfault.native import Engine, Guest, GuestFlag, SyncErrors
 from daxfault.native import program_wire as wire
 from daxfault.native.uffd import enable as enable_features
 from daxfault.native.uffd import is_userfaultfd
 from daxfault.native.wire import Message, ProtocolError, reply
 from daxfault.vmm.designs import DESIGNS, Design
-from daxfault.vmm.host.healer import Healer
 from daxfault.vmm.host.peer import Peer
 from daxfault.vmm.host.session import HELLO_SECONDS
 from daxfault.vmm.host.uffd_features import bits
@@ -90,7 +89,6 @@ class ProgramSession:
         self.pid = pid
         self.guest: Guest | None = None
         self.design: Design = DESIGNS[DesignName.POISON]
-        self.healer = Healer(self._file_of)
         self._peer = Peer(sock, pid)
         self._descriptors: Descriptors | None = None  # of the peer: the program, or its tracer
         self._engine = engine
@@ -199,10 +197,6 @@ class ProgramSession:
         held = self._files.find(file)
         return held.name if held else f"file {file}" if file else "-"
 
-    def _file_of(self, file: int) -> File | None:
-        held = self._held.get(file)
-        return held.file if held else None
-
     async def unmapped(self, file: int) -> None:
         """The program may have lost its last mapping of a file: release it.
 
@@ -230,11 +224,10 @@ class ProgramSession:
         return self.guest is not None and file in self.guest.files()
 
     async def _let_go(self, file: int) -> None:
-        async with self.healer.lock:
-            # an mmap() may have come while it was waited for
-            held = self._held.pop(file, None) if self._closed or not self._maps(file) else None
-            if held is not None:
-                self._sync_errors.pop(file, None)
+        # an mmap() may have come while it was waited for
+        held = self._held.pop(file, None) if self._closed or not self._maps(file) else None
+        if held is not None:
+            self._sync_errors.pop(file, None)
         if held is not None:
             await self._files.let_go(held)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from mapscript import compiled, same_both_ways
-from run_host import RunningHost
+from run_host import Place, RunningHost
 
 # For mapscript.c: a file `f` of 4 pages and 100 bytes, whose pages hold a, b, c, d, e; `g` of one page of G;
 # `h` is empty.
@@ -201,3 +201,30 @@ def test_process_is_as_on_an_ordinary_file_system(
     name: str, run_host: RunningHost, mapper: Path, tmp_path: Path
 ) -> None:
     same_both_ways(run_host, mapper, tmp_path, name, SCENARIOS[name])
+
+
+def test_failed_page_of_a_forked_child_heals_by_itself(place: Place) -> None:
+    """The child has no connection of its own."""
+    (place.source / "file").write_bytes(b"x" * 256 * 4096)
+    script = """
+import mmap, os, time
+with open("file", "r+b") as file:
+    m = mmap.mmap(file.fileno(), 0)
+m[0]
+if os.fork():
+    os._exit(os.waitstatus_to_exitcode(os.wait()[1]))
+pipe = os.pipe()[1]
+page = memoryview(m)[200 * 4096 : 201 * 4096]
+def readable():
+    try:
+        return os.write(pipe, page[:1]) == 1
+    except OSError:
+        return False
+print(readable())
+begin = time.monotonic()
+while not readable() and time.monotonic() < begin + 30:
+    time.sleep(0.01)
+print(readable(), flush=True)
+"""
+    ran = place.python(script, options=["--fault", "EIO,count=1,offset=800K"])
+    assert (ran.code, ran.out) == (0, "False\nTrue\n"), ran.err
