@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * abi.h - the one contract of daxfault.
+ * abi.h - the protocol between guest and host.
  *
- * Owns every layout and number of the unix socket between guest and host; apf.h has the shared
- * area, host.h what crosses from C to Python.  Two readers: the C compiler, and cffi, which is handed the text
- * between the DF_CDEF markers.  That text must therefore stay plain C
- * declarations: constants as enums, no macros, no conditionals.
+ * Owns every layout and number of the unix socket.  apf.h defines the shared area, host.h the
+ * structs that cross from C to Python.  The C compiler reads this file, and cffi reads the text
+ * between the DF_CDEF markers.  That text must therefore stay plain C declarations: constants as
+ * enums, no macros, no conditionals.
  */
 #ifndef DAXFAULT_ABI_H
 #define DAXFAULT_ABI_H
@@ -25,18 +25,17 @@ enum {
 
 /* ------------------------------------------------------------------ guest <-> host
  *
- * SOCK_SEQPACKET, one message a packet, native byte order (both ends run on one
- * kernel).  Every message starts with struct df_header; a request's `seq` is
- * copied into its reply.  A reply has the request's type plus DF_REPLY, and
- * `error` is 0 or a positive errno; a refusal, and a reply without fields
- * of its own, is the header alone.  A message of the wrong length, version or type, or
- * with descriptors it should not carry, ends the connection.
+ * SOCK_SEQPACKET, one message per packet, native byte order (both ends run on one kernel).
+ * Every message starts with struct df_header.  A reply has the request's type plus DF_REPLY and
+ * the request's `seq`; its `error` is 0 or a positive errno.  A refusal is the header alone, and
+ * so is a reply that adds no fields.  A message of the wrong length, version or type, or with
+ * descriptors it should not carry, ends the connection.
  */
 enum df_msg_type {
 	DF_HELLO = 1,			/* + fds: userfaultfd, shared area (memfd) */
 	DF_OPEN = 2,			/* + fd: the guest's own open file on the mount */
 	DF_RELEASE = 3,
-	DF_ATTACH = 16,			/* a program, by its preloaded library or its tracer */
+	DF_ATTACH = 16,			/* sent by a program's preloaded library or its tracer */
 	DF_SERVE = 17,			/* + fd: its userfaultfd, before UFFDIO_API */
 	DF_MMAP = 18,			/* + fd: its own open file on the mount */
 	DF_MAPPED = 19,
@@ -55,9 +54,9 @@ struct df_header {
 	uint32_t pad;
 };
 
-/* A guest asks for CPUID bits of its ABI; the host grants those it offers, and a guest
- * that asked for nothing gets nothing.  The reply carries the guest's end of the
- * doorbell, a unix socket on which a byte says "I wrote to an MSR". */
+/* A guest requests CPUID bits of its ABI; the host grants those of them that it offers.  The
+ * reply carries the guest's end of the doorbell, a unix socket: the guest sends a byte after it
+ * has written to an MSR. */
 struct df_hello {			/* reply: the same, with what was granted */
 	struct df_header h;
 	uint32_t version;
@@ -84,13 +83,12 @@ enum df_setupmapping_flag {
 	DF_SETUPMAPPING_READ = 2,
 };
 
-/* The reply carries one descriptor: the file's page cache.  The guest maps
- * `len` bytes of it from `foffset` at window + moffset, MAP_SHARED when WRITE
- * was asked for, MAP_PRIVATE and PROT_READ otherwise (the kernel registers no
- * read-only shared mapping: mm/userfaultfd.c wants VM_MAYWRITE), then registers
- * the range for MISSING and MINOR faults before it touches it, and a writable one
- * for WP faults too when its userfaultfd has WP_UNPOPULATED (6.4): the host then
- * knows which pages were stored to.  foffset, len and moffset are multiples of
+/* The reply carries one descriptor: the file's page cache.  The guest maps `len` bytes of it
+ * from `foffset` at window + moffset: MAP_SHARED when it requested WRITE, otherwise MAP_PRIVATE
+ * and PROT_READ (the kernel registers no read-only shared mapping: mm/userfaultfd.c requires
+ * VM_MAYWRITE).  It then registers the range for MISSING and MINOR faults before it touches it.
+ * It registers a writable range for WP faults too when its userfaultfd has WP_UNPOPULATED (6.4),
+ * so that the host can track dirty pages.  foffset, len and moffset are multiples of
  * DF_RANGE_SIZE. */
 struct df_setupmapping {
 	struct df_header h;
@@ -115,11 +113,10 @@ struct df_removemapping {		/* only `count` entries are sent */
 
 /* ---- programs
  *
- * A program has no window: its mappings lie where it wants them, and what they show is
- * asked of the kernel (/proc/PID/maps), never of the program.  The host registers them.
- * Its connection is one process's; the messages of an mmap come as DF_MMAP, then
- * DF_MAPPED, with nothing in between.  When the connection ends and the process goes
- * on (it has closed all its descriptors), what is mapped is served on.
+ * A program has no window: it maps files at any address.  The host reads its mappings from the
+ * kernel (/proc/PID/maps), never from the program, and registers them.  Each process has one
+ * connection.  An mmap is DF_MMAP and then DF_MAPPED, with no message in between.  A process may
+ * close all its descriptors and go on: the host still serves its mappings then.
  */
 enum {
 	DF_SIGBUS_FRAMES = 32,
@@ -133,7 +130,7 @@ struct df_attach {			/* reply: the same; + fd: an open /dev/userfaultfd, if ther
 
 enum df_serve_flag {
 	DF_SERVE_CHILDREN = 1,		/* a forked child's mappings are served too (EVENT_FORK);
-					 * otherwise it must attach and send DF_MAPPED for all it has */
+					 * otherwise it must attach and send DF_MAPPED for all of them */
 };
 
 struct df_serve {			/* reply: the same, flags filled in */
@@ -142,12 +139,12 @@ struct df_serve {			/* reply: the same, flags filled in */
 	uint32_t pad;
 };
 
-/* mmap(2) as the program asked for it.  `fd` is a number in the table of the sending thread,
- * `tid`: the host finds the file there, since a descriptor that it received it would have to
- * close, which asks the file's server (close(2) of FUSE and NFS).  The reply carries the page
- * cache to map instead, at the same offset, or the errno that mmap() fails with.  With
- * `private` it is to be mapped MAP_PRIVATE: the file was opened read-only, and the kernel
- * registers no shared mapping that could never be stored to (mm/userfaultfd.c). */
+/* The program's mmap(2).  `fd` is a number in the descriptor table of the sending thread, `tid`.
+ * The host looks the file up there.  If it received a descriptor instead, it would have to close
+ * it, and close(2) on FUSE and NFS sends a request to the file's server.  The reply carries the
+ * page cache to map instead, at the same offset, or the errno for mmap() to fail with.  When
+ * `private` is set, the sender must map it MAP_PRIVATE: the file was opened read-only, and the
+ * kernel registers no shared mapping without VM_MAYWRITE (mm/userfaultfd.c). */
 struct df_mmap {			/* reply: the same, `private` filled in */
 	struct df_header h;
 	uint64_t offset;
@@ -160,22 +157,22 @@ struct df_mmap {			/* reply: the same, `private` filled in */
 	uint32_t pad;
 };
 
-/* Serve what [start, start + len) shows of page caches.  len 0: the mmap() failed. */
+/* Serve the page caches that are mapped in [start, start + len).  len 0: the mmap() failed. */
 struct df_mapped {
 	struct df_header h;
 	uint64_t start;
 	uint64_t len;
 };
 
-/* MS_SYNC of a range: the reply says what became of the writing back. */
+/* MS_SYNC of a range; the reply has the result of the write-back. */
 struct df_msync {
 	struct df_header h;
 	uint64_t start;
 	uint64_t len;
 };
 
-/* A SIGBUS that the program has no handler for.  The reply comes when the host has looked at
- * the address space; in a process that was not served yet this may come in place of DF_SERVE. */
+/* A SIGBUS for which the program has no handler.  The host replies after it has read the address
+ * space.  A process that is not served yet may send this instead of DF_SERVE. */
 struct df_sigbus {
 	struct df_header h;
 	uint64_t address;

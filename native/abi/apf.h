@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * apf.h - async page faults between a host and its guest: feature bits, MSRs, and
- * the shared area of every ABI there was or was proposed.
+ * the shared area of every ABI that was merged or proposed.
  *
- * Owns numbers and layouts only.  Where Linux has one, it is Linux's
- * (arch/x86/include/uapi/asm/kvm_para.h); apf_layout.c makes the compiler check
- * every offset.  Read by the C compiler and, between the markers, by cffi.
+ * Owns numbers and layouts only.  They are Linux's where Linux has them
+ * (arch/x86/include/uapi/asm/kvm_para.h); layout.c makes the compiler check every offset.
+ * The C compiler reads this file, and cffi reads the text between the markers.
  */
 #ifndef DAXFAULT_APF_H
 #define DAXFAULT_APF_H
@@ -22,7 +22,7 @@ enum {
 	DF_APF_INTERRUPT = 43,		/* ... and for the vector in MSR_KVM_ASYNC_PF_INT */
 };
 
-/* Whose kvm_para.h a guest was built with */
+/* The kvm_para.h that a guest was built with */
 enum df_abi {
 	DF_ABI_MAINLINE = 0,		/* Linux 5.8 and later */
 	DF_ABI_RFC_V1 = 1,		/* 31 March 2020 */
@@ -33,8 +33,8 @@ enum df_abi {
 	DF_ABI_COUNT = 6,
 };
 
-/* CPUID 0x40000001 EAX.  Bits 14 and 15 meant "can report errors" in 2020's
- * proposals and have been given to other features since. */
+/* CPUID 0x40000001 EAX.  Bits 14 and 15 meant "can report errors" in the proposals of 2020;
+ * Linux uses them for other features since. */
 enum df_cpuid {
 	DF_CPUID_ASYNC_PF = 0x10,		/* 4: KVM_FEATURE_ASYNC_PF */
 	DF_CPUID_ERROR_RFC_V1 = 0x4000,		/* 14, in DF_ABI_RFC_V1 */
@@ -54,8 +54,8 @@ enum df_msr_en {
 	DF_MSR_FLAGS = 63,
 };
 
-/* kvm_para.h before 5.8, with the RFC's reason 3 and address.  Everything is
- * delivered by #PF, the token is in CR2. */
+/* kvm_para.h before 5.8, with the RFC's reason 3 and address.  Every event is a #PF with the
+ * token in CR2. */
 struct df_apf_rfc_v1 {
 	uint32_t reason;		/* enum df_apf_reason */
 	uint32_t pad0;
@@ -70,9 +70,9 @@ enum df_apf_reason {
 	DF_APF_REASON_ERROR = 3,	/* KVM_PV_REASON_PAGE_FAULT_ERROR, proposed */
 };
 
-/* kvm_para.h since 5.8: "not present" by #PF, its token in CR2; "ready" by
- * interrupt, its token here, until the guest writes MSR_KVM_ASYNC_PF_ACK.  `enabled`
- * left the header in 6.9 (ccb2280ec2f9); the host never read it. */
+/* kvm_para.h since 5.8.  "Not present" is a #PF with the token in CR2.  "Ready" is an interrupt
+ * with the token here, until the guest writes MSR_KVM_ASYNC_PF_ACK.  6.9 removed `enabled` from
+ * the header (ccb2280ec2f9); the host never read it. */
 struct df_apf_mainline {
 	uint32_t flags;			/* enum df_apf_flag */
 	uint32_t token;			/* ready; 0: the slot is free */
@@ -96,9 +96,9 @@ struct df_apf_retry {			/* the error comes at the retry, address in CR2 */
 	uint32_t enabled;
 };
 
-/* An error is reported by #PF at the faulting instruction (flags PAGE_ERROR, gva, error,
- * reason, attempts), or, when "not present" was delivered before, by the
- * interrupt (token, ready_*).  Both may be under way at once. */
+/* An error is a #PF at the faulting instruction (flags PAGE_ERROR, gva, error, reason, attempts).
+ * After "not present" was delivered it is the interrupt instead (token, ready_*).  Both may be
+ * pending at once. */
 struct df_apf_report {
 	uint32_t flags;
 	uint32_t token;
@@ -129,8 +129,8 @@ enum {
 	DF_TOKEN_ALL = 0xffffffff,	/* wake-all */
 };
 
-/* What the host of a real guest finds in the VMCS.  Written by the guest, which can
- * harm only itself with it. */
+/* CPU state that KVM would read from the VMCS.  Here the guest writes it; a wrong value harms
+ * only the guest. */
 enum df_cpu_state {
 	DF_CPU_IF = 1,			/* interrupts are enabled */
 	DF_CPU_KERNEL = 2,		/* guest kernel mode: CPL 0 */
@@ -139,19 +139,17 @@ enum df_cpu_state {
 
 /* One vCPU's slot: its shared area, and the registers of the model.
  *
- * The guest owns tid, state and the MSRs; a write to an MSR is followed by one byte
- * on the doorbell, where a real guest would exit.  The host fills the area in, sets
- * `flags`, `reason` or `token` last, with release order, and sends the signal; the
- * guest takes an exception by exchanging `flags` (or `reason`) with 0.  The host may
- * withdraw a PAGE_ERROR in the same way when the page heals first: a guest that
- * finds 0 returns and repeats the access.
+ * The guest owns tid, state and the MSRs.  Where a real guest would exit, on a write to an MSR,
+ * it sends one byte on the doorbell.  The host fills the area in, sets `flags`, `reason` or
+ * `token` last, with release order, and sends the signal.  The guest takes an exception by
+ * exchanging `flags` (or `reason`) with 0.  The host withdraws a PAGE_ERROR the same way when
+ * the page heals first: a guest that reads 0 returns and repeats the access.
  *
- * A real NOT_PRESENT is injected before the guest runs on.  Ours is a signal, and a
- * timer's may come first and have another task run: `fault` says whose it is.
+ * KVM injects NOT_PRESENT before the guest runs again.  Ours is a signal; a timer's signal may
+ * come first and switch to another task.  `fault` identifies the access.
  *
- * An interrupt for a vCPU that has them disabled is left in `irr`; a guest that enables
- * interrupts sets IF first and looks at `irr` then, and the host sets `irr` first
- * and looks at IF then, so that one of the two sees it. */
+ * An interrupt for a vCPU with interrupts disabled stays in `irr`.  The guest sets IF and then
+ * reads `irr`; the host sets `irr` and then reads IF.  So at least one of them sees the other. */
 struct df_slot {			/* 128 bytes */
 	union {
 		struct df_apf_mainline mainline;
@@ -169,18 +167,18 @@ struct df_slot {			/* 128 bytes */
 	uint64_t cr2;			/* host: token, or the faulting address */
 	uint32_t irr;			/* host: an interrupt is pending */
 	uint32_t pad0;
-	uint64_t fault;			/* host: the access that NOT_PRESENT is about, 0 not said */
+	uint64_t fault;			/* host: the access that NOT_PRESENT is about, 0: unknown */
 	uint32_t pad[2];
 };
 
-/* RFC v1 as it was posted: its defects, each on its own */
+/* The defects of RFC v1 as posted, one bit each */
 enum df_posted {
-	DF_POSTED_SUCCESS_IS_ERROR = 1,	/* the 1 of get_user_pages() taken for an errno */
-	DF_POSTED_GLA_OR = 2,		/* "is the address valid" tested with |: always so */
-	DF_POSTED_FOLL_WRITE = 4,	/* every page asked for as if for writing */
-	DF_POSTED_NO_ENTRY_LOOPS = 8,	/* fixup_exception()'s answer ignored */
-	DF_POSTED_NO_GVA_FLAG = 16,	/* nothing says whether the address is one */
-	DF_POSTED_WAKE_ALL_UNINIT = 32,	/* wake-all with an is_err nobody set */
+	DF_POSTED_SUCCESS_IS_ERROR = 1,	/* a return of 1 from get_user_pages() is taken for an errno */
+	DF_POSTED_GLA_OR = 2,		/* "is the address valid" is tested with |: always true */
+	DF_POSTED_FOLL_WRITE = 4,	/* every page is requested for writing */
+	DF_POSTED_NO_ENTRY_LOOPS = 8,	/* the return value of fixup_exception() is ignored */
+	DF_POSTED_NO_GVA_FLAG = 16,	/* no flag says whether the address is valid */
+	DF_POSTED_WAKE_ALL_UNINIT = 32,	/* wake-all with an uninitialised is_err */
 	DF_POSTED_STALE_GVA = 64,	/* the address of the last error is never cleared */
 };
 

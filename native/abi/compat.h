@@ -3,8 +3,8 @@
  * compat.h - kernel interfaces newer than the oldest headers we build with
  * (linux-libc-dev 6.1).  Owns every such constant; holds no code.
  *
- * Values are those of include/uapi/linux/userfaultfd.h, fs.h and unistd.h, which never
- * change; the version behind each is the kernel that first understands it.
+ * The values are those of include/uapi/linux/userfaultfd.h, fs.h and unistd.h.  The version
+ * beside each is the first kernel that has it.
  */
 #ifndef DAXFAULT_COMPAT_H
 #define DAXFAULT_COMPAT_H

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * host.h - structs and numbers that cross from C to Python and back: records, options, states,
- * counters, answers.  Owns no function.  The text between the markers is also cffi's (see abi.h).
+ * counters, answers.  Owns no function.  cffi reads the text between the markers (see abi.h).
  */
 #ifndef DAXFAULT_ABI_HOST_H
 #define DAXFAULT_ABI_HOST_H
@@ -17,7 +17,7 @@ enum df_reason {
 	DF_REASON_NONE = 0,
 	DF_REASON_EOF = 1,		/* the page lies wholly past the end of the file */
 	DF_REASON_IO = 2,		/* the page source answered with an errno */
-	DF_REASON_NOREGION = 3,		/* registered by the guest, mapped by nobody */
+	DF_REASON_NOREGION = 3,		/* the guest registered it, but no file is mapped there */
 	DF_REASON_TIMEOUT = 4,		/* the page source did not answer before the deadline */
 	DF_REASON_INSTALL = 5,		/* the kernel refused the page */
 };
@@ -30,11 +30,11 @@ enum df_answer {
 	DF_ANSWER_STOP = 4,		/* the vCPU is not resumed: KVM_RUN = -EFAULT */
 };
 
-/* how the vCPU of a failed fault waits for its answer: as KVM would let it
+/* how the vCPU of a failed fault waits for its answer, as under KVM
  * (kvm_faultin_pfn(), kvm_arch_async_page_not_present(), arch/x86/kvm) */
 enum df_wait {
 	DF_WAIT_SYNC = 0,		/* in the fault: interrupts off, queue full, no async faults */
-	DF_WAIT_HALTED = 1,		/* in the fault, as an artificial halt the guest knows nothing of */
+	DF_WAIT_HALTED = 1,		/* in the fault: an artificial halt that the guest cannot see */
 	DF_WAIT_TOLD = 2,		/* "not present" was sent: the vCPU runs other tasks */
 };
 
@@ -44,11 +44,11 @@ enum df_delivery {
 	DF_DELIVERED_WAKE = 1,
 	DF_DELIVERED_EVENT = 2,		/* an error, at the faulting instruction */
 	DF_DELIVERED_POISON = 3,
-	DF_DELIVERED_HEALED = 4,	/* the file changed meanwhile: decided again */
-	DF_DELIVERED_KILL = 5,		/* no poison in this kernel: the guest was ended */
+	DF_DELIVERED_HEALED = 4,	/* the file changed meanwhile: the fault was resolved again */
+	DF_DELIVERED_KILL = 5,		/* this kernel cannot poison: the guest was killed */
 	DF_DELIVERED_READY = 6,		/* "page ready" with the token */
 	DF_DELIVERED_ERROR = 7,		/* an error with the token */
-	DF_DELIVERED_STOP = 8,		/* the vCPU stands still */
+	DF_DELIVERED_STOP = 8,		/* the vCPU stays stopped */
 };
 
 struct df_failure {			/* one per failed fault */
@@ -57,7 +57,7 @@ struct df_failure {			/* one per failed fault */
 	uint64_t file;			/* id of the file, 0 for NOREGION */
 	uint64_t address;		/* exact faulting address in the guest */
 	uint64_t offset;		/* of the page in the file, bytes */
-	uint64_t generation;		/* of the file when it was decided */
+	uint64_t generation;		/* of the file when the fault failed */
 	uint64_t time_ns;		/* CLOCK_MONOTONIC */
 	uint64_t wait_ns;		/* from the event's arrival to this record */
 	int32_t tid;
@@ -68,7 +68,7 @@ struct df_failure {			/* one per failed fault */
 	uint32_t token;			/* of the "not present" that was delivered, or 0 */
 	uint32_t wait;			/* enum df_wait */
 	int32_t vcpu;			/* its slot, -1 for a thread that has none */
-	uint32_t state;			/* enum df_cpu_state, when it was decided */
+	uint32_t state;			/* enum df_cpu_state, when the fault failed */
 	uint32_t pad;
 };
 
@@ -87,7 +87,7 @@ enum df_trace_kind {
 	DF_TRACE_WAKE = 12,		/* UFFDIO_WAKE, in answer to a failure */
 	DF_TRACE_POISON = 13,
 	DF_TRACE_STOP = 14,
-	DF_TRACE_WAKE_ALL = 15,		/* queued, since async pf was turned on */
+	DF_TRACE_WAKE_ALL = 15,		/* queued, because async pf was turned on */
 	DF_TRACE_CHANGED = 16,		/* the file; offset: its size now */
 	DF_TRACE_WITHDRAW = 17,		/* an error that was no longer true */
 };
@@ -96,7 +96,7 @@ enum {
 	DF_TRACE_MAX = 1 << 20,		/* entries of a ring */
 };
 
-struct df_trace {			/* what does not apply is 0, vcpu then -1 */
+struct df_trace {			/* a field that does not apply is 0; vcpu is -1 then */
 	uint64_t time_ns;		/* CLOCK_MONOTONIC */
 	uint64_t guest;
 	uint64_t file;
@@ -119,11 +119,11 @@ struct df_file_state {
 	uint64_t id;
 	uint64_t size;			/* of the backing file, now; if it is not local, known_size */
 	uint64_t local;			/* fstat(2) of the backing file asks no server */
-	uint64_t known_size;		/* the last that was acted upon */
+	uint64_t known_size;		/* the size of the last change that was applied */
 	uint64_t generation;
 	uint64_t resident;		/* pages in the page cache */
 	uint64_t poisoned;		/* poisoned pages of all guests, not yet healed */
-	uint64_t retrying;		/* of those, being read again just now */
+	uint64_t retrying;		/* of those, being read again now */
 	uint64_t mappings;		/* regions of guests over this file */
 	uint64_t writable_mappings;
 	uint64_t child_mappings;	/* of forked guests, which have no connection */
@@ -134,19 +134,19 @@ struct df_file_state {
 enum df_inject {
 	DF_INJECT_STORES = 1,		/* only when a store faults */
 	DF_INJECT_TRUNCATE = 2,		/* the file is truncated just before its page is read */
-	DF_INJECT_EVICT = 4,		/* forget what is in the page cache and was not stored to */
+	DF_INJECT_EVICT = 4,		/* drop the clean pages of the page cache */
 };
 
 struct df_inject_options {
-	uint64_t start, len;		/* of the file, whole pages */
+	uint64_t start, len;		/* bytes of the file, whole pages */
 	uint64_t delay_ns;
 	uint64_t truncate;		/* the size, with DF_INJECT_TRUNCATE */
 	uint64_t seed;			/* of `chance` */
-	uint64_t tag;			/* to remove it by, 0: only with all others */
+	uint64_t tag;			/* removes the rule; 0: it is removed only with all others */
 	int32_t error;			/* positive errno, or 0 */
-	uint32_t after;			/* so many faults are let through first */
-	uint32_t count;			/* so many are hit; 0: all */
-	uint32_t chance;		/* of 2^32 that a fault is hit; 0: each is */
+	uint32_t after;			/* let this many faults through first */
+	uint32_t count;			/* then hit this many; 0: all */
+	uint32_t chance;		/* of 2^32 that a fault is hit; 0: every fault is hit */
 	uint32_t flags;			/* enum df_inject */
 	uint32_t pad;
 };
@@ -154,7 +154,7 @@ struct df_inject_options {
 enum df_cache {
 	DF_CACHE_WRITABLE = 1,
 	DF_CACHE_SIZED = 2,		/* for programs: its i_size is the file's, in whole pages, so
-					 * that the kernel settles a touch past EOF by itself */
+					 * that the kernel itself raises SIGBUS past EOF */
 };
 
 struct df_cache_state {
@@ -163,11 +163,11 @@ struct df_cache_state {
 };
 
 struct df_engine_options {
-	uint64_t answer_ns;		/* a failed fault nobody answers is poisoned after this */
-	uint64_t source_ns;		/* a page source that does not answer is ETIMEDOUT after this */
-	uint64_t spin_ns;		/* look for the next fault this long before sleeping */
-	uint32_t fill_threads;		/* of the process, for sources that would block; a file has at
-					 * most 8 of them, and the first however many there are */
+	uint64_t answer_ns;		/* poison a failed fault that has no answer after this */
+	uint64_t source_ns;		/* a read of a page source fails with ETIMEDOUT after this */
+	uint64_t spin_ns;		/* poll for the next fault this long before sleeping */
+	uint32_t fill_threads;		/* of the process, for sources that may block; a file has at most
+					 * 8 of them, and its first one even beyond this limit */
 	uint32_t pad;
 };
 
@@ -179,10 +179,10 @@ struct df_counters {
 	uint64_t faults;		/* page fault events read */
 	uint64_t installed;		/* pages put into guests */
 	uint64_t filled;		/* bytes read from page sources */
-	uint64_t retries;		/* fills thrown away because the file changed */
-	uint64_t parked;		/* faults that had to wait for a page source */
+	uint64_t retries;		/* fills discarded because the file changed */
+	uint64_t parked;		/* faults that waited for a page source */
 	uint64_t failed;		/* faults handed to Python */
-	uint64_t overflow;		/* failed faults poisoned because nobody was reading */
+	uint64_t overflow;		/* failed faults poisoned because the queue to Python was full */
 	uint64_t late;			/* failed faults or events poisoned at their deadline */
 	uint64_t healed;		/* poisoned pages made readable again */
 	uint64_t events_fork;
@@ -193,7 +193,7 @@ struct df_counters {
 	uint64_t latency[40];		/* event read -> page installed, DF_HISTOGRAM */
 };
 
-/* A program no longer maps a file: it is to be written back, and let go. */
+/* A program no longer maps a file: write the file back and release it. */
 struct df_unmapped {
 	uint64_t guest;
 	uint64_t file;
@@ -206,13 +206,13 @@ struct df_guest_options {
 	uint32_t cpuid;			/* enum df_cpuid bits it was granted */
 	uint32_t flags;			/* enum df_guest_flag */
 	uint32_t posted;		/* enum df_posted */
-	uint32_t token_id;		/* of each vCPU's first token; 0 in KVM */
+	uint32_t token_id;		/* in each vCPU's first token; 0 in KVM */
 };
 
 enum df_guest_flag {
-	DF_GUEST_TELL_FAILURES = 1,	/* "not present" first, also of what fails at once: as KVM */
+	DF_GUEST_TELL_FAILURES = 1,	/* "not present" first, also if the fault fails at once: as KVM */
 	DF_GUEST_ERROR_GFNS = 2,	/* remember failed pages per vCPU: their retry is synchronous */
-	DF_GUEST_PROGRAM = 4,		/* what it maps is asked of the kernel */
+	DF_GUEST_PROGRAM = 4,		/* its mappings are read from the kernel */
 };
 
 /* DF_CDEF_END */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * layout.c - the compiler's word that apf.h's layouts are those of the ABIs.
+ * layout.c - checks at compile time that the layouts in apf.h match the ABIs.
  * Owns no code.
  */
 #include <stddef.h>
@@ -11,8 +11,8 @@
 	_Static_assert(offsetof(struct type, field) == (offset), #type "." #field)
 #define SIZE(type, size) _Static_assert(sizeof(struct type) == (size), #type)
 
-/* arch/x86/include/uapi/asm/kvm_para.h, struct kvm_vcpu_pv_apf_data: 68 bytes, of
- * which the first 64 are the host's to write */
+/* arch/x86/include/uapi/asm/kvm_para.h, struct kvm_vcpu_pv_apf_data: 68 bytes; the host writes
+ * the first 64 */
 AT(df_apf_mainline, flags, 0);
 AT(df_apf_mainline, token, 4);
 AT(df_apf_mainline, enabled, 64);
@@ -49,4 +49,4 @@ AT(df_slot, fault, 112);
 SIZE(df_slot, 128);
 _Static_assert(sizeof(struct df_slot) * DF_VCPU_MAX == DF_AREA_SIZE, "the area holds every slot");
 
-typedef int df_not_empty;	/* ISO C wants a declaration in every file */
+typedef int df_not_empty;	/* ISO C requires a declaration in every file */
