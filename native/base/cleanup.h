@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * cleanup.h - what happens to a variable when its scope ends, on every path: a lock is released, a
- * descriptor closed, memory freed.  As in the kernel's linux/cleanup.h.  Owns no state.
+ * cleanup.h - release a lock, close a descriptor or free memory when a variable's scope ends, on
+ * every path.  As in the kernel's linux/cleanup.h.  Owns no state.
  */
 #ifndef DAXFAULT_CLEANUP_H
 #define DAXFAULT_CLEANUP_H

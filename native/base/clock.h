@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * clock.h - the one clock of deadlines and of waits, CLOCK_MONOTONIC: nobody who sets the time of
- * day makes a wait longer or shorter.  Owns no state.
+ * clock.h - the clock of all deadlines and waits: CLOCK_MONOTONIC, which a change of the time of
+ * day does not affect.  Owns no state.
  */
 #ifndef DAXFAULT_CLOCK_H
 #define DAXFAULT_CLOCK_H
@@ -22,7 +22,8 @@ static inline uint64_t now_ns(void)
 	return (uint64_t)t.tv_sec * NS_PER_SECOND + (uint64_t)t.tv_nsec;
 }
 
-/* Wait on a condition, however it was initialised, until now_ns() is `until`.  false: it is. */
+/* Wait on a condition until now_ns() reaches `until`; then -> false.  The clock that the
+ * condition was initialised with does not matter. */
 static inline bool clock_wait(pthread_cond_t *condition, pthread_mutex_t *lock, uint64_t until)
 {
 	struct timespec t = { (time_t)(until / NS_PER_SECOND), (long)(until % NS_PER_SECOND) };

@@ -2,8 +2,8 @@
  *
  * json.c - the JSON writer.
  *
- * Owns the syntax.  A field that does not fit is undone to where it began, so it is
- * never cut in two.  Must not know what the fields mean, nor who reads them.
+ * Owns the syntax.  Removes a field that does not fit as a whole, so that no field is cut.
+ * Must not know the meaning of the fields.
  */
 #include <inttypes.h>
 #include <stdarg.h>
@@ -14,7 +14,7 @@
 
 static const char HEX_DIGITS[] = "0123456789abcdef";
 
-/* A field that is being written, and whether all of it has fitted so far. */
+/* A field that is being written; `fits`: all of it has fitted so far. */
 struct field {
 	struct json *j;
 	size_t start;
@@ -91,7 +91,7 @@ static void field(struct json *j, const char *key, const char *format, ...)
 	end(&f);
 }
 
-/* With a place for its end. */
+/* Reserves the byte of the closing bracket. */
 static void open(struct json *j, const char *key, const char *bracket)
 {
 	struct field f = begin(j, key);

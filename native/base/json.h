@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * json.h - the JSON writer: into a buffer of the caller's, without allocation.
+ * json.h - the JSON writer: into the caller's buffer, without allocation.
  *
  * Owns no state.  `key` is NULL for an element of a list and for the outermost object.
- * What does not fit is left out as a whole, a field or an object with all of its fields,
- * so the text is valid JSON whatever the room.
+ * A field or an object that does not fit is left out as a whole, so that the text is valid
+ * JSON for any `room`.
  */
 #ifndef DAXFAULT_JSON_H
 #define DAXFAULT_JSON_H
@@ -16,8 +16,8 @@
 struct json {
 	char *text;			/* no NUL at its end */
 	size_t room, len;
-	unsigned int open;		/* objects and lists whose end has its place in `room` */
-	unsigned int left_out;		/* ... and those that did not fit */
+	unsigned int open;		/* open objects and lists: a closing bracket each is reserved */
+	unsigned int left_out;		/* nested objects and lists that did not fit */
 };
 
 void json_begin(struct json *j, char *text, size_t room);

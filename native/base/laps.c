@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * laps.c - timing first touches.  Must not know who resolves the faults.
+ * laps.c - timing first touches (laps.h).
  */
 #include <stdlib.h>
 #include <string.h>
@@ -15,8 +15,8 @@ static int ascending(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
-/* A permutation of [0, n): multiplication by an odd number is one of the next
- * power of two, xor-shift spreads it, and what falls outside is walked on. */
+/* A permutation of [0, n).  Multiplication by an odd number and xor-shift are permutations of
+ * [0, next power of two); results outside [0, n) are mapped again. */
 static uint64_t shuffled(uint64_t i, uint64_t n, uint64_t seed)
 {
 	uint64_t mask = n > 1 ? ~(uint64_t)0 >> __builtin_clzll(n - 1) : 0;
@@ -36,7 +36,7 @@ void laps_run(const volatile uint8_t *from, uint64_t len, uint64_t stride, uint6
 {
 	uint64_t n = (len + stride - 1) / stride, start, lap, end;
 
-	memset(room, 0, n * sizeof(*room));	/* its own faults are not to be timed */
+	memset(room, 0, n * sizeof(*room));	/* do not time the faults of `room` */
 	start = lap = now_ns();
 	for (uint64_t i = 0; i < n; i++) {
 		(void)from[shuffled(i, n, seed) * stride];

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * laps.h - timing first touches: the same loop for the stand-in and for what it
- * is measured against.  Owns no state.
+ * laps.h - timing first touches: the same loop for the stand-in and for the programs it is
+ * compared with.  Owns no state.
  */
 #ifndef DAXFAULT_LAPS_H
 #define DAXFAULT_LAPS_H
@@ -14,9 +14,8 @@ struct laps {
 	uint64_t p50, p99, most;	/* ns, of one load */
 };
 
-/* Load a byte every `stride` of `len` bytes and time each load.  seed 0: in
- * order; else in an order that no read-ahead can guess.  `room` holds one
- * uint32_t a load. */
+/* Load one byte every `stride` bytes of `len` and time each load.  seed 0: in ascending order;
+ * otherwise in a random order that defeats read-ahead.  `room` holds one uint32_t per load. */
 void laps_run(const volatile uint8_t *from, uint64_t len, uint64_t stride, uint64_t seed,
 	      uint32_t *room, struct laps *out);
 

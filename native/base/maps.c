@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * maps.c - asking the kernel what a process has mapped: see maps.h.
+ * maps.c - reads the mappings of a process from the kernel: see maps.h.
  *
- * One mapping is looked up by PROCMAP_QUERY (Linux 6.11), or where there is none in the text.
+ * Looks one mapping up by PROCMAP_QUERY (Linux 6.11), on older kernels in the text.
  */
 #include "maps.h"
 
@@ -21,7 +21,7 @@
 #include "abi/compat.h"
 
 enum {
-	LINE_KEPT = 160,		/* enough for the fields, the beginning of the name, VmFlags */
+	LINE_KEPT = 160,		/* enough for the fields and the beginning of the name, or VmFlags */
 };
 
 static int open_file(int task, const char *file)
@@ -71,8 +71,8 @@ static bool skip(const char **text, char c)
 	return true;
 }
 
-/* "start-end perms offset major:minor inode   name"; a line of smaps that is about the mapping
- * above it begins with a capital letter. */
+/* "start-end perms offset major:minor inode   name".  The other lines of smaps begin with a
+ * capital letter. */
 static bool parse(const char *line, struct maps_area *out)
 {
 	unsigned int major;
@@ -124,7 +124,7 @@ static unsigned int flags_of(const char *line)
 struct walk {
 	bool (*visit)(const struct maps_area *, void *);
 	void *arg;
-	struct maps_area area;		/* not shown yet: its flags come in a later line */
+	struct maps_area area;		/* not passed to `visit` yet: its flags are in a later line */
 	bool pending;
 };
 
@@ -239,7 +239,7 @@ int maps_of_process(int process)
 	char path[32];
 	DIR *tasks;
 
-	/* Its first thread may have ended before the others, and has no memory then. */
+	/* The first thread may have ended before the others; it has no address space then. */
 	if (maps < 0 || shows_anything(maps))
 		return maps;
 	snprintf(path, sizeof(path), "/proc/%d/task", process);

@@ -15,8 +15,8 @@ union control {
 	char room[CMSG_SPACE(PACKET_FDS * sizeof(int))];
 };
 
-/* -> the result, or a negative errno.  syscall(2) is no cancellation point, as the libc's
- * sendmsg() and recvmsg() are. */
+/* -> the result, or a negative errno.  Unlike libc's sendmsg() and recvmsg(), syscall(2) is not
+ * a cancellation point. */
 static long transfer(long number, int sock, struct msghdr *packet, int flags)
 {
 	long n;

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * probe.c - experiments that show what the kernel does.
+ * probe.c - experiments on the running kernel: see probe.h.
  *
- * Owns the child process in which they are made, so that a signal meant for the
- * experiment never reaches the caller.  Must not know the engine or the guests.
+ * Owns the child process that runs them, so that their signals never reach the caller.
+ * Must not know the engine or the guests.
  */
 #include <errno.h>
 #include <signal.h>
@@ -14,7 +14,7 @@
 #include "probe.h"
 #include "uffd.h"
 
-/* The child's exit status: below 128 a si_code, otherwise an errno plus 128.
+/* The child's exit status: a si_code below 128, otherwise an errno plus 128.
  * Every errno of these calls is below 128. */
 #define FAILED(error) (128 + (error))
 
@@ -25,8 +25,7 @@ static void on_sigbus(int signal, siginfo_t *event, void *context)
 	_exit(event->si_code > 0 && event->si_code < 128 ? event->si_code : FAILED(EPROTO));
 }
 
-/* In the child, which may have been forked from a process with threads:
- * system calls only. */
+/* Runs in a child of a process that may have threads: system calls only. */
 static _Noreturn void touch_poison(void)
 {
 	struct sigaction action = { .sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO };

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * thread.c - starting a thread of the host's.  Must not know what it does.
+ * thread.c - starting the threads of the host (thread.h).
  */
 #include <errno.h>
 #include <signal.h>

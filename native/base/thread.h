@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * thread.h - starting a thread of the host's.  Owns which threads those are.
+ * thread.h - starting the threads of the host.  Owns the mark of those threads.
  */
 #ifndef DAXFAULT_THREAD_H
 #define DAXFAULT_THREAD_H
@@ -8,9 +8,10 @@
 #include <pthread.h>
 #include <stdbool.h>
 
-/* With every signal blocked: they are the caller's process's.  -> 0 or a negative errno. */
+/* Start a thread with every signal blocked: the process's own threads take them.  -> 0 or a
+ * negative errno. */
 int thread_start(pthread_t *thread, void *(*body)(void *), void *arg, const char *name);
-/* The calling thread was started by thread_start(): others wait for it. */
+/* thread_start() started the calling thread. */
 bool thread_is_ours(void);
 
 #endif

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * trace.c - the ring of trace.h.  A full one loses its oldest entry.
+ * trace.c - the ring of trace.h.  A full ring drops its oldest entry.
  */
 #include <errno.h>
 #include <stdlib.h>

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * trace.h - a ring of what happened to faults; a load and a branch while nobody reads it.  Must not
- * know what it records.
+ * trace.h - a ring of fault events; costs a load and a branch while it is off.  Must not know what
+ * it records.
  */
 #ifndef DAXFAULT_TRACE_H
 #define DAXFAULT_TRACE_H

@@ -18,8 +18,8 @@ int df_uffd_open(int user_mode_only)
 	int flags = O_CLOEXEC | O_NONBLOCK | (user_mode_only ? UFFD_USER_MODE_ONLY : 0);
 	int fd = -1;
 
-	/* /dev/userfaultfd (6.1) grants kernel-mode faults by file permission;
-	 * the system call wants CAP_SYS_PTRACE or vm.unprivileged_userfaultfd. */
+	/* /dev/userfaultfd (6.1) grants kernel-mode faults by file permission; the system call
+	 * requires CAP_SYS_PTRACE or vm.unprivileged_userfaultfd. */
 	if (!user_mode_only) {
 		int dev = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
 
@@ -48,7 +48,7 @@ int64_t df_uffd_probe(int user_mode_only)
 
 	if (fd < 0)
 		return fd;
-	/* features = 0 asks for nothing and is answered with all there is */
+	/* features = 0 requests none; the kernel returns all that it has */
 	error = ioctl(fd, UFFDIO_API, &api) ? -errno : 0;
 	close(fd);
 	return error ? error : (int64_t)api.features;
@@ -148,10 +148,10 @@ int uffd_poison_fresh(int uffd, uint64_t start, uint64_t len)
 	return error;
 }
 
-/* Zapping a page of a file that was write-protected leaves a marker in its place
- * (mm/memory.c, zap_install_uffd_wp_if_needed()).  UFFDIO_CONTINUE replaces it,
- * UFFDIO_POISON does not (mm/userfaultfd.c, mfill_atomic_pte_poison() wants
- * pte_none): answering its EEXIST by a wake-up would be a loop of our own. */
+/* Zapping a write-protected page of a file leaves a marker in its place (mm/memory.c,
+ * zap_install_uffd_wp_if_needed()).  UFFDIO_CONTINUE replaces the marker, UFFDIO_POISON does not
+ * (mm/userfaultfd.c, mfill_atomic_pte_poison() requires pte_none).  A wake-up in answer to that
+ * EEXIST would make the fault loop. */
 int uffd_unmark(int uffd, uint64_t start, uint64_t len)
 {
 	struct uffdio_writeprotect arg = {
@@ -195,9 +195,9 @@ int uffd_wake(int uffd, uint64_t start, uint64_t len)
 
 int uffd_alive(int uffd)
 {
-	/* UFFDIO_CONTINUE looks at mm_users before it looks for the mapping
-	 * (fs/userfaultfd.c, userfaultfd_continue): nothing is mapped at the
-	 * top user page, so a live guest answers ENOENT and a dead one ESRCH. */
+	/* UFFDIO_CONTINUE checks mm_users before it looks for the mapping (fs/userfaultfd.c,
+	 * userfaultfd_continue).  Nothing is mapped at the top user page: ENOENT if the guest is
+	 * alive, ESRCH if it is dead. */
 	uint64_t done;
 
 	return uffd_continue(uffd, 0x7fffffffe000, PAGE, false, &done) != -ESRCH;
@@ -207,8 +207,8 @@ bool uffd_changing(int uffd)
 {
 	uint64_t done;
 
-	/* EAGAIN comes before anything else there, from before a munmap() lets others at its
-	 * range until it has been told that its event was read. */
+	/* The kernel checks for EAGAIN first.  A munmap() causes it from before it releases its
+	 * range until its event has been read. */
 	return uffd_continue(uffd, 0x7fffffffe000, PAGE, false, &done) == -EAGAIN;
 }
 

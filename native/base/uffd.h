@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * uffd.h - userfaultfd(2) as functions: each is one ioctl, returns 0 or a
- * negative errno, and hides nothing.  Owns no state.  The text between the
- * markers is also cffi's (see abi.h).
+ * uffd.h - userfaultfd(2) as functions: each is one ioctl and returns 0 or a negative errno.
+ * Owns no state.  cffi reads the text between the markers (see abi.h).  Addresses and lengths
+ * are in bytes, of whole pages of the registered address space.
  */
 #ifndef DAXFAULT_UFFD_H
 #define DAXFAULT_UFFD_H
@@ -18,7 +18,7 @@
 
 int df_uffd_open(int user_mode_only);
 int df_uffd_api(int uffd, uint64_t features);
-int64_t df_uffd_probe(int user_mode_only);	/* -> the features there are */
+int64_t df_uffd_probe(int user_mode_only);	/* -> the kernel's features, or a negative errno */
 
 enum df_uffd_mode {			/* UFFDIO_REGISTER_MODE_* */
 	DF_UFFD_MISSING = 1,
@@ -37,7 +37,7 @@ enum df_uffd_event_kind {		/* UFFD_EVENT_* */
 struct df_uffd_event {
 	uint32_t kind;
 	int32_t tid;			/* PAGEFAULT, with THREAD_ID */
-	int32_t fd;			/* FORK: the child's userfaultfd, the reader's to close */
+	int32_t fd;			/* FORK: the child's userfaultfd; the reader closes it */
 	uint32_t flags;			/* PAGEFAULT: 1 write, 2 write-protected, 4 minor */
 	uint64_t address;		/* PAGEFAULT; or the start of the range */
 	uint64_t len;			/* REMAP, REMOVE, UNMAP */
@@ -47,34 +47,35 @@ struct df_uffd_event {
 /* *ioctls: a bit for each ioctl number that works on the range. */
 int uffd_register(int uffd, uint64_t start, uint64_t len, int modes, uint64_t *ioctls);
 int uffd_unregister(int uffd, uint64_t start, uint64_t len);
-/* Copy `len` bytes from `from`, an address of this process; *done is the bytes that were. */
+/* Copy `len` bytes from `from`, an address of this process; *done is how many were copied. */
 int uffd_copy(int uffd, uint64_t start, const void *from, uint64_t len, bool protect, uint64_t *done);
 int uffd_zeropage(int uffd, uint64_t start, uint64_t len, uint64_t *done);
 /* -> events read (0 when there are none), or a negative errno. */
 int uffd_events(int uffd, struct df_uffd_event *out, int most);
-/* Make `len` bytes of page cache present, write-protected if asked; *done is the bytes that were. */
+/* Map `len` bytes that are in the page cache, write-protected if `protect`; *done is how many
+ * were mapped. */
 int uffd_continue(int uffd, uint64_t start, uint64_t len, bool protect, uint64_t *done);
-/* Write-protect what is present, or open it for writing and wake its waiters. */
+/* Write-protect the present pages, or make them writable and wake their waiters. */
 int uffd_protect(int uffd, uint64_t start, uint64_t len, bool protect);
-/* Poison; *done is the bytes that were.  -EEXIST: the first page is present, or a
- * write-protect marker is left where it was: see uffd_unmark(). */
+/* Poison; *done is the number of bytes poisoned.  -EEXIST: the first page is present, or has
+ * left a write-protect marker: see uffd_unmark(). */
 int uffd_poison(int uffd, uint64_t start, uint64_t len, uint64_t *done);
-/* Take write-protect markers away, without waking anyone.  A page that is present
- * becomes writable: not for pages that are tracked. */
+/* Remove write-protect markers, without a wake-up.  Makes present pages writable, so it must not
+ * be used on pages whose stores are tracked. */
 int uffd_unmark(int uffd, uint64_t start, uint64_t len);
 /* Poison every page of the range that is not present.  Ends tracking in it. */
 int uffd_poison_absent(int uffd, uint64_t start, uint64_t len);
 int uffd_wake(int uffd, uint64_t start, uint64_t len);
-/* Is the address space behind the descriptor still alive? */
+/* The address space behind the descriptor is still alive. */
 int uffd_alive(int uffd);
 bool uffd_changing(int uffd);	/* events of the address space are unread */
 
 /* DF_CDEF_END */
 
-/* The same as the kernel has them. */
+/* uffd_events() in the kernel's layout. */
 int uffd_read(int uffd, struct uffd_msg *msgs, size_t most);
 
-/* Poison fresh anonymous memory by a fresh userfaultfd: handshake, registration and all. */
+/* Poison new anonymous memory through a new userfaultfd: API handshake, registration, poison. */
 int uffd_poison_fresh(int uffd, uint64_t start, uint64_t len);
 
 #endif
