@@ -1,23 +1,22 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * aside.c - moving a page that fails aside, having zeros in its place, and putting it back.
+ * aside.c - moves a failed page aside, maps a stand-in (zeros) in its place, and puts it back.
  * Must not know guards.
  *
- * Aside is a reserve of addresses as long as the mapping, so that pages that lie in a row stay in
- * a row there, and the kernel makes one mapping of them again on either side.  What stands in is a
- * page of /dev/zero, mapped private: anonymous memory that costs nothing until it is stored to,
- * and that /proc/self/maps tells from any other by its inode, and by its offset, which is
- * its address (mm/mremap.c, copy_vma(), as the template is never touched).  So a mapping that was
- * unmapped or replaced in the meantime is noticed.
+ * Failed pages move to a reserve, an address range as long as their mapping.  Adjacent pages stay
+ * adjacent there, so that the kernel merges them into one mapping on either side.  A stand-in is a
+ * private page of /dev/zero: anonymous memory that costs nothing until a store.  In /proc/self/maps
+ * its inode identifies it, and its offset, which is its address (mm/mremap.c, copy_vma(); the
+ * template is never touched).  So a stand-in that was unmapped or replaced meanwhile is noticed.
  *
- * Both moves are one mremap(MREMAP_DONTUNMAP), Linux 5.13 for files: at no time is there a hole
- * at the page's address, into which another thread's mmap() could fall.  It is also how a template
- * is copied without a descriptor, which a program that closes all of them would take from us.
+ * Both moves are one mremap(MREMAP_DONTUNMAP), Linux 5.13 for files, so that there is never a hole
+ * at the page's address for another thread's mmap() to use.  It also copies a template without a
+ * descriptor, which the program might close.
  *
  * A mapping that is registered with a userfaultfd without EVENT_REMAP loses its registration when
- * it moves (fs/userfaultfd.c, mremap_userfaultfd_prep()), and would be zeros where its host was to
- * be asked.  Such a page is not put back: a page without any file behind it, which fails for
- * ever, takes its place.
+ * it moves (fs/userfaultfd.c, mremap_userfaultfd_prep()); back in place, its missing pages would
+ * read as zeros.  Such a page is not put back: a page of an empty file, where every access fails,
+ * replaces it.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -39,7 +38,7 @@ enum {
 	PAGEMAP_BATCH = 64,
 };
 
-/* A mapping, as it was when its first page failed, and the reserve for its pages. */
+/* A mapping as it was when its first page failed, and the reserve for its pages. */
 struct area {
 	uint64_t start, len, reserve;
 	uint64_t device, inode;
@@ -53,7 +52,7 @@ static int nareas;
 static struct {
 	int key;			/* pkeys(7), or -1 */
 	uint64_t zeros[2][2];		/* [private][writable]: templates */
-	uint64_t gone;			/* fails for ever */
+	uint64_t gone;			/* template of an empty file: every access fails */
 	dev_t device;			/* of /dev/zero */
 	uint64_t inode;
 } ours = { .key = -1 };
@@ -64,7 +63,7 @@ static void *map_template(int fd, int prot)
 {
 	void *at = mmap(NULL, PAGE, prot, MAP_PRIVATE, fd, 0);
 
-	/* one huge page of zeros would count as stored to */
+	/* was_stored() would take a huge zero page for stored to */
 	if (at != MAP_FAILED)
 		madvise(at, PAGE, MADV_NOHUGEPAGE);
 	return at;
@@ -131,7 +130,7 @@ int stand_in_key(void)
 	return ours.key;
 }
 
-/* A copy of a template at `to`, in place of what is there, in one step. */
+/* Replace the page at `to` by a copy of a template, atomically. */
 static int copy_template(uint64_t template, uint64_t to)
 {
 	void *at = mremap((void *)template, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP,
@@ -146,8 +145,8 @@ static bool is_stand_in(const struct maps_area *area)
 	       area->offset == area->start;
 }
 
-/* The mapping at `at`, or the first one after it.  Without an answer nothing can be put back, and zeros
- * must not stay: the process ends, as it would have without us. */
+/* The mapping at `at`, or the first one after it.  If the kernel cannot say, pages cannot be put
+ * back; zeros must not stay, so the process ends, as it would without a guard. */
 static bool look(int maps, uint64_t at, struct maps_area *out)
 {
 	int error = maps < 0 ? maps : maps_find(maps, at, out);
@@ -174,7 +173,7 @@ static void set_origin(struct origin *of, const struct area *area, uint64_t page
 	*of = (struct origin){ area->device, area->inode, area->base + page };
 }
 
-/* -> the area whose page at this address was moved aside last */
+/* -> the area that this page was moved aside from last */
 static struct area *area_of(uint64_t page)
 {
 	for (int i = nareas - 1; i >= 0; i--)
@@ -198,7 +197,7 @@ static bool is_at(const struct maps_area *area, void *arg)
 	return true;
 }
 
-/* Of the mapping that begins there; none where the kernel does not say (CONFIG_PROC_PAGE_MONITOR). */
+/* The flags of the mapping that begins at `start`; 0 without CONFIG_PROC_PAGE_MONITOR. */
 static unsigned int flags_at(uint64_t start)
 {
 	struct flags_at at = { .start = start };
@@ -300,9 +299,9 @@ int stand_in(uint64_t page, bool private, struct origin *of)
 
 /* ---------------------------------------------------------------- putting back */
 
-/* Has anything been stored in [start, end), which stands in?  A store has made a page of its own
- * of the page of zeros (Documentation/admin-guide/mm/pagemap.rst: 56, exclusively mapped, 62,
- * swapped).  After a fork() the first store to a page that the child has too goes unseen. */
+/* Was there a store to the stand-ins in [start, end)?  A store replaces the zero page by a page of
+ * the process (Documentation/admin-guide/mm/pagemap.rst: 56, exclusively mapped, 62, swapped).
+ * After a fork(), the first store to a page that parent and child share is missed. */
 static bool was_stored(int pagemap, uint64_t start, uint64_t end)
 {
 	uint64_t entries[PAGEMAP_BATCH];
@@ -322,7 +321,7 @@ static bool was_stored(int pagemap, uint64_t start, uint64_t end)
 	return false;
 }
 
-/* [from, from + len) of the reserve to where it came from. */
+/* Move [from, from + len) of the reserve back to `to`. */
 static void put_back(uint64_t from, uint64_t to, uint64_t len, bool lost)
 {
 	int error = 0;
@@ -332,12 +331,12 @@ static void put_back(uint64_t from, uint64_t to, uint64_t len, bool lost)
 			error = copy_template(ours.gone, at);
 	else if (mremap((void *)from, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)to) == MAP_FAILED)
 		error = -errno;
-	/* vm.max_map_count: what is touched there now must not be zeros.  SIGSEGV, then. */
+	/* vm.max_map_count: an access must not read zeros; it raises SIGSEGV */
 	if (error)
 		mprotect((void *)to, len, PROT_NONE);
 }
 
-/* What of the reserve, in one mapping of it, still has its place. */
+/* Put back the pages of one mapping of the reserve whose stand-ins are still in place. */
 static void put_back_run(const struct area *area, const struct maps_area *run, int maps, int pagemap,
 			 void (*stored)(uint64_t start, uint64_t end))
 {
@@ -365,7 +364,7 @@ void stand_down(void (*stored)(uint64_t start, uint64_t end))
 		return;
 	maps = maps_open(MAPS_SELF);
 	pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-	/* the newest first: where two areas know a page, its is the one that is there */
+	/* newest first: if two areas have the same page, the newer one's stand-in is in place */
 	while (nareas) {
 		struct area *area = &areas[nareas - 1];
 		uint64_t end = area->reserve + area->len, at = area->reserve;

@@ -2,11 +2,10 @@
  *
  * guards.c - guards, the threads they guard, and the notes of faults.  Must not move pages.
  *
- * A fault is noted in the guard that caught it, and in every other thread's innermost guard that is
- * about that address: while zeros stand in, those threads may read them without a fault of their
- * own.  A guard that is entered later begins with all pages back in their places.  So no guard
- * misses zeros that its thread may have seen; it may note a page that its thread never touched, unless
- * it was given the addresses it is about.
+ * A fault is noted in the guard that caught it, and in every other thread's innermost guard that
+ * covers the address: those threads may read the zeros without a fault of their own.  Entering a
+ * guard puts all pages back first.  So a guard notes every page of zeros that its thread may have
+ * read.  Without spans it may also note pages that its thread did not touch.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -20,8 +19,8 @@
 
 #include "internal.h"
 
-struct guarded {			/* a thread that was guarded once */
-	struct guarded *next, **link;	/* link NULL: it is in no list, its thread is gone */
+struct guarded {			/* a thread that has entered a guard */
+	struct guarded *next, **link;	/* link NULL: its thread has ended, it is in no list */
 	struct df_guard *innermost;
 	pid_t tid;
 };
@@ -29,7 +28,7 @@ struct guarded {			/* a thread that was guarded once */
 struct df_guard {
 	struct guarded *thread;		/* NULL: left */
 	struct df_guard *outer;
-	uint64_t total;			/* notes, those without room included */
+	uint64_t total;			/* notes, including those that did not fit */
 	bool all_threads;
 	struct df_guard_fault faults[DF_GUARD_FAULTS];
 	size_t nspans;
@@ -42,7 +41,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct guarded *threads;
 static pthread_key_t at_exit;
 static bool prepared;
-/* Handlers must not have it allocated at its first use, as other models do in a library. */
+/* Other models allocate it at its first use in a library, which a signal handler must not do. */
 static __thread struct guarded *mine __attribute__((tls_model("initial-exec")));
 
 static pid_t own_tid(void)
@@ -85,7 +84,7 @@ static void thread_ends(void *arg)
 	lock_all(&before);
 	mine = NULL;
 	unlink_thread(thread);
-	/* what it leaves guarded is left, and the last guard frees it */
+	/* df_guard_free() of its last guard frees it */
 	if (!thread->innermost)
 		free(thread);
 	unlock_all(&before);
@@ -153,7 +152,7 @@ static void note(struct df_guard *guard, const struct df_guard_fault *fault)
 	guard->total++;
 }
 
-/* The page of a note that was only read may have been stored to by the time it goes. */
+/* A page that faulted on a load may have been stored to before it is put back. */
 static void note_stores(uint64_t start, uint64_t end)
 {
 	for (struct guarded *thread = threads; thread; thread = thread->next)
@@ -192,7 +191,7 @@ static bool catch_fault(uint64_t address, int code, bool write)
 	own = innermost_about(mine, page);
 	of_all = guard_of_all(page);
 	if (own || of_all) {
-		/* a key would keep out the very threads that a guard of all is for */
+		/* with a key, the threads that an all_threads guard protects would have no access */
 		error = stand_in(page, !of_all, &of);
 		if (error == -ENOSPC) {
 			stand_down(note_stores);
@@ -239,7 +238,7 @@ static void fork_parent(void)
 	unlock_all(&before);
 }
 
-/* The other threads are not here, nor can their guards ever be left. */
+/* The child has only the forking thread: the guards of the others are removed. */
 static void fork_child(void)
 {
 	sigset_t before = before_fork;
@@ -292,7 +291,7 @@ static int begin_thread(void)
 	return 0;
 }
 
-/* What stands in may be touched by guarded threads only; a thread inherits its creator's rights. */
+/* Only guarded threads may access stand-ins; a new thread inherits its creator's rights. */
 static void open_to_thread(bool open)
 {
 	int key = stand_in_key();
@@ -353,7 +352,7 @@ uint64_t df_guard_take(struct df_guard *guard, struct df_guard_fault *out)
 	sigset_t before;
 
 	lock_all(&before);
-	/* what went on standing in would be without a note */
+	/* a stand-in that stayed would have no note */
 	stand_down(note_stores);
 	total = guard->total;
 	memcpy(out, guard->faults, noted(guard) * sizeof(*out));

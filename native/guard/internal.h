@@ -3,10 +3,9 @@
  * internal.h - between the parts of the guard, lowest first: pages moved aside (aside.c), the
  * signal (sigbus.c), guards and their threads (guards.c), the interpreter (interpreter.c).
  *
- * One lock, in guards.c, is held wherever aside.c is entered, and only with all signals
- * blocked: a thread that holds it must not be interrupted by a handler that takes it.  Everything
- * under it is safe in a signal handler: system calls, no malloc, no touch of any mapping
- * that may fail.
+ * Callers of aside.c hold the one lock, in guards.c.  It is taken only with all signals blocked,
+ * so that no handler that takes it interrupts its holder.  Code under it is async-signal-safe:
+ * system calls, no malloc, no access to a mapping that may fail.
  */
 #ifndef DAXFAULT_GUARD_INTERNAL_H
 #define DAXFAULT_GUARD_INTERNAL_H
@@ -24,34 +23,34 @@ enum {
 
 /* ---- aside.c */
 
-struct origin {				/* what a page shows when nothing stands in for it */
+struct origin {				/* the file and offset behind a page that has a stand-in */
 	uint64_t device, inode, offset;
 };
 
-/* Make ready.  0 or -errno; may be called again. */
+/* Map the templates, once.  -> 0 or -errno; may be called again. */
 int stand_in_prepare(void);
-/* The protection key of what stands in, or -1: this CPU or kernel has none. */
+/* -> the protection key of private stand-ins, or -1: this CPU or kernel has none. */
 int stand_in_key(void);
-/* Have zeros stand in for the page at `page`, or leave what does so already; `private`: only for
- * threads that have the key.  0, or -errno, and all is as it was: -ENOENT when nothing is mapped
- * there, -EOPNOTSUPP for huge pages. */
+/* Replace the page at `page` by a stand-in, or keep the one that is there.  `private`: only
+ * threads that have the key can access it.  -> 0, or -errno with nothing changed: -ENOENT when
+ * nothing is mapped there, -EOPNOTSUPP for huge pages. */
 int stand_in(uint64_t page, bool private, struct origin *of);
-/* Put every page back where what stands in for it is still there.  `stored` is called for
- * each range whose stand-ins have been stored to. */
+/* Put back every page whose stand-in is still in place.  Calls `stored` for each range whose
+ * stand-ins have been stored to. */
 void stand_down(void (*stored)(uint64_t start, uint64_t end));
 
 /* ---- sigbus.c */
 
-/* A fault of the calling thread, all signals blocked.  -> true: its access may be repeated now. */
+/* A fault of the calling thread, all signals blocked.  -> true: the access can be repeated. */
 typedef bool sigbus_catch(uint64_t address, int code, bool write);
 
-/* Make SIGBUS ours, and have `function` asked about each fault; the earlier handler is called for those
- * that it does not catch. */
+/* Install the handler of SIGBUS.  It calls `function` for each fault, and the earlier handler for
+ * those that `function` does not catch.  -> 0 or -errno. */
 int sigbus_install(sigbus_catch *function);
 
 /* ---- guards.c */
 
-/* Called, in a signal handler, when a guard of the process' main thread has noted a fault. */
+/* Called in a signal handler after a guard of the process's main thread has noted a fault. */
 extern void (*guards_notify)(void);
 
 #endif

@@ -1,11 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * interpreter.c - notifies the interpreter's main thread, as soon as it runs Python code again, that
- * one of its guards has noted a fault.
+ * interpreter.c - notifies the interpreter's main thread, when it next runs Python code, that one
+ * of its guards has noted a fault.
  *
- * Owns the one call that is handed to the interpreter (Py_AddPendingCall(), which runs in the
- * main thread, may be made by any thread with or without the GIL, and may raise what it wants).
- * Must not know what is raised: daxfault.guards does.
+ * Owns the one pending call (Py_AddPendingCall(): any thread may make it, with or without the GIL;
+ * it runs in the main thread and may raise).  Must not know what is raised: daxfault.guards does.
  */
 #include <Python.h>
 
@@ -37,7 +36,7 @@ static int notify(void *unused)
 
 static void hand_over(void)
 {
-	/* one is enough for any number of faults; a full queue only makes the notice later */
+	/* one call serves any number of faults; if the queue is full, the next fault tries again */
 	if (!atomic_exchange(&pending, true) && Py_AddPendingCall(notify, NULL))
 		atomic_store(&pending, false);
 }

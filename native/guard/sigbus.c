@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * sigbus.c - the process' handler of SIGBUS: guards first, then the earlier handler.
+ * sigbus.c - the process's SIGBUS handler: guards first, then the earlier handler.
  *
- * What no guard catches ends as it would have without us: the earlier handler runs with the
- * signals blocked that it asked for; without one the process dies of the same signal.
+ * A fault that no guard catches ends as without this handler: the earlier handler runs with its
+ * own signal mask; if there was none, the process dies of the same signal.
  *
- * Async-signal-safe here is for a signal that a touch of memory has raised in its own thread:
- * nothing that holds a lock of ours, of malloc or of the interpreter's queue of calls touches a mapping
- * that may fail.
+ * The signal is synchronous: a memory access of the thread itself raised it.  The handler may take
+ * locks, because no code that holds the guard's lock, one of malloc or that of the interpreter's
+ * queue of pending calls accesses a mapping that may fail.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -19,7 +19,7 @@
 #include "internal.h"
 
 #if !defined(__x86_64__)
-#error "where does this CPU say what kind of access it was?"
+#error "add the register that holds the kind of access on this CPU"
 #endif
 
 enum {				/* arch/x86/include/asm/trap_pf.h */
@@ -27,12 +27,12 @@ enum {				/* arch/x86/include/asm/trap_pf.h */
 	ERROR_FETCH = 1 << 4,
 };
 
-/* The action that ours replaced, and what is asked first.  Changed only while the signal is not ours. */
+/* The action that ours replaced, and the function called before it.  Set before ours is installed. */
 static struct sigaction before;
 static sigbus_catch *catch;
 
-/* A handler that is called for a fault and then raises the signal again wants it to kill: faulthandler
- * restores the earlier action, ours, and raises it. */
+/* An earlier handler that raises the signal again wants it to kill the process: faulthandler
+ * restores the earlier action, which is ours, and raises it. */
 static __thread bool passing __attribute__((tls_model("initial-exec")));
 
 static void die(int number, siginfo_t *info)
@@ -40,7 +40,7 @@ static void die(int number, siginfo_t *info)
 	struct sigaction act = { .sa_handler = SIG_DFL };
 
 	sigaction(number, &act, NULL);
-	/* taken when the handler returns, at the instruction it came from */
+	/* delivered when the handler returns, at the faulting instruction */
 	syscall(SYS_rt_tgsigqueueinfo, getpid(), syscall(SYS_gettid), number, info);
 }
 
@@ -83,7 +83,7 @@ static void on_sigbus(int number, siginfo_t *info, void *arg)
 	long why = context->uc_mcontext.gregs[REG_ERR];
 	int error = errno;
 
-	/* there is nothing to execute in zeros */
+	/* never execute zeros */
 	if (!fault || why & ERROR_FETCH ||
 	    !catch((uint64_t)info->si_addr, info->si_code, why & ERROR_WRITE))
 		pass_on(number, info, context);
@@ -102,7 +102,7 @@ int sigbus_install(sigbus_catch *function)
 		return 0;
 	before = now;
 	catch = function;
-	/* not while the lock is held; SIGBUS too, so that one of our own doing is the end */
+	/* all signals blocked, for the lock; SIGBUS too: one in the handler kills the process */
 	sigfillset(&act.sa_mask);
 	return sigaction(SIGBUS, &act, NULL) ? -errno : 0;
 }
