@@ -2,12 +2,11 @@
  *
  * apf.c - the host side of async page faults: what virt/kvm/async_pf.c and
  * kvm_arch_async_page_*() of arch/x86/kvm/x86.c do for a vCPU.  Owns the tokens and the
- * ends that wait for the guest.  Must not resolve faults, nor choose what becomes of
- * one that failed.
+ * ends that wait for the guest.  Must not resolve faults, nor choose the answer to a failed
+ * fault.
  *
- * The slot is the guest's.  What is read from it is believed, since a guest can deceive
- * only itself with it; what must stay true (how many tokens, for which pages) is kept
- * here.
+ * The guest writes the slot.  The host trusts values it reads there only where a wrong value
+ * harms the guest alone; it keeps the invariants (number of tokens, their pages) here.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -23,15 +22,15 @@
 #include "base/cleanup.h"
 
 #define TOKEN_SHIFT 12			/* alloc_apf_token() */
-#define BELL_MOST 64			/* bytes taken at once; more are as good as one */
-#define LEAVING_NS 1000000u		/* how long a thread may take to hear a signal */
+#define BELL_MOST 64			/* bytes taken at once; one byte says as much as many */
+#define LEAVING_NS 1000000u		/* how long a thread may take to receive a signal */
 
 int apf_open(struct df_apf *apf, uint64_t guest, struct df_tracer *tracer)
 {
 	int bell[2];
 
 	*apf = (struct df_apf){ .guest = guest, .tracer = tracer };
-	/* Not an eventfd: its flags would be the guest's to change, too. */
+	/* Not an eventfd: the guest could change its flags for both ends. */
 	if (socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, bell))
 		return -errno;
 	apf->doorbell = bell[0];
@@ -49,8 +48,8 @@ int apf_share(struct df_apf *apf, int area, const struct df_guest_options *optio
 	apf->options = *options;
 	if (area < 0)
 		return 0;
-	/* A page the guest could cut off would be a SIGBUS for us; so would one of
-	 * hugetlbfs, which it could punch out while the pool is empty. */
+	/* If the guest could truncate the area, the host would get SIGBUS; also on hugetlbfs,
+	 * where the guest could punch a hole while the pool is empty. */
 	if (seals < 0 || !(seals & F_SEAL_SHRINK) || fstat(area, &st) || fstatfs(area, &fs) ||
 	    fs.f_type != TMPFS_MAGIC || st.st_size < DF_AREA_SIZE)
 		return -EINVAL;
@@ -59,7 +58,7 @@ int apf_share(struct df_apf *apf, int area, const struct df_guest_options *optio
 		apf->slots = NULL;
 		return -errno;
 	}
-	/* 0.5 MiB, of which a guest that never turns async pf on costs no page */
+	/* 0.5 MiB; no page of it is touched unless the guest turns async pf on */
 	apf->vcpus = calloc(DF_VCPU_MAX, sizeof(*apf->vcpus));
 	return apf->vcpus ? 0 : -ENOMEM;
 }
@@ -149,7 +148,7 @@ static struct df_work *oldest_end(struct df_vcpu *v)
 	return oldest;
 }
 
-/* With interrupts no second end comes before the ACK, which is when KVM looks again. */
+/* With interrupts, no second end is delivered before the ACK: KVM looks again then. */
 static void take_ack(struct df_apf *apf, int vcpu)
 {
 	struct df_vcpu *v = &apf->vcpus[vcpu];
@@ -172,12 +171,12 @@ static bool may_deliver(struct df_apf *apf, int vcpu)
 		return false;
 	if (apf->options.abi != DF_ABI_RFC_V1 || apf_interruptible(apf, vcpu))
 		return true;
-	/* an exception: the guest rings when it finds this */
+	/* an exception: a guest that reads this rings the doorbell */
 	__atomic_store_n(&slot->irr, 1, __ATOMIC_SEQ_CST);
 	return apf_interruptible(apf, vcpu);
 }
 
-/* kvm_check_async_pf_completion().  One: there is one slot. */
+/* kvm_check_async_pf_completion().  Delivers one end: there is one slot. */
 static void deliver_next(struct df_apf *apf, int vcpu)
 {
 	struct df_vcpu *v = &apf->vcpus[vcpu];
@@ -206,7 +205,7 @@ static void deliver_next(struct df_apf *apf, int vcpu)
 }
 
 /* kvm_pv_enable_async_pf(), kvm_clear_async_pf_completion_queue(),
- * kvm_async_pf_wakeup_all().  -> a wake-all is to be delivered. */
+ * kvm_async_pf_wakeup_all().  -> true: deliver a wake-all. */
 static bool look_at_msr(struct df_apf *apf, int vcpu)
 {
 	struct df_vcpu *v = &apf->vcpus[vcpu];
@@ -236,7 +235,7 @@ bool apf_bell(struct df_apf *apf)
 	char bytes[16];
 	bool rang = false, alive = true;
 
-	/* A guest may ring faster than we listen. */
+	/* Bounded: a guest may ring faster than this loop reads. */
 	for (int i = 0; i < BELL_MOST; i++) {
 		if (recv(apf->doorbell, bytes, sizeof(bytes), MSG_DONTWAIT) >= 0) {
 			rang = true;
@@ -257,10 +256,10 @@ bool apf_bell(struct df_apf *apf)
 
 /* ------------------------------------------------------------------- not present */
 
-/* A vCPU of KVM's is in its fault until that is dealt with.  Our thread takes a signal
- * meanwhile, may run another task, and repeats the access later: what was asked of this
- * fault concerns nobody then.  A guest that has our signals blocked is sent no second
- * one, so a fault that does not go away is believed in the end. */
+/* A vCPU of KVM stays in its fault until KVM has handled it.  Our thread may take a signal
+ * meanwhile, run another task, and repeat the access later; the answer to this fault is void
+ * then.  A guest that blocks our signals gets no second one, so a fault that persists counts
+ * as real after LEAVING_NS. */
 bool apf_left(struct df_apf *apf, int vcpu, uint64_t seen)
 {
 	uint64_t signalled;
@@ -270,7 +269,7 @@ bool apf_left(struct df_apf *apf, int vcpu, uint64_t seen)
 	pthread_mutex_lock(&apf->lock);
 	signalled = apf->vcpus[vcpu].signalled;
 	pthread_mutex_unlock(&apf->lock);
-	/* Or it had left before its fault was read, and is in our handler. */
+	/* Or it left before its fault was read, and runs the handler. */
 	return signalled > seen ||
 	       (signalled + LEAVING_NS > seen &&
 		(__atomic_load_n(&apf->slots[vcpu].irr, __ATOMIC_ACQUIRE) ||
@@ -290,7 +289,7 @@ static enum df_wait ask(struct df_apf *apf, const struct apf_fault *fault, struc
 
 	out->state = apf_state(apf, vcpu);
 	if (look_at_msr(apf, vcpu)) {
-		deliver_next(apf, vcpu);	/* before any token that it must not wake */
+		deliver_next(apf, vcpu);	/* before a new token: wake-all must not wake that */
 		return DF_WAIT_HALTED;
 	}
 	if (apf_recall(v, page))
@@ -337,8 +336,8 @@ struct apf_wait apf_ask(struct df_apf *apf, const struct apf_fault *fault)
 
 /* ------------------------------------------------------------------- the end of a wait */
 
-/* What the host knows as the address.  RFC v1 takes EXIT_QUALIFICATION's guest linear
- * address, and our guest kernel's accesses are those that have none. */
+/* The guest virtual address as far as the host knows it.  RFC v1 reads the guest linear address
+ * of EXIT_QUALIFICATION; accesses of our guest kernel model those without one. */
 static uint64_t known_gva(struct df_apf *apf, struct df_vcpu *v, uint64_t address,
 			  uint32_t state)
 {
@@ -351,8 +350,8 @@ static uint64_t known_gva(struct df_apf *apf, struct df_vcpu *v, uint64_t addres
 	return 0;
 }
 
-/* The 1 of get_user_pages() was an error as posted; and GUP for writing fails where
- * the mapping is not for writing. */
+/* As posted: a return of 1 from get_user_pages() is an error, and GUP for writing fails on a
+ * read-only mapping. */
 static bool posted_error(const struct df_apf *apf, const struct df_work *work)
 {
 	return (apf->options.posted & DF_POSTED_SUCCESS_IS_ERROR) ||
@@ -393,8 +392,8 @@ enum apf_end apf_end(struct df_apf *apf, const struct df_failure *record, bool b
 	end_work(v, work, &word);
 	again = work->again || df_slot_pending(&apf->slots[vcpu], apf->options.abi, record->token);
 	deliver_next(apf, vcpu);
-	/* A thread that has our signal blocked still sits in its fault, and will not get
-	 * the end either; one that came again waits there for another task.  They take the
-	 * fault once more, and are asked again. */
+	/* A thread that blocks our signal is still in its fault and will not take the end either.
+	 * A thread that faulted again waits there for another task.  The wake-up makes both fault
+	 * once more, and apf_ask() decides again. */
 	return again ? APF_ENDED_WAKE : APF_ENDED;
 }

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * event.c - a vCPU's signals, and the errors that are raised at the faulting instruction, without
- * a token: which vCPU can take one, the event, and its withdrawal.  Must not touch tokens that are
- * under way.
+ * event.c - a vCPU's signals, and errors without a token, raised at the faulting instruction: which
+ * vCPU can take one, the event, and its withdrawal.  Must not touch outstanding tokens.
  */
 #include <errno.h>
 #include <signal.h>
@@ -43,8 +42,7 @@ int apf_signal(struct df_apf *apf, int vcpu, int tid, int number)
 	return syscall(SYS_tgkill, apf->options.pid, tid, number) ? -errno : 0;
 }
 
-/* irr first, then IF: a guest that enables interrupts does it the other way round, so that one
- * of the two sees the other (abi/apf.h). */
+/* Sets irr and then reads IF; the guest does the reverse, so that one sees the other (abi/apf.h). */
 void apf_interrupt(struct df_apf *apf, int vcpu)
 {
 	struct df_slot *slot = &apf->slots[vcpu];

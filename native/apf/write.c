@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * write.c - what the host writes into a vCPU's slot, for each ABI, as
- * apf_put_user_notpresent() and apf_put_user_ready() do (arch/x86/kvm/x86.c).  Pure
- * functions on the slot.  Must not send signals, nor decide what to report.
+ * write.c - the host's writes to a vCPU's slot, for each ABI, as apf_put_user_notpresent() and
+ * apf_put_user_ready() do (arch/x86/kvm/x86.c).  Pure functions on the slot.  Must not send
+ * signals, nor decide what to report.
  *
- * The word that the guest exchanges with 0 (flags, reason, token) comes last, with
- * release order.  What the guest writes at the same time is its own affair, so every
- * access is one load or store.
+ * Writes the word that the guest exchanges with 0 (flags, reason, token) last, with release
+ * order.  The guest may write at the same time, so every access is a single load or store.
  */
 #include <stddef.h>
 
@@ -17,7 +16,7 @@
 #define PUBLISH(field, value) __atomic_store_n(&(field), (value), __ATOMIC_RELEASE)
 
 /* `flags` and `reason` are the first word of every layout, `token` the second of all
- * but RFC_V1's (apf_layout.c). */
+ * but RFC_V1's (abi/layout.c). */
 bool df_slot_not_present(struct df_slot *slot, uint32_t abi, uint32_t token, uint64_t fault)
 {
 	if (LOAD(slot->apf.mainline.flags))
