@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * keep.c - the host's end of its keeper (keeper.h): what is to be kept, and how much of it the keeper
- * has been sent.  Must not wait for the keeper, which may be stopped: its callers hold locks.
+ * keep.c - the host's side of the keeper protocol (keeper.h).  Owns the list of descriptors to keep,
+ * and which of them the keeper has been sent.  Must not wait for the keeper: callers hold locks.
  */
 #include <errno.h>
 #include <stdbool.h>
@@ -66,7 +66,7 @@ static int add(const struct keep *message, int fd)
 	return send_all();
 }
 
-/* What could not be sent is sent by whoever waits for the event. */
+/* If the socket has no room, the thread that waits for the event calls df_keeper_send() later. */
 static void add_or_notify(const struct keep *message, int fd)
 {
 	if (add(message, fd) && event >= 0)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * keep.h - the host's end of its keeper (keeper.h).
+ * keep.h - the host's side of the keeper protocol (keeper.h).
  */
 #ifndef DAXFAULT_KEEP_H
 #define DAXFAULT_KEEP_H
@@ -11,32 +11,33 @@
 
 /* DF_CDEF_BEGIN */
 
-/* Of the whole process: page caches have no engine. */
+/* The keeper serves the whole process, because page caches have no engine. */
 
-/* Send all that is to be kept to a new keeper behind this socket, the caller's to close, and from now on
- * what comes; -1: there is none.  As df_keeper_send(). */
+/* Use a new keeper behind this socket: send it everything that is kept, and later changes.  -1: no
+ * keeper.  The caller closes the socket.  -> as df_keeper_send(). */
 int df_keeper(int socket);
-/* Send what is waiting, and never wait for room.  -> how many messages still wait, or a negative errno:
- * this keeper is lost. */
+/* Send queued messages as far as the socket has room; never waits.  -> the number of messages that are
+ * still queued, or a negative errno: this keeper is lost. */
 int df_keeper_send(void);
-/* Send a message that asks for nothing.  As df_keeper_send(). */
+/* Send a message without a meaning.  -> as df_keeper_send(). */
 int df_keeper_ping(void);
-/* The host ends in good order.  As df_keeper_send(). */
+/* Announce that the host ends in good order.  -> as df_keeper_send(). */
 int df_keeper_end(void);
-/* An eventfd, readable when df_keeper_send() is to be called. */
+/* -> an eventfd, readable when df_keeper_send() must be called, or a negative errno. */
 int df_keeper_fd(void);
-/* Tell the keeper of the death of the calling thread, which must be the process's first; df_keeper_left()
- * ends that.  -> 0 or a negative errno. */
+/* Have the keeper notice the death of the calling thread, which must be the process's first, until
+ * df_keeper_left().  -> 0 or a negative errno. */
 int df_keeper_live(void);
 void df_keeper_left(void);
-/* Keep a socket, so that nobody waits for an answer of a dead host; df_keep_no_socket() before it is closed. */
+/* Keep a socket, so that the keeper can close it and no program waits for a dead host.
+ * df_keep_no_socket() must be called before the host closes it. */
 void df_keep_socket(int fd);
 void df_keep_no_socket(int fd);
 
 /* DF_CDEF_END */
 
-/* Keep a descriptor, `what` being one of those kinds; it stays the caller's, open until keep_nothing().
- * Neither waits: what the socket has no room for is sent later. */
+/* Keep a descriptor of kind `what`.  The caller must leave it open until keep_nothing().
+ * Neither waits: messages that do not fit into the socket are sent later. */
 void keep(enum keep_kind what, uint64_t id, int fd);
 void keep_nothing(enum keep_kind what, uint64_t id);
 

@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * keeper.h - what a host sends to its keeper, a process that outlives it.
+ * keeper.h - the protocol from a host to its keeper, a process that outlives it.
  *
- * The kernel answers a program whose host has died with zeros: when the last reference to a
- * userfaultfd is closed, a thread that is blocked on it goes on, and a page that is missing is a new
- * one (userfaultfd_release(), fs/userfaultfd.c).  So a second process holds the page caches and the
- * userfaultfds.  When the host dies it truncates every page cache to nothing, so that any touch is
- * SIGBUS, and closes them only then.
+ * When the last reference to a userfaultfd is closed, the kernel unblocks the threads that wait on it
+ * and gives them zeroed pages (userfaultfd_release(), fs/userfaultfd.c).  The keeper therefore holds
+ * the page caches and the userfaultfds too.  When the host dies, it truncates every page cache to 0,
+ * so that every access raises SIGBUS, and only then closes them.
  *
  * One packet (SOCK_SEQPACKET) is one struct keep.  There are no replies.  A keeper may be replaced at
  * any time: the host sends everything again to the new one.
@@ -22,7 +21,7 @@ enum keep_kind {
 	DF_KEEP_CACHE = 1,		/* the page cache of file `id` */
 	DF_KEEP_UFFD = 2,
 	DF_KEEP_LIFE = 3,		/* shared memory: struct keep_life */
-	DF_KEEP_SOCKET = 4,		/* a connection to a program, or what accepts them */
+	DF_KEEP_SOCKET = 4,		/* a connection to a program, or the socket that accepts them */
 	/* These do not. */
 	DF_KEEP_NOTHING = 16,		/* close the descriptor of kind `what` and this `id` */
 	DF_KEEP_PING = 17,		/* no meaning: a keeper that does not receive it is stopped */
@@ -35,9 +34,9 @@ struct keep {
 	uint64_t id;
 };
 
-/* The host's main thread holds `alive` as long as it lives.  The kernel releases it first of all that a
- * dying thread does (futex_exit_release(), kernel/fork.c), long before it closes descriptors: one that
- * hangs in close(2) must not keep the death of the host a secret. */
+/* The host's main thread holds `alive` for life.  When a thread dies, the kernel releases it
+ * (futex_exit_release(), kernel/fork.c) before it closes descriptors, so that a hung close(2) does not
+ * hide the death of the host. */
 struct keep_life {
 	pthread_mutex_t alive;		/* robust, shared between processes */
 };

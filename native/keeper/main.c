@@ -7,8 +7,8 @@
  *   -m   where the host's mount is, -p an O_PATH descriptor of the directory below it, -c the number
  *        of its FUSE connection.  It is removed when the host has died.  So are the PATHs.
  *
- * Two processes.  The child holds the host's page caches and userfaultfds, and ends the guests' mappings
- * in SIGBUS.  The parent keeps the privileges for removing the mount, and no descriptor of anybody's.
+ * Two processes.  The child holds the host's page caches and userfaultfds, and turns the guests'
+ * mappings into SIGBUS.  The parent keeps the privileges for removing the mount, and no descriptors.
  *
  * Exit: 0 the host has ended, 1 the child was killed, 2 standard input is not a host's socket.
  */
@@ -58,7 +58,7 @@ static bool is_socket(int fd)
 	return !getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) && type == SOCK_SEQPACKET;
 }
 
-/* What ends the host by its terminal, or its process group, must not end this first. */
+/* A signal from the terminal or to the process group must not end this before the host. */
 static void ignore_signals(void)
 {
 	signal(SIGINT, SIG_IGN);
@@ -93,7 +93,7 @@ int main(int argc, char **argv)
 		kept_run(STDIN_FILENO, died[1]);
 		_exit(0);
 	}
-	/* the host's end tells whether the child lives */
+	/* the host's socket must not stay open here: its end shows the host whether the child lives */
 	close(STDIN_FILENO);
 	close(died[1]);
 	if (read(died[0], &byte, 1) == 1)
