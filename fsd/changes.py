@@ -6,17 +6,13 @@ Owns the decision that a file has changed.  Must not answer requests, and must n
 A change is first reported to the native.File (recheck), which updates the guests' mappings, then to the
 kernel, whose pages and attributes of the inode are invalidated.
 
-Two changes leave size and mtime as they were.  A writer who restores the mtime, as utime(2) can, moves
-the ctime: one that is neither the mtime nor of our own making stands for a change of data.  A store
-through a mapping of the backing file moves the mtime only if the page was clean: once such a store was
-seen, the kernel's pages are dropped at every poll for as long as a page may stay dirty.
+A store through a mapping of the backing file leaves size and times as they were, unless the page was clean:
+once such a store was seen, the kernel's pages are dropped at every poll for as long as a page may stay dirty.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import time
 from collections.abc import Sequence
 
@@ -82,7 +78,7 @@ class Changes:
         return any(changes)
 
     def _report(self, inode: Inode, events: int, change: int) -> None:
-        data = bool(change) or _changed_without_trace(inode, events)
+        data = bool(change) or (not events and time.monotonic() < inode.stores_until)
         if not events and (change or inode.event_due):
             inode.stores_until = time.monotonic() + STORES_FOR
         if events != ATTRIBUTES:
@@ -92,25 +88,9 @@ class Changes:
 
 
 def note_own_change(inode: Inode) -> None:
-    """Attributes of `inode` were just changed for a client: its new ctime is of our own making.  Never
-    raises: the request itself has succeeded."""
+    """Attributes of `inode` were just changed for a client: its new ctime is of our own making."""
     if inode.file is not None:
-        with contextlib.suppress(OSError):
-            inode.own_ctime_ns = os.fstat(inode.file.fileno()).st_ctime_ns
-
-
-def _changed_without_trace(inode: Inode, events: int) -> bool:
-    """Whether the data of `inode`, whose size and mtime are as we left them, may have changed."""
-    if not events:
-        return time.monotonic() < inode.stores_until
-    if not events & ATTRIBUTES or inode.file is None:
-        return False
-    try:
-        st = os.fstat(inode.file.fileno())
-    except OSError:
-        return True
-    own, inode.own_ctime_ns = inode.own_ctime_ns, st.st_ctime_ns
-    return st.st_ctime_ns not in (st.st_mtime_ns, own)
+        inode.file.attributes_set()
 
 
 def _recheck(file: native.File | None) -> int:

@@ -83,14 +83,14 @@ class Inode:
     `atime_handles` and `noatime_handles` count open handles without and with O_NOATIME; `noatime` says that
     reads of `file` leave the atime.
 
-    The rest is for changes behind the mount (changes.py): `own_ctime_ns` is the ctime of a change of our
-    own, `event_due` says that a change was found whose event has not been read, and `stores_until`, of
-    time.monotonic(), until when pages may change without a trace.
+    The rest is for changes behind the mount (changes.py): `event_due` says that a change was found whose
+    event has not been read, and `stores_until`, of time.monotonic(), until when pages may change without a
+    trace.
     """
 
     __slots__ = ("atime_handles", "children", "closed_state", "dev", "event_due", "fd", "file", "ino",
                  "kernel_size", "kind", "lookups", "name", "noatime", "noatime_handles", "nodeid",
-                 "older_sizes", "own_ctime_ns", "parent", "stores_until", "uses")  # fmt: skip
+                 "older_sizes", "parent", "stores_until", "uses")  # fmt: skip
 
     def __init__(self, nodeid: int, st: os.stat_result, fd: int | None) -> None:
         self.nodeid = nodeid
@@ -110,7 +110,6 @@ class Inode:
         self.atime_handles = 0
         self.noatime_handles = 0
         self.noatime = False
-        self.own_ctime_ns = 0
         self.event_due = False
         self.stores_until = 0.0
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import trio
 
@@ -24,6 +24,11 @@ log = logging.getLogger(__name__)
 LINGER_SECONDS = 1.0
 _LOOK_SECONDS = 0.5
 
+# Threads that wait for backing files, none of them from trio's common limit: a file whose storage does not
+# answer holds up those who sync it, and nobody else.
+SYNC_THREADS = 4  # of each file, for msync(2)
+WRITE_BACK_THREADS = 64  # of all files together, one a file
+
 
 class Held:
     """A file that programs map, or did a moment ago.  `users` counts holds."""
@@ -36,6 +41,7 @@ class Held:
         self.left = 0.0  # trio.current_time() when the last user released it
         # held to hand out the page cache, and to release it
         self.lock = trio.Lock()
+        self.syncing = trio.CapacityLimiter(SYNC_THREADS)
 
     @property
     def file(self) -> File:
@@ -50,6 +56,7 @@ class Files:
         self._server = server
         self._opened = opened
         self._held: dict[int, Held] = {}
+        self._writing_back = trio.CapacityLimiter(WRITE_BACK_THREADS)
 
     def __iter__(self) -> Iterator[Held]:
         return iter(tuple(self._held.values()))
@@ -90,15 +97,26 @@ class Files:
     async def write_back(self) -> None:
         """Write back what was stored to each file.  Tries again the next time what fails; msync and fsync
         report the error."""
+        async with trio.open_nursery() as nursery:
+            self.start_write_back(nursery)
+
+    def start_write_back(self, nursery: trio.Nursery) -> None:
+        """The same without waiting for it; leaves out the files that are being written back."""
         for held in self:
-            with logged(log, "%s: writing back", held.name):
-                await self._write_back(held)
+            if not held.saving:
+                nursery.start_soon(self._surely, self._write_back, held)
+
+    @staticmethod
+    async def _surely(step: Callable[[Held], Awaitable[None]], held: Held) -> None:
+        with logged(log, "%s: writing back", held.name):
+            await step(held)
 
     async def sync(self, held: Held, seen: SyncErrors) -> None:
         """Write what was stored to the file to its disk.  OSError as File.sync()."""
         held.users += 1  # it may be unmapped meanwhile
         try:
-            await trio.to_thread.run_sync(functools.partial(held.file.sync, seen, datasync=True))
+            sync = functools.partial(held.file.sync, seen, datasync=True)
+            await trio.to_thread.run_sync(sync, limiter=held.syncing)
         finally:
             await self.let_go(held)
 
@@ -109,7 +127,7 @@ class Files:
                 async with held.lock:
                     if not self._is_held(held):
                         return  # given up meanwhile, written back and perhaps closed
-                    written = await trio.to_thread.run_sync(held.file.write_back)
+                    written = await trio.to_thread.run_sync(held.file.write_back, limiter=self._writing_back)
         except OSError as e:
             written = True  # in part
             log.warning("%s: not written back yet: %s", held.name, e.strerror)
@@ -121,18 +139,19 @@ class Files:
     async def reap(self) -> None:
         """Release, for ever, files that have been unmapped for some time; all files when cancelled."""
         try:
-            while True:
-                await trio.sleep(_LOOK_SECONDS)
-                # the last munmap() of a forked child is not reported
-                for held in self:
-                    if held.users == 0 and trio.current_time() - held.left > LINGER_SECONDS:
-                        with logged(log, "%s: giving up its page cache", held.name):
-                            await self._retire(held)
+            async with trio.open_nursery() as nursery:
+                while True:
+                    await trio.sleep(_LOOK_SECONDS)
+                    # the last munmap() of a forked child is not reported
+                    for held in self:
+                        lingers = trio.current_time() - held.left <= LINGER_SECONDS
+                        if not (held.users or lingers or held.lock.locked()):
+                            nursery.start_soon(self._surely, self._retire, held)
         finally:
             with trio.CancelScope(shield=True):
-                for held in self:
-                    with logged(log, "%s: giving up its page cache", held.name):
-                        await self._retire(held)
+                async with trio.open_nursery() as nursery:
+                    for held in self:
+                        nursery.start_soon(self._surely, self._retire, held)
 
     async def _retire(self, held: Held) -> None:
         """Unless somebody uses it.  Where writing back fails it stays, to be tried again."""
@@ -140,7 +159,7 @@ class Files:
             if not self._is_held(held):
                 return
             try:
-                written = await trio.to_thread.run_sync(held.file.retire)
+                written = await trio.to_thread.run_sync(held.file.retire, limiter=self._writing_back)
             except OSError as e:
                 if e.errno != errno.EBUSY:  # mapped: by a forked child, or by a guest of another kind
                     log.error("%s: what programs stored is not written back: %s", held.name, e.strerror)

@@ -96,7 +96,7 @@ class Programs:
         """A program is about to die, and waits until its address space has been read."""
         # In a thread: a task that waits for this mount may hold the lock of the address space.  Of the
         # thread that died: a process whose first thread has ended shows nothing.
-        mapped = await trio.to_thread.run_sync(areas, message.tid or pid)
+        mapped = await trio.to_thread.run_sync(areas, message.tid or pid, limiter=trio.CapacityLimiter(1))
         area = area_at(mapped, message.address)
         held = None if area is None or area.file is None else self.files.find(area.file)
         offset = None if held is None or area is None else message.address - area.start + area.offset
@@ -135,11 +135,12 @@ class Programs:
             await session.unmapped(file)
 
     async def _write_back(self) -> None:
-        while True:
-            await trio.sleep(FULL_SECONDS)
-            with trio.move_on_after(WRITE_BACK_SECONDS):
-                await self._full()
-            await self.files.write_back()
+        async with trio.open_nursery() as nursery:
+            while True:
+                await trio.sleep(FULL_SECONDS)
+                with trio.move_on_after(WRITE_BACK_SECONDS):
+                    await self._full()
+                self.files.start_write_back(nursery)
 
     async def _full(self) -> None:
         """Return when stores have to be written back to free memory."""

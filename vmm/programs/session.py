@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import socket
+from collections.abc import Collection
 from typing import Protocol
 
 import trio
@@ -101,6 +103,8 @@ class ProgramSession:
         # taken by a thread that uses the guest beside serve(), and to end it
         self._leaving: set[int] = set()  # files whose last mapping may have gone a moment ago
         self._looking = trio.Lock()
+        # each program's own: one whose address space is locked for long holds up nobody else
+        self._threads = trio.CapacityLimiter(2)
 
     async def greet(self, seconds: float = HELLO_SECONDS) -> Guest:
         """Attach the program; -> the engine's guest.
@@ -175,7 +179,7 @@ class ProgramSession:
         self._closed = True
         async with self._looking:
             if self.guest is not None:
-                await trio.to_thread.run_sync(self.guest.close)
+                await trio.to_thread.run_sync(self.guest.close, limiter=self._threads)
 
     async def orphans_gone(self) -> None:
         """Files.reap() leaves alone what forked children map."""
@@ -214,7 +218,7 @@ class ProgramSession:
                 return
             # Not registered here: another connection of the same process may be about to do it.
             with contextlib.suppress(OSError):  # it is gone
-                if file in await trio.to_thread.run_sync(native.process_files, self.pid, 0, wire.ADDRESSES):
+                if file in await self._files_in(0, wire.ADDRESSES):
                     return
         await self._let_go(file)
 
@@ -293,7 +297,13 @@ class ProgramSession:
     async def _adopt(self, message: wire.Mapped) -> int:
         """In a thread: the program's address space may be locked by one that waits for this mount."""
         assert self.guest is not None
-        return await trio.to_thread.run_sync(self.guest.adopt, self.pid, message.start, message.len)
+        adopt = functools.partial(self.guest.adopt, self.pid, message.start, message.len)
+        return await trio.to_thread.run_sync(adopt, limiter=self._threads)
+
+    async def _files_in(self, start: int, length: int) -> Collection[int]:
+        """The files that the process maps there.  In a thread, as _adopt()."""
+        look = functools.partial(native.process_files, self.pid, start, length)
+        return await trio.to_thread.run_sync(look, limiter=self._threads)
 
     async def _keep(self, new: Held | None) -> None:
         """Hold each file that the program maps once: `new`, and what a forked child has inherited."""
@@ -315,7 +325,7 @@ class ProgramSession:
         assert self.guest is not None
         # In a thread, as _adopt().  Of the process, not of its guest: a forked child that is served as its
         # parent's, or a move that is not acted upon yet, must not pass for nothing to be done.
-        ids = await trio.to_thread.run_sync(native.process_files, self.pid, message.start, message.len)
+        ids = await self._files_in(message.start, message.len)
         for id in ids:
             if (held := self._files.find(id)) is not None:
                 await self._files.sync(held, self._sync_errors.setdefault(id, held.file.sync_errors()))

@@ -99,3 +99,30 @@ async def test_bug_in_writing_one_file_back_leaves_the_others_served(
     await held.write_back()
     assert written
     assert "closed" in caplog.text
+
+
+@trio_test
+async def test_file_whose_storage_does_not_answer_holds_up_no_other(file: Gated, tmp_path: Path) -> None:
+    other = Gated(tmp_path / "other")
+    held = Files(Server(file, other), lambda _: None)
+    hung, goes_on = await held.hold(0, lambda: "file"), await held.hold(1, lambda: "other")
+
+    def wait(**_: bool) -> bool:
+        file.reached.set()
+        assert file.opened.wait(PATIENCE)
+        return False
+
+    file.sync = file.write_back = wait  # type: ignore[method-assign, assignment]
+    written = trio.Event()
+    token = trio.lowlevel.current_trio_token()
+    other.write_back = lambda: bool(token.run_sync_soon(written.set))  # type: ignore[method-assign]
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            for _ in range(45):  # more than trio has threads
+                nursery.start_soon(held.sync, hung, native.SyncErrors(0))
+            held.start_write_back(nursery)
+            await trio.to_thread.run_sync(file.reached.wait)
+            held.start_write_back(nursery)
+            await written.wait()
+            await held.sync(goes_on, native.SyncErrors(0))
+            file.opened.set()
