@@ -89,6 +89,7 @@ struct df_file {
 	struct df_source source;
 	int cache;			/* memfd; -1 until a guest maps the file */
 	bool sized;			/* its i_size is the file's: the kernel settles EOF */
+	bool ended;			/* no fault is answered any more: df_file_end() */
 	struct df_file *next_active, **before_active;	/* all that have a memfd */
 	dev_t cache_device;
 	uint64_t cache_inode;
@@ -140,7 +141,7 @@ static inline uint64_t file_end(const struct df_file *file)	/* first byte past t
 }
 
 /* memfd.c; under file->lock */
-int file_activate(struct df_file *file, bool sized);	/* -EBUSY: it is the other kind */
+int file_activate(struct df_file *file, bool sized);	/* -EBUSY: it is the other kind; -ENODEV: ended */
 void file_deactivate(struct df_file *file);
 void file_fit(struct df_file *file);		/* the i_size of a sized page cache */
 int file_cache_fd(struct df_file *file, bool writable);	/* a fresh descriptor of it */

@@ -104,6 +104,8 @@ int file_activate(struct df_file *file, bool sized)
 	char name[64];
 	int fd;
 
+	if (file->ended)
+		return -ENODEV;
 	if (file->cache >= 0)
 		return file->sized == sized ? 0 : -EBUSY;
 	snprintf(name, sizeof(name), "daxfault:%llu", (unsigned long long)file->id);

@@ -40,6 +40,7 @@ int df_file_write_back(struct df_file *file);	/* 1: something was written */
  * of fsync(2) since, another caller's also, are reported once. */
 int df_file_sync(struct df_file *file, int datasync, uint64_t *seen);
 uint64_t df_file_sync_errors(struct df_file *file);
+uint64_t df_file_unwritten(struct df_file *file);	/* bytes that guests may have stored since */
 int df_file_heal(struct df_file *file);
 void df_file_state(struct df_file *file, struct df_file_state *out);
 /* Make the page source answer the faults of a range with an errno, or late, or with less
@@ -55,6 +56,10 @@ int df_file_cache_fd(struct df_file *file, int flags);
 /* Nobody maps the file: write back (1: something was written), then give its page cache up.
  * -EBUSY: somebody does. */
 int df_file_retire(struct df_file *file);
+/* The service ends: write back for the last time, then take the page cache away, from guests that
+ * still map it as well: an access is SIGBUS from then on.  A store that succeeds before that is
+ * written, or counted in *lost, in bytes.  Only where the page cache's i_size is the file's. */
+int df_file_end(struct df_file *file, uint64_t *lost);
 
 /* ------------------------------------------------------------------- engine */
 

@@ -202,6 +202,18 @@ static enum step look_first(struct df_fault *fault, struct df_region *region, st
 			  pages_filled(file, fault->offset), fill);
 }
 
+/* The page cache is being taken away: whoever waits for it is woken when it is gone. */
+static enum step ended(const struct df_fault *fault, struct df_file *file)
+{
+	struct df_space *space = &fault->guest->space;
+
+	if (fault->retry)
+		poison_tried(file, space, PAGE_DOWN(fault->address), false);
+	else if (file->cache < 0)
+		space_wake(space, fault->address);
+	return DONE;
+}
+
 /* Under space->lock and file->lock. */
 static enum step decide_locked(struct df_fault *fault, struct df_region *region, struct df_fill **fill)
 {
@@ -209,6 +221,8 @@ static enum step decide_locked(struct df_fault *fault, struct df_region *region,
 	struct df_file *file = region->file;
 	int bits, error;
 
+	if (file->ended)
+		return ended(fault, file);
 	if (filled_now(fault, region))
 		return install(fault, region);
 	/* A store to a page that it reads already asks nobody for anything. */

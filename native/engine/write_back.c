@@ -7,6 +7,7 @@
 #include "internal.h"
 
 #define SLICE ((uint64_t)1 << 20)	/* bytes written back at a time */
+#define LAST_ROUNDS 8
 
 /* What one call of write_slice() is to write: runs of pages that differ from the backing file. */
 struct slice {
@@ -15,8 +16,8 @@ struct slice {
 	unsigned nruns;
 	struct run {
 		uint64_t start, len;	/* ends at EOF at the latest */
-		uint64_t written;
 	} runs[SLICE / PAGE / 2];	/* no two touch */
+	bool failed[SLICE / PAGE];	/* pages of runs that could not be written */
 };
 
 static void add_run(struct slice *slice, uint64_t at, uint64_t len)
@@ -26,7 +27,7 @@ static void add_run(struct slice *slice, uint64_t at, uint64_t len)
 	if (last && last->start + last->len == at)
 		last->len += len;
 	else
-		slice->runs[slice->nruns++] = (struct run){ at, len, 0 };
+		slice->runs[slice->nruns++] = (struct run){ at, len };
 }
 
 /* Protected first and read then: a store that comes in between makes the page dirty again, after
@@ -59,21 +60,59 @@ static int collect(struct df_file *file, struct slice *slice)
 	return error;
 }
 
+static bool *failed_page(struct slice *slice, uint64_t at)
+{
+	return &slice->failed[(at - slice->start) / PAGE];
+}
+
 /* Without the lock.  Until exposed_written() the pages differ from the backing file as far as is
- * known, so they are not dropped meanwhile. */
+ * known, so they are not dropped meanwhile.  A page that cannot be written does not hold up the
+ * others: on a full disk those that have their blocks need no more.  -> the first error */
 static int write_runs(const struct df_file *file, struct slice *slice)
 {
-	for (struct run *run = slice->runs; run < slice->runs + slice->nruns; run++)
-		while (run->written < run->len) {
-			uint64_t at = run->start + run->written;
-			int64_t n = source_write(&file->source, slice->bytes + (at - slice->start), at,
-						 run->len - run->written);
+	int error = 0;
 
-			if (n <= 0)
-				return n < 0 ? (int)n : -ENOSPC;
-			run->written += (uint64_t)n;
+	for (const struct run *run = slice->runs; run < slice->runs + slice->nruns; run++) {
+		uint64_t at = run->start, end = run->start + run->len;
+
+		while (at < end) {
+			int64_t n = source_write(&file->source, slice->bytes + (at - slice->start), at, end - at);
+
+			if (n > 0) {
+				at += (uint64_t)n;
+				continue;
+			}
+			if (!error)
+				error = n < 0 ? (int)n : -ENOSPC;
+			*failed_page(slice, at) = true;
+			at = PAGE_DOWN(at) + PAGE;
 		}
-	return 0;
+	}
+	return error;
+}
+
+/* -> whether anything of the run was written */
+static bool settle(struct df_file *file, struct slice *slice, const struct run *run)
+{
+	bool some = false;
+
+	for (uint64_t at = run->start, end = run->start + run->len, next; at < end; at = next) {
+		bool failed = *failed_page(slice, at);
+
+		next = at + PAGE;
+		while (next < end && *failed_page(slice, next) == failed)
+			next += PAGE;
+		if (next > end)
+			next = end;
+		if (failed) {
+			pages_mark(file, at, PAGE_UP(next), PAGE_DIRTY, true);
+			continue;
+		}
+		exposed_written(file, slice->bytes + (at - slice->start), at, next - at);
+		pages_mark(file, at, next, PAGE_UNSYNCED, true);
+		some = true;
+	}
+	return some;
 }
 
 /* Write what guests stored to one slice of exposed pages.  Takes and returns with the lock. */
@@ -82,21 +121,17 @@ static int write_slice(struct df_file *file, struct slice *slice, bool *some)
 	struct file_look after = { .error = -EIO };
 	int error = slice->bytes ? collect(file, slice) : -ENOMEM;
 
-	if (!error && slice->nruns) {
+	if (error)
+		pages_mark(file, slice->start, slice->end, PAGE_DIRTY, true);
+	else if (slice->nruns) {
 		pthread_mutex_unlock(&file->lock);
 		error = write_runs(file, slice);
 		file_look(file, &after);
 		pthread_mutex_lock(&file->lock);
-		for (struct run *run = slice->runs; run < slice->runs + slice->nruns; run++) {
-			exposed_written(file, slice->bytes + (run->start - slice->start), run->start,
-					run->written);
-			pages_mark(file, run->start, run->start + run->written, PAGE_UNSYNCED, true);
-			*some |= run->written;
-		}
+		for (unsigned i = 0; i < slice->nruns; i++)
+			*some |= settle(file, slice, &slice->runs[i]);
 		file->writes++;
 	}
-	if (error)
-		pages_mark(file, slice->start, slice->end, PAGE_DIRTY, true);
 	file_call_end(file, &after);
 	return error;
 }
@@ -109,7 +144,8 @@ static int write_back(struct df_file *file, bool all)
 	bool some = false, more = true;
 	int error = 0;
 
-	while (!error && more) {
+	while (more) {
+		int failed = 0;
 		struct slice slice = { .bytes = read_buffer() };
 
 		change_begin(file, CALL_WRITE);	/* never write past an EOF that moved */
@@ -119,7 +155,8 @@ static int write_back(struct df_file *file, bool all)
 		if (!more)
 			file_call_end(file, &(struct file_look){ .error = -EIO });
 		else
-			error = write_slice(file, &slice, &some);
+			failed = write_slice(file, &slice, &some);
+		error = error ? error : failed;
 		at = slice.end;
 		freed += more ? evict_written(file) : 0;
 		change_end(file);
@@ -132,6 +169,18 @@ static int write_back(struct df_file *file, bool all)
 int df_file_write_back(struct df_file *file)
 {
 	return write_back(file, false);
+}
+
+uint64_t df_file_unwritten(struct df_file *file)
+{
+	uint64_t at = 0, end, bytes = 0;
+
+	GUARD(&file->lock);
+	if (file->cache < 0 || !file->source.writable)
+		return 0;
+	for (; pages_next(file, &at, &end, UINT64_MAX, PAGE_DIRTY) && at < file->size; at = end)
+		bytes += (end < file->size ? end : file->size) - at;
+	return bytes;
 }
 
 uint64_t df_file_sync_errors(struct df_file *file)
@@ -186,4 +235,30 @@ int df_file_retire(struct df_file *file)
 	pthread_mutex_unlock(&file->lock);
 	pthread_mutex_unlock(&file->changing);
 	return error ? error : some;
+}
+
+static void wake_all(const struct df_file *file)
+{
+	for (const struct df_region *region = file->mappings->first; region; region = region->next)
+		uffd_wake(region->space->uffd, region->start, region->len);
+}
+
+int df_file_end(struct df_file *file, uint64_t *lost)
+{
+	int some = 0;
+
+	pthread_mutex_lock(&file->lock);
+	file->ended = true;
+	pthread_mutex_unlock(&file->lock);
+	/* Who stores to a page that is protected waits from now on.  Until nothing is found: the
+	 * protection can fail while an address space is changing. */
+	for (int i = 0; i < LAST_ROUNDS && (some = write_back(file, true)) > 0; i++)
+		;
+	*lost = some < 0 ? df_file_unwritten(file) : 0;
+	GUARD(&file->changing);
+	GUARD(&file->lock);
+	pages_free(file);
+	file_deactivate(file);
+	wake_all(file);		/* they touch the page again, and find it gone */
+	return some < 0 ? some : 0;
 }

@@ -188,6 +188,11 @@ class File:
         """Write the stores of guests to the backing file; -> whether there were any."""
         return check(lib.df_file_write_back(self.handle), f"file {self.id}, writing back") > 0
 
+    @property
+    def unwritten(self) -> int:
+        """Bytes of pages that guests may have stored to since they were last written back."""
+        return int(lib.df_file_unwritten(self.handle))
+
     def sync(self, seen: SyncErrors | None = None, *, datasync: bool = False) -> None:
         """write_back(), then fsync(2) or fdatasync(2).
 
@@ -270,6 +275,16 @@ class File:
         OSError EBUSY: a guest maps the file; else that of write_back().  The page cache stays then.
         """
         return check(lib.df_file_retire(self.handle), f"file {self.id}, giving up its page cache") > 0
+
+    def end(self) -> tuple[int, int]:
+        """write_back(), then take the page cache away: an access by a guest is SIGBUS from then on.
+
+        No store succeeds after the last write.  -> the bytes that could not be written, and the errno of
+        that.  Only for a `sized` page cache.
+        """
+        lost = ffi.new("uint64_t *")
+        error = lib.df_file_end(self.handle, lost)
+        return int(lost[0]), -error
 
     def close(self) -> None:
         """Let go.  The C object lives on while guests map it, and until calls of other threads that
