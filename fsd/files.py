@@ -214,12 +214,16 @@ class Files:
         return written
 
     async def flush(self, fh: int) -> None:
-        """close(2) by a client.  Nothing is buffered here, but a network file system reports failed
-        writes when a descriptor is closed: close a copy, and pass that on."""
+        """close(2) by a client: the last chance to report what was stored in vain through a mapping.
+        A network file system reports failed writes when a descriptor is closed: close a copy, and pass
+        that on."""
         handle = self._handles.get(fh)
+        file = _file(handle)
+        if handle.writes and file.unwritten:
+            await self._threads.storage(file.write_back)
         if handle.written:
             handle.written = False
-            await self._threads.storage(os.close, os.dup(_file(handle).fileno()))
+            await self._threads.storage(os.close, os.dup(file.fileno()))
 
     async def fsync(self, fh: int, datasync: bool) -> None:
         handle = self._handles.get(fh)

@@ -22,9 +22,12 @@ class OpenFile:
 
     `direct_io`: the kernel caches none of its data.  `append`: it was opened with O_APPEND.  `by_user`: its
     opener was not root.  `noatime`: it was opened with O_NOATIME.  `sync_errors`: those it knows.
+    `writes`: it was opened for writing.
     """
 
-    __slots__ = ("append", "by_user", "direct_io", "inode", "noatime", "sync_errors", "written")
+    __slots__ = (
+        "append", "by_user", "direct_io", "inode", "noatime", "sync_errors", "writes", "written"
+    )  # fmt: skip
 
     def __init__(self, inode: Inode, flags: int, *, direct_io: bool, by_user: bool) -> None:
         """`flags` are those of open(2)."""
@@ -35,6 +38,7 @@ class OpenFile:
         self.by_user = by_user
         assert inode.file is not None
         self.sync_errors = inode.file.sync_errors()
+        self.writes = flags & os.O_ACCMODE != os.O_RDONLY
         self.written = False  # since the last flush
 
 

@@ -16,6 +16,7 @@ from daxfault.vmm.cli import output
 
 if TYPE_CHECKING:
     import pwd
+    from collections.abc import Sequence
 
     from daxfault.vmm.programs.faults import Rule
     from daxfault.vmm.programs.run import Ended
@@ -67,8 +68,9 @@ def run(
 
     Mappings of files on the mount behave as on any file system: an access past the end of a
     truncated file is SIGBUS, or EFAULT in a system call; so is one to a page that cannot be read.
-    Failed faults are listed on standard error at the end. The exit code is PROGRAM's, 128 + N when
-    signal N killed it, or 3 when this machine lacks something.
+    Failed faults are listed on standard error at the end, and files that lack what was stored to
+    them. The exit code is PROGRAM's, 128 + N when signal N killed it, 74 instead of 0 when stores
+    are lost, or 3 when this machine lacks something.
 
     For example: `daxfault run -- sqlite3 my.db 'PRAGMA mmap_size=1000000; SELECT count(*) FROM t'`
     """
@@ -83,7 +85,7 @@ def run(
             raise UsageError(
                 f"{mount} is served already, only --user applies; `daxfault inject {mount}` injects faults"
             )
-        raise typer.Exit(_attached(command, served, _user(user)))
+        raise typer.Exit(_attached(mount, command, served, _user(user)))
     source = source or Path(".")
     if not source.is_dir():
         raise UsageError(f"{source}: no such directory")
@@ -93,6 +95,7 @@ def run(
         _write(report, ended)
     if not quiet:
         _show(ended)
+    _warn(ended.lost)
     raise typer.Exit(ended.exit_code)
 
 
@@ -110,12 +113,31 @@ def _served(mount: Path) -> dict[str, str] | None:
     return environment.of_mount(mount)
 
 
-def _attached(command: list[str], served: dict[str, str], user: pwd.struct_passwd | None) -> int:
+def _attached(mount: Path, command: list[str], served: dict[str, str], user: pwd.struct_passwd | None) -> int:
     import trio
 
+    from daxfault.vmm.errors import DaxfaultError
+    from daxfault.vmm.programs import control
     from daxfault.vmm.programs import run as running
+    from daxfault.vmm.programs.files import Unwritten
 
-    return running.exit_code(trio.run(running.attached, command, served, user))
+    before = control.ask(mount, "unwritten")
+    status = trio.run(running.attached, command, served, user)
+    try:
+        unwritten = [Unwritten(**one) for one in control.ask(mount, "write_back") if one not in before]
+    except DaxfaultError as e:
+        _warn([f"{e}; whether all that was stored is written is not known"])
+        return running.exit_code(status, lost=True)
+    _warn(unwritten)
+    return running.exit_code(status, lost=bool(unwritten))
+
+
+def _warn(lost: Sequence[object]) -> None:
+    """Name the files that lack what was stored to them."""
+    import sys
+
+    for one in lost:
+        print(f"daxfault: {one}", file=sys.stderr)
 
 
 def _user(name: str | None) -> pwd.struct_passwd | None:

@@ -30,7 +30,8 @@ def ending(status: int) -> str:
 
 def as_json(ended: Ended) -> dict[str, Any]:
     """Stable keys.  `failed` are the newest failed faults of `failed_total` (abi.md, records), `deaths`
-    the newest of `deaths_total` programs that died of a mapping."""
+    the newest of `deaths_total` programs that died of a mapping.  `lost` are the files that lack what was
+    stored to them."""
     return {
         "version": 1,
         "exit_code": ended.exit_code,
@@ -42,6 +43,7 @@ def as_json(ended: Ended) -> dict[str, Any]:
         "failed": [record.as_json() for record in ended.records],
         "deaths_total": ended.died,
         "deaths": [death.as_json() for death in ended.deaths],
+        "lost": [one.as_json() for one in ended.lost],
     }
 
 

@@ -55,6 +55,8 @@ async def _alone(options: Options) -> AsyncIterator[fsd.Mount]:
 async def _with_programs(options: Options) -> AsyncIterator[fsd.Mount]:
     async with served_mount(options) as served:
         yield served.mount
+    for lost in served.programs.files.lost:
+        log.error("%s", lost)
 
 
 async def _serve(

@@ -11,6 +11,9 @@ way, on a unix socket.  Must not know the command line.
     {"do": "failed", "pid": 5, "file": 1, "offset": 4096}
                                                ->  {"is": {"path", "errno", "reason"}}, of a page that
                                                    this process could not touch; file: of memfd:daxfault:1
+    {"do": "unwritten"}                        ->  {"is": [{"file", "bytes", "error"}, ...]}, what programs
+                                                   stored and could not be written back the last time
+    {"do": "write_back"}                       ->  the same, after another attempt
     {"do": "status"}                           ->  {"is": {...}}, counters and memory
 
 A refusal is {"error": "..."}.
@@ -20,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import json
 import logging
 import os
@@ -79,11 +83,11 @@ class Control:
                 line += some
                 while b"\n" in line:
                     request, line = line.split(b"\n", 1)
-                    await stream.send_all(json.dumps(self._answer(request)).encode() + b"\n")
+                    await stream.send_all(json.dumps(await self._answer(request)).encode() + b"\n")
                 if len(line) > LINE_MAX:
                     return
 
-    def _answer(self, line: bytes) -> dict[str, Any]:
+    async def _answer(self, line: bytes) -> dict[str, Any]:
         try:
             request = json.loads(line)
             do = request.pop("do")
@@ -93,9 +97,12 @@ class Control:
                 "rules": self._rules,
                 "records": self._records,
                 "failed": self._failed,
+                "unwritten": self._unwritten,
+                "write_back": self._write_back,
                 "status": self._status,
             }
-            return {"is": answers[do](**request)}
+            answer = answers[do](**request)
+            return {"is": await answer if inspect.isawaitable(answer) else answer}
         except (faults.BadRule, OSError) as e:
             return {"error": str(e)}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
@@ -127,6 +134,13 @@ class Control:
                 known = record.as_json()
                 return {"path": held.name, "errno": known["errno"], "reason": known["reason"]}
         return {"path": held.name, "errno": None, "reason": None}
+
+    async def _unwritten(self) -> list[dict[str, Any]]:
+        return [dataclasses.asdict(one) for one in await self._programs.files.unwritten()]
+
+    async def _write_back(self) -> list[dict[str, Any]]:
+        await self._programs.files.write_back()
+        return await self._unwritten()
 
     def _status(self) -> dict[str, Any]:
         return {

@@ -7,10 +7,13 @@ stores are written back at once.  Must not know what a program is.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import functools
 import logging
+import os
 from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
 import trio
 
@@ -28,6 +31,23 @@ _LOOK_SECONDS = 0.5
 # answer holds up those who sync it, and nobody else.
 SYNC_THREADS = 4  # of each file, for msync(2)
 WRITE_BACK_THREADS = 64  # of all files together, one a file
+END_THREADS = 64
+END_SECONDS = 30.0  # that storage may take for the last write-back
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Unwritten:
+    """What programs stored to a file, and could not be written back."""
+
+    file: str
+    bytes: int
+    error: int  # errno
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.bytes} bytes that were stored are not written: {os.strerror(self.error)}"
+
+    def as_json(self) -> dict[str, Any]:
+        return {"file": self.file, "bytes": self.bytes, "errno": errno.errorcode.get(self.error, self.error)}
 
 
 class Held:
@@ -38,6 +58,7 @@ class Held:
         self.name = name
         self.users = 0
         self.saving = 0  # write-backs under way
+        self.error = 0  # errno of the last write-back, 0: it wrote all
         self.left = 0.0  # trio.current_time() when the last user released it
         # held to hand out the page cache, and to release it
         self.lock = trio.Lock()
@@ -57,6 +78,8 @@ class Files:
         self._opened = opened
         self._held: dict[int, Held] = {}
         self._writing_back = trio.CapacityLimiter(WRITE_BACK_THREADS)
+        self._ended = False
+        self.lost: list[Unwritten] = []  # once it has ended
 
     def __iter__(self) -> Iterator[Held]:
         return iter(tuple(self._held.values()))
@@ -69,6 +92,8 @@ class Files:
     async def hold(self, fd: int, name: Callable[[], str]) -> Held:
         """Hold the file behind a program's own descriptor; `name` returns its path, called only if it is
         news.  OSError as FileServer.pin()."""
+        if self._ended:
+            raise OSError(errno.ENODEV, "the service has ended")
         pinned = await self._server.pin(fd)
         held = self._held.get(pinned.file.id)
         if held is None:
@@ -95,8 +120,8 @@ class Files:
         return self._held.get(held.file.id) is held
 
     async def write_back(self) -> None:
-        """Write back what was stored to each file.  Tries again the next time what fails; msync and fsync
-        report the error."""
+        """Write back what was stored to each file.  Tries again the next time what fails; msync, fsync and
+        close report the error."""
         async with trio.open_nursery() as nursery:
             self.start_write_back(nursery)
 
@@ -110,6 +135,12 @@ class Files:
     async def _surely(step: Callable[[Held], Awaitable[None]], held: Held) -> None:
         with logged(log, "%s: writing back", held.name):
             await step(held)
+
+    async def unwritten(self) -> list[Unwritten]:
+        """The files that could not be written back the last time."""
+        failed = [held for held in self if held.error]
+        left = await trio.to_thread.run_sync(lambda: [_left(held) for held in failed])
+        return [Unwritten(h.name, bytes, h.error) for h, bytes in zip(failed, left, strict=True) if bytes]
 
     async def sync(self, held: Held, seen: SyncErrors) -> None:
         """Write what was stored to the file to its disk.  OSError as File.sync()."""
@@ -128,41 +159,64 @@ class Files:
                     if not self._is_held(held):
                         return  # given up meanwhile, written back and perhaps closed
                     written = await trio.to_thread.run_sync(held.file.write_back, limiter=self._writing_back)
+                    _wrote(held)
         except OSError as e:
             written = True  # in part
-            log.warning("%s: not written back yet: %s", held.name, e.strerror)
+            _failed(held, e)
         finally:
             held.saving -= 1
         if written:
             self._server.mapping_changed(held.pinned.inode)  # its times have changed
 
     async def reap(self) -> None:
-        """Release, for ever, files that have been unmapped for some time; all files when cancelled."""
-        try:
-            async with trio.open_nursery() as nursery:
-                while True:
-                    await trio.sleep(_LOOK_SECONDS)
-                    # the last munmap() of a forked child is not reported
-                    for held in self:
-                        lingers = trio.current_time() - held.left <= LINGER_SECONDS
-                        if not (held.users or lingers or held.lock.locked()):
-                            nursery.start_soon(self._surely, self._retire, held)
-        finally:
-            with trio.CancelScope(shield=True):
-                async with trio.open_nursery() as nursery:
-                    for held in self:
+        """Release, for ever, files that have been unmapped for some time."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                await trio.sleep(_LOOK_SECONDS)
+                # the last munmap() of a forked child is not reported
+                for held in self:
+                    lingers = trio.current_time() - held.left <= LINGER_SECONDS
+                    if not (held.users or lingers or held.lock.locked()):
                         nursery.start_soon(self._surely, self._retire, held)
+
+    async def end(self) -> None:
+        """Write back for the last time, and take the pages away: a program that goes on gets SIGBUS.
+
+        What could not be written is `lost`, also where storage does not answer for END_SECONDS.
+        """
+        self._ended = True
+        limiter = trio.CapacityLimiter(END_THREADS)
+        with trio.CancelScope(shield=True):
+            async with trio.open_nursery() as nursery:
+                for held in self:
+                    nursery.start_soon(self._surely, functools.partial(self._end, limiter), held)
+
+    async def _end(self, limiter: trio.CapacityLimiter, held: Held) -> None:
+        unwritten = 0
+
+        def last() -> tuple[int, int]:
+            nonlocal unwritten
+            unwritten = _left(held)
+            lost, error = held.file.end()
+            return (lost if unwritten else 0), error
+
+        with trio.move_on_after(END_SECONDS) as patience:
+            lost, error = await trio.to_thread.run_sync(last, limiter=limiter, abandon_on_cancel=True)
+        if patience.cancelled_caught:
+            lost, error = unwritten, errno.ETIMEDOUT
+        if lost:
+            self.lost.append(Unwritten(held.name, lost, error))
 
     async def _retire(self, held: Held) -> None:
         """Unless somebody uses it.  Where writing back fails it stays, to be tried again."""
         async with held.lock:
-            if not self._is_held(held):
+            if self._ended or not self._is_held(held):
                 return
             try:
                 written = await trio.to_thread.run_sync(held.file.retire, limiter=self._writing_back)
             except OSError as e:
                 if e.errno != errno.EBUSY:  # mapped: by a forked child, or by a guest of another kind
-                    log.error("%s: what programs stored is not written back: %s", held.name, e.strerror)
+                    _failed(held, e)
                 return
             if held.users == 0:
                 held.file.inject_clear()
@@ -170,3 +224,24 @@ class Files:
                 held.pinned.release()
         if written:
             self._server.mapping_changed(held.pinned.inode)
+
+
+def _left(held: Held) -> int:
+    """Bytes that are not written back; of a file that nobody can open any more, 0."""
+    try:
+        return held.file.unwritten if os.fstat(held.file.fileno()).st_nlink else 0
+    except (OSError, ValueError):  # it was closed meanwhile
+        return 0
+
+
+def _wrote(held: Held) -> None:
+    if held.error:
+        log.warning("%s: what programs stored is written back after all", held.name)
+    held.error = 0
+
+
+def _failed(held: Held, error: OSError) -> None:
+    """Log the first of a file's errors; it is tried again, and again."""
+    if held.error != error.errno:
+        log.warning("%s: what programs stored is not written back yet: %s", held.name, error.strerror)
+    held.error = error.errno or errno.EIO

@@ -18,16 +18,18 @@ import trio
 
 from daxfault import native
 from daxfault.vmm.host.records import Record
+from daxfault.vmm.programs.files import Unwritten
 from daxfault.vmm.programs.programs import Death, Programs
 from daxfault.vmm.programs.served_mount import Options, served_mount
 
+LOST = 74  # the exit code of a run that lost stores: EX_IOERR of sysexits.h
 _PATIENCE = 1.0  # seconds from the program's end until lingering() is called
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ended:
-    """How the program ended, and which faults failed."""
+    """How the program ended, which faults failed, and what it stored in vain."""
 
     status: int  # as Popen.returncode: negative for a signal
     records: tuple[Record, ...]
@@ -36,15 +38,16 @@ class Ended:
     died: int
     served: int  # processes that mapped a file of ours
     counters: native.Counters
+    lost: tuple[Unwritten, ...]
 
     @property
     def exit_code(self) -> int:
-        return exit_code(self.status)
+        return exit_code(self.status, lost=bool(self.lost))
 
 
-def exit_code(status: int) -> int:
-    """Of Popen.returncode, as a shell has it."""
-    return 128 - status if status < 0 else status
+def exit_code(status: int, *, lost: bool = False) -> int:
+    """Of Popen.returncode, as a shell has it; a program that lost stores has not succeeded."""
+    return 128 - status if status < 0 else status or (LOST if lost else 0)
 
 
 async def run(
@@ -75,17 +78,18 @@ async def run(
             if served.programs.busy:
                 lingering()
                 await _idle(served.programs)
-        await served.programs.files.write_back()
-        records, deaths = served.host.records, served.programs.deaths
-        return Ended(
-            status=status,
-            records=tuple(records),
-            failed=records.total,
-            deaths=tuple(deaths),
-            died=deaths.total,
-            served=served.programs.served,
-            counters=served.host.engine.counters(),
-        )
+        counters = served.host.engine.counters()
+    records, deaths = served.host.records, served.programs.deaths
+    return Ended(
+        status=status,
+        records=tuple(records),
+        failed=records.total,
+        deaths=tuple(deaths),
+        died=deaths.total,
+        served=served.programs.served,
+        counters=counters,
+        lost=tuple(served.programs.files.lost),
+    )
 
 
 async def _idle(programs: Programs) -> None:

@@ -84,7 +84,10 @@ async def served_mount(options: Options) -> AsyncIterator[ServedMount]:
             uid = user.pw_uid if user is not None else None
             await nursery.start(functools.partial(programs.listen, os.fspath(listening), user=uid))
             await nursery.start(Control(programs).listen, fs.device)
-            yield ServedMount(fs, mount, path, host, programs)
+            try:
+                yield ServedMount(fs, mount, path, host, programs)
+            finally:
+                await programs.files.end()  # while stores are still noticed
             nursery.cancel_scope.cancel()
 
 
