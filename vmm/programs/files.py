@@ -123,7 +123,8 @@ class Files:
         """Write back what was stored to each file.  Tries again the next time what fails; msync, fsync and
         close report the error."""
         async with trio.open_nursery() as nursery:
-            self.start_write_back(nursery)
+            for held in self:
+                nursery.start_soon(self._surely, self._write_back, held)
 
     def start_write_back(self, nursery: trio.Nursery) -> None:
         """The same without waiting for it; leaves out the files that are being written back."""
