@@ -36,7 +36,7 @@ class Directories:
         node = self._inodes.get(inode)
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         # "." in an O_PATH directory is that directory: opening it gives a readable descriptor
-        fd = os.open(b".", flags, dir_fd=self._inodes.fd(node))
+        fd = self._inodes.open_file(b".", flags, dir_fd=self._inodes.fd(node))
         return self._handles.add(OpenDirectory(node, fd))
 
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:

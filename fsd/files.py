@@ -87,6 +87,7 @@ class Files:
         (O_EXCL): EEXIST.
         """
         parent = self._inodes.get(parent_inode)
+        self._inodes.make_room(parent)  # no file is made that cannot be opened
         how = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             fd = os.open(checked(name), how, mode & PERMISSIONS & ~ctx.umask, dir_fd=self._inodes.fd(parent))

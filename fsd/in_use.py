@@ -67,6 +67,7 @@ class FilesInUse:
             raise
         inode.noatime = False
         inode.uses += 1
+        self._inodes.close_path(inode)
         self._watch.add(inode)
         return inode.file
 
@@ -74,13 +75,14 @@ class FilesInUse:
         if inode.kind != stat.S_IFREG:  # opening a FIFO would wait for its other end
             raise OSError(errno.EINVAL, f"not a regular file: {inode!r}")
         flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_NOCTTY | os.O_CLOEXEC
-        return os.open(proc_path(self._inodes.fd(inode)), flags)
+        return self._inodes.open_file(proc_path(self._inodes.fd(inode)), flags)
 
     def unuse(self, inode: Inode) -> None:
         """Give back one use; the last one closes the file."""
         inode.uses -= 1
         if inode.uses:
             return
+        self._inodes.keep_path(inode)
         file, inode.file = inode.file, None
         if file is not None:  # None: the mount has ended
             self._watch.remove(inode)

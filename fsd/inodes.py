@@ -12,9 +12,9 @@ the few numbers already taken, get one from a counter above 2**63.
 
 Descriptors.  An inode is reached through an O_PATH | O_NOFOLLOW descriptor.
 How many are open is bounded: the least recently used is closed, and opened
-again by (parent, name) when needed.  If that is no file any more, or another
-one by now, the answer is ESTALE, on which the kernel walks the path again
-(fs/namei.c, retry_estale).  An inode whose name was removed through the mount
+again by (parent, name) when needed; a file in use has none besides its own.  If
+that is no file any more, or another one by now, the answer is ESTALE, on which
+the kernel walks the path again (fs/namei.c, retry_estale).  An inode whose name was removed through the mount
 has nothing to be found by: it keeps its descriptor until it is forgotten.
 
 Lifetime.  An inode stays in the table while the kernel has looked it up, while
@@ -23,10 +23,10 @@ it is in use (open or pinned), or while an inode in the table was found in it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
-import resource
 import stat
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -34,6 +34,7 @@ from collections.abc import Iterator
 import pyfuse3
 
 from daxfault import native
+from daxfault.native import descriptors
 
 log = logging.getLogger(__name__)
 
@@ -49,14 +50,9 @@ _FIRST_SPARE = 1 << 63
 def descriptor_bound() -> int:
     """Raise this process's soft RLIMIT_NOFILE to the hard one; half of it is for O_PATH descriptors.
 
-    The other half is for open files and whatever else the process does.
+    The other half is for open files and whatever else the process does; it gets more when it needs it.
     """
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard == resource.RLIM_INFINITY:
-        hard = 1 << 20  # fs.nr_open's default; the limit cannot in fact be infinite
-    else:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return max(LEAST_DESCRIPTORS, min(hard // 2, 1 << 16))
+    return max(LEAST_DESCRIPTORS, min(descriptors.raise_limit() // 2, 1 << 16))
 
 
 def proc_path(fd: int) -> bytes:
@@ -210,16 +206,39 @@ class Inodes:
     def open_path(self, name: bytes, dir_fd: int) -> int:
         """Open an O_PATH | O_NOFOLLOW descriptor of `name`; the caller owns it.
 
-        When the process or the system is out of descriptors, closes idle ones
-        and tries once more.
+        As open_file().
         """
-        try:
-            return os.open(name, PATH_FLAGS, dir_fd=dir_fd)
-        except OSError as exc:
-            if exc.errno not in (errno.EMFILE, errno.ENFILE) or len(self._idle) < LEAST_DESCRIPTORS:
-                raise
-            self._evict(len(self._idle) // 2)
-            return os.open(name, PATH_FLAGS, dir_fd=dir_fd)
+        return self.open_file(name, PATH_FLAGS, dir_fd=dir_fd)
+
+    def open_file(self, path: bytes, flags: int, *, dir_fd: int | None = None) -> int:
+        """os.open() of what must not use up the process's descriptors; the caller owns it.
+
+        When there are no others, closes idle ones and tries again.  OSError EMFILE when none is left but
+        the reserve.
+        """
+        while True:
+            try:
+                return descriptors.for_file(os.open(path, flags, dir_fd=dir_fd))
+            except OSError as exc:
+                if exc.errno not in (errno.EMFILE, errno.ENFILE) or len(self._idle) < LEAST_DESCRIPTORS:
+                    raise
+                self._evict(len(self._idle) // 2)
+
+    def make_room(self, near: Inode) -> None:
+        """Return when one more descriptor can be had; `near` is an inode that exists.  OSError as
+        open_file()."""
+        os.close(self.open_file(proc_path(self.fd(near)), os.O_PATH | os.O_CLOEXEC))
+
+    def close_path(self, inode: Inode) -> None:
+        """`inode` has a file now, whose descriptor serves as well."""
+        self._idle.pop(inode.nodeid, None)
+        self._close(inode)
+
+    def keep_path(self, inode: Inode) -> None:
+        """The file of `inode` is about to be closed: keep a descriptor if no name leads to it."""
+        if inode.parent is None and inode.fd is None and inode.lookups and inode.file is not None:
+            with contextlib.suppress(OSError):  # requests on it get ESTALE
+                inode.fd = os.open(proc_path(inode.file.fileno()), os.O_PATH | os.O_CLOEXEC)
 
     def _keep(self, inode: Inode, fd: int) -> None:
         inode.fd = fd
@@ -262,7 +281,7 @@ class Inodes:
         if inode is not self.root:
             self._name(inode, parent, name)
         if fd is not None:
-            if inode.fd is None:
+            if inode.fd is None and inode.file is None:
                 self._keep(inode, fd)
             else:
                 os.close(fd)
@@ -275,9 +294,9 @@ class Inodes:
         return self._spare
 
     def hold(self, inode: Inode, parent: Inode, name: bytes) -> None:
-        """Make sure `inode`, found at `name` in `parent`, has a descriptor of its own: its name is about
-        to go."""
-        if inode.fd is None:
+        """Make sure `inode`, found at `name` in `parent`, has a descriptor, of its own or of its file: its
+        name is about to go."""
+        if inode.fd is None and inode.file is None:
             fd = self.open_path(name, self.fd(parent))
             st = os.fstat(fd)
             if (st.st_dev, st.st_ino) == (inode.dev, inode.ino):

@@ -56,8 +56,8 @@ class Pins:
         The file is identified by its inode, so it need not have a name.  `fd` stays the caller's and
         must stay open meanwhile.
 
-        Raises OSError: EXDEV when `fd` is not of this mount, EINVAL when it is not a regular file, else
-        as open(2) of the backing file.
+        Raises OSError: EXDEV when `fd` is not of this mount, EINVAL when it is not a regular file,
+        EMFILE when no descriptor is left for its page cache, else as open(2) of the backing file.
         """
         mount, ino = fdinfo(fd)
         if mount != self.mount_id:
@@ -70,7 +70,13 @@ class Pins:
         if inode.kind != stat.S_IFREG:
             raise OSError(errno.EINVAL, f"descriptor {fd} is not a regular file")
         self._in_use.use(inode, writable=False)
-        return Pinned(self._in_use, inode)
+        pinned = Pinned(self._in_use, inode)
+        try:
+            self._inodes.make_room(inode)  # for its page cache
+        except BaseException:
+            pinned.release()
+            raise
+        return pinned
 
 
 def fdinfo(fd: int) -> tuple[int, int]:

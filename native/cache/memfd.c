@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/reserve.h"
 #include "cache.h"
 #include "keeper/keep.h"
 
@@ -112,6 +113,9 @@ int file_activate(struct df_file *file, bool sized)
 	fd = memfd_create(name, MFD_CLOEXEC | sealing);
 	if (fd < 0)
 		return -errno;
+	fd = df_reserve(fd, DF_RESERVE_FILES);
+	if (fd < 0)
+		return fd;
 	file->sized = sized;
 	/* mode 0600: a descriptor handed out read-only cannot be reopened for
 	 * writing through /proc by another user */

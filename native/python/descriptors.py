@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many descriptors this process may have, and which of them are left for what must not fail
+(native/base/reserve.h).
+
+Owns the limit.  Must not know what the descriptors are for.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+
+from daxfault.native._daxfault import lib
+from daxfault.native.errors import check
+
+_soft_at_start, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+
+def raise_limit() -> int:
+    """Raise the soft RLIMIT_NOFILE to the hard one; -> the limit."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY:
+        return 1 << 20  # fs.nr_open's default; the limit cannot in fact be infinite
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def limit_at_start() -> int:
+    """The soft limit that this process was started with: of the programs that it starts, too."""
+    return _soft_at_start
+
+
+def for_file(fd: int) -> int:
+    """`fd`, which is for a file; OSError EMFILE, and it is closed, when only the reserve is left."""
+    return check(lib.df_reserve(fd, lib.DF_RESERVE_FILES), "descriptors")
+
+
+def room_for_guest() -> bool:
+    """Whether another guest can be served."""
+    try:
+        fd = lib.df_reserve(os.open("/", os.O_PATH | os.O_CLOEXEC), lib.DF_RESERVE_GUESTS)
+    except OSError:
+        return False
+    if fd >= 0:
+        os.close(fd)
+    return bool(fd >= 0)
