@@ -25,13 +25,13 @@
 #define BELL_MOST 64			/* bytes taken at once; one byte says as much as many */
 #define LEAVING_NS 1000000u		/* how long a thread may take to receive a signal */
 
-int apf_open(struct df_apf *apf, uint64_t guest, struct df_tracer *tracer)
+int apf_open(struct df_apf *apf, uint64_t guest, bool rings, struct df_tracer *tracer)
 {
-	int bell[2];
+	int bell[2] = { -1, -1 };
 
 	*apf = (struct df_apf){ .guest = guest, .tracer = tracer };
 	/* Not an eventfd: the guest could change its flags for both ends. */
-	if (socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, bell))
+	if (rings && socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, bell))
 		return -errno;
 	apf->doorbell = bell[0];
 	apf->doorbell_guest = bell[1];
@@ -65,7 +65,8 @@ int apf_share(struct df_apf *apf, int area, const struct df_guest_options *optio
 
 void apf_close(struct df_apf *apf)
 {
-	close(apf->doorbell);
+	if (apf->doorbell >= 0)
+		close(apf->doorbell);
 	if (apf->doorbell_guest >= 0)
 		close(apf->doorbell_guest);
 	free(apf->vcpus);

@@ -74,8 +74,9 @@ enum apf_end {
 };
 
 /* ---- apf.c: tokens.  All of these take apf->lock. */
-/* Opens the doorbell only; apf_share() adds the slots.  -> 0 or a negative errno, both. */
-int apf_open(struct df_apf *apf, uint64_t guest, struct df_tracer *tracer);
+/* Opens the doorbell only, and that if it `rings`; apf_share() adds the slots.  -> 0 or a negative
+ * errno, both. */
+int apf_open(struct df_apf *apf, uint64_t guest, bool rings, struct df_tracer *tracer);
 int apf_share(struct df_apf *apf, int area, const struct df_guest_options *options);
 void apf_close(struct df_apf *apf);
 /* Decide how a fault waits, and deliver "not present" if it waits with a token. */

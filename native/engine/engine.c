@@ -27,6 +27,7 @@ int df_engine_new(const struct df_engine_options *options, struct df_engine **ou
 	pthread_cond_init(&engine->tick, NULL);
 	engine->failures_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	engine->unmapped_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	atomic_init(&engine->spare, eventfd(0, EFD_CLOEXEC));
 	error = engine->failures_fd < 0 || engine->unmapped_fd < 0 ? -errno : 0;
 	if (!error)
 		error = thread_start(&engine->deadlines, deadlines_run, engine, "df-deadlines");
@@ -35,6 +36,8 @@ int df_engine_new(const struct df_engine_options *options, struct df_engine **ou
 			close(engine->failures_fd);
 		if (engine->unmapped_fd >= 0)
 			close(engine->unmapped_fd);
+		if (engine->spare >= 0)
+			close(engine->spare);
 		free(engine);
 		return error;
 	}
@@ -78,6 +81,8 @@ void df_engine_free(struct df_engine *engine)
 		return;		/* a page source that never answers still holds a thread */
 	close(engine->failures_fd);
 	close(engine->unmapped_fd);
+	if (engine->spare >= 0)
+		close(engine->spare);
 	trace_destroy(&engine->tracer);
 	free(engine);
 }

@@ -22,7 +22,8 @@ void guest_put(struct df_guest *guest)
 		return;
 	space_destroy(&guest->space);
 	apf_close(&guest->apf);
-	close(guest->asides);
+	if (guest->asides != guest->kick)
+		close(guest->asides);
 	close(guest->kick);
 	pthread_mutex_destroy(&guest->small);
 	pthread_cond_destroy(&guest->end);
@@ -89,19 +90,23 @@ int guest_alloc(struct df_engine *engine, int uffd, bool tracks, bool program, s
 	atomic_init(&guest->refs, 1);
 	pthread_mutex_init(&guest->small, NULL);
 	pthread_cond_init(&guest->end, NULL);
-	error = apf_open(&guest->apf, id, &engine->tracer);
+	error = apf_open(&guest->apf, id, !program, &engine->tracer);
 	if (error) {
 		free(guest);
 		return error;
 	}
 	guest->kick = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	guest->asides = epoll_create1(EPOLL_CLOEXEC);
-	error = watch_asides(guest);
+	/* a program has no doorbell, and costs a descriptor less */
+	guest->asides = program ? guest->kick : epoll_create1(EPOLL_CLOEXEC);
+	if (program)
+		error = guest->kick < 0 ? -errno : 0;
+	else
+		error = watch_asides(guest);
 	if (error) {
 		apf_close(&guest->apf);
 		if (guest->kick >= 0)
 			close(guest->kick);
-		if (guest->asides >= 0)
+		if (guest->asides >= 0 && guest->asides != guest->kick)
 			close(guest->asides);
 		free(guest);
 		return error;

@@ -96,7 +96,7 @@ struct df_guest {
 	struct df_apf apf;
 	bool child;			/* came by UFFD_EVENT_FORK */
 	int kick;			/* eventfd: look at `again`, or end */
-	int asides;			/* epoll: `kick` and the doorbell; polled beside faults */
+	int asides;			/* epoll: `kick` and the doorbell, or `kick` alone; polled beside faults */
 	pthread_t thread;
 	pthread_mutex_t small;		/* the rest; a leaf */
 	pthread_cond_t end;
@@ -146,6 +146,7 @@ struct df_engine {
 	int failures_fd;
 	struct unmapped *unmapped;	/* unmapped.c */
 	int unmapped_fd;
+	atomic_int spare;		/* a descriptor to be closed for a forked child's, or -1 */
 	pthread_t deadlines;
 	struct df_tracer tracer;
 	struct df_counters counters;	/* by __atomic adds */

@@ -11,11 +11,13 @@
 #include <errno.h>
 #include <poll.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
 
 #include "internal.h"
 
 #define BATCH 32
 #define RETRY_MS 20		/* after a read that failed */
+#define STARVED 50		/* such reads in a row */
 #define LAST_ROUNDS 64		/* of events, when the guest is let go */
 #define JOIN_NS 1000000000u	/* how long a reader may take to see its end */
 
@@ -112,10 +114,27 @@ static int take_events(struct df_guest *guest)
 	return n;
 }
 
+/* fork(2) waits until its event is read, which takes a descriptor (resolve_userfault_fork()).  When
+ * none has come free for this long, its parent may be the one that holds them: the child is taken in
+ * with the engine's spare one, and serve_child() finds none left to serve it with. */
+static int take_starved(struct df_guest *guest)
+{
+	atomic_int *spare = &guest->engine->spare;
+	int fd = atomic_exchange(spare, -1), n, none = -1;
+
+	if (fd >= 0)
+		close(fd);
+	n = take_events(guest);
+	fd = eventfd(0, EFD_CLOEXEC);
+	if (fd >= 0 && !atomic_compare_exchange_strong(spare, &none, fd))
+		close(fd);
+	return n;
+}
+
 static void listen_to_bell(struct df_guest *guest)
 {
 	/* A bell that the guest broke would ring for ever. */
-	if (!apf_bell(&guest->apf))
+	if (guest->asides != guest->kick && !apf_bell(&guest->apf))
 		epoll_ctl(guest->asides, EPOLL_CTL_DEL, guest->apf.doorbell, NULL);
 }
 
@@ -123,10 +142,10 @@ static void read_all(struct df_guest *guest)
 {
 	uint64_t spin = guest->engine->options.spin_ns, until = 0;
 	struct df_space *space = &guest->space;
-	int n = 0;
+	int n = 0, starved = 0;
 
 	while (!atomic_load(&space->dead)) {
-		/* No descriptor left for a forked child (EMFILE), or no memory: the
+		/* No descriptor left for a forked child (EMFILE, ENFILE), or no memory: the
 		 * event waits, so try again, but not at once. */
 		struct pollfd fds[] = {
 			{ .fd = n < 0 ? -1 : space->uffd, .events = POLLIN },
@@ -144,7 +163,8 @@ static void read_all(struct df_guest *guest)
 			continue;	/* the guest has made it blocking */
 		}
 		do {
-			n = take_events(guest);
+			n = starved < STARVED ? take_events(guest) : take_starved(guest);
+			starved = n == -EMFILE || n == -ENFILE ? starved + 1 : 0;
 			faults_run(faults_take_again(guest));
 			if (n > 0)
 				evict_hold();
