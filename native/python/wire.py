@@ -79,6 +79,16 @@ def reply(message: Message, error: int = 0) -> bytes:
     return bytes(ffi.buffer(m))
 
 
+def refusal(data: bytes, error: int) -> bytes:
+    """The refusal of a packet that cannot be parsed.  ProtocolError when it has not even a header."""
+    if len(data) < _HEADER:
+        raise ProtocolError(f"a message of {len(data)} bytes is shorter than its header ({_HEADER})")
+    m = ffi.new("struct df_header *")
+    m[0] = ffi.from_buffer("struct df_header *", data)[0]
+    m.type, m.len, m.error = (m.type + lib.DF_REPLY) & 0xFFFFFFFF, _HEADER, error
+    return bytes(ffi.buffer(m))
+
+
 def result(message: Message, **fields: int) -> bytes:
     """Success: the message's own struct, with `fields`."""
     m = ffi.new(f"{message.STRUCT} *", fields)

@@ -24,16 +24,19 @@ import trio
 
 from daxfault import native
 from daxfault.native import Answer, Engine, Failure, Guest
+from daxfault.native.descriptors import room_for_guest
 from daxfault.native.wire import ProtocolError
 from daxfault.vmm.designs import Design, Verdict
 from daxfault.vmm.errors import alone, logged
 from daxfault.vmm.host.healer import Healer
+from daxfault.vmm.host.peer import Peer
 from daxfault.vmm.host.records import Newest, Record
 from daxfault.vmm.host.session import HELLO_SECONDS, FileServer, Session
 from daxfault.vmm.host.watchdog import Loop, Watchdog
 
 log = logging.getLogger(__name__)
 
+_REFUSED_SECONDS = 1.0  # for a peer that is refused to say what it wants
 # accept(2): the peer has left already, or there is no room for it just now
 _ACCEPT_LATER = (errno.ECONNABORTED, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -48,6 +51,8 @@ class Served(Protocol):
     async def greet(self, seconds: float) -> Guest: ...
 
     async def serve(self) -> None: ...
+
+    async def gone(self) -> None: ...
 
     async def close(self) -> None: ...
 
@@ -100,7 +105,7 @@ class Host:
             self._sessions[guest.id] = session
             task_status.started(session)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._until_death, session.pid, nursery.cancel_scope)
+                nursery.start_soon(self._until_gone, session, nursery.cancel_scope)
                 await session.serve()
                 nursery.cancel_scope.cancel()
         except Exception as e:
@@ -189,20 +194,19 @@ class Host:
         if uid not in users:
             log.warning("guest %d: refused, it runs as user %d", pid, uid)
             sock.close()
-            return
-        nursery.start_soon(self.serve, make(sock, pid))
+        elif not room_for_guest():
+            log.warning("guest %d: refused, descriptors run out", pid)
+            nursery.start_soon(self._refuse, Peer(sock, pid))
+        else:
+            nursery.start_soon(self.serve, make(sock, pid))
 
-    async def _until_death(self, pid: int, scope: trio.CancelScope) -> None:
-        try:
-            pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            scope.cancel()
-            return
-        try:
-            await trio.lowlevel.wait_readable(pidfd)
-        finally:
-            trio.lowlevel.notify_closing(pidfd)
-            os.close(pidfd)
+    async def _refuse(self, peer: Peer) -> None:
+        with contextlib.closing(peer), contextlib.suppress(OSError), trio.move_on_after(_REFUSED_SECONDS):
+            await peer.refuse(errno.EMFILE)
+
+    @staticmethod
+    async def _until_gone(session: Served, scope: trio.CancelScope) -> None:
+        await session.gone()
         scope.cancel()
 
     def session(self, guest: int) -> Served | None:

@@ -7,6 +7,8 @@ protocol raises wire.ProtocolError, with every descriptor it carried closed.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import socket
 import struct
 from collections.abc import Callable
@@ -35,9 +37,37 @@ class Peer:
         """The next message, as `parse(packet, number of descriptors)` has it, and its descriptors, which are
         for close_fds(); None at the end of the connection.
 
-        More than `fds_max` descriptors break the protocol: the kernel drops them without close(2).
+        More than `fds_max` descriptors break the protocol: the kernel drops them without close(2).  A
+        message whose descriptors this process has no room for is refused, EMFILE, and the next one
+        returned.
         """
         room = socket.CMSG_LEN(fds_max * 4) if fds_max else 0  # CMSG_SPACE would be room for one more
+        while True:
+            received = await self._packet(room)
+            if received is None:
+                return None
+            data, fds, flags = received
+            try:
+                if flags & socket.MSG_CTRUNC and not flags & socket.MSG_TRUNC and len(fds) < fds_max:
+                    self.close_fds(fds)
+                    await self.send(wire.refusal(data, errno.EMFILE))
+                    continue
+                if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+                    raise wire.ProtocolError("a message, or its descriptors, too long for any there is")
+                return parse(data, len(fds)), fds
+            except wire.ProtocolError:
+                self.close_fds(fds)
+                raise
+
+    async def refuse(self, error: int) -> None:
+        """Refuse the next message, whatever it is, with this errno."""
+        received = await self._packet(0)
+        if received is not None:
+            with contextlib.suppress(wire.ProtocolError):
+                await self.send(wire.refusal(received[0], error))
+
+    async def _packet(self, room: int) -> tuple[bytes, list[int], int] | None:
+        """The next packet, its descriptors, and the flags of recvmsg(2); None at the end."""
         await self._closing.room()
         try:
             data, ancillary, flags, _ = await self._sock.recvmsg(
@@ -49,15 +79,9 @@ class Peer:
         for level, kind, payload in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 fds += struct.unpack(f"{len(payload) // 4}i", payload[: len(payload) // 4 * 4])
-        try:
-            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-                raise wire.ProtocolError("a message, or its descriptors, too long for any there is")
-            if not data and not fds:
-                return None
-            return parse(data, len(fds)), fds
-        except wire.ProtocolError:
-            self.close_fds(fds)
-            raise
+        if not data and not fds and not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            return None
+        return data, fds, flags
 
     def credentials(self) -> tuple[int, int]:
         """The process that connected and its user, as they were then (SO_PEERCRED, unix(7))."""

@@ -25,6 +25,7 @@ from daxfault.native.uffd import is_userfaultfd
 from daxfault.native.wire import Message, ProtocolError, reply
 from daxfault.vmm.designs import Design
 from daxfault.vmm.host.peer import Peer
+from daxfault.vmm.host.process import Process
 from daxfault.vmm.host.uffd_features import bits
 
 log = logging.getLogger(__name__)
@@ -105,12 +106,14 @@ class Session:
         self._orphans = False
         self._mappings: list[Mapping] = []
         self._next_fh = 1
+        self._process: Process | None = None
 
     async def greet(self, seconds: float = HELLO_SECONDS) -> Guest:
         """Receive the hello and begin to serve; -> the engine's guest.
 
         Raises ProtocolError, OSError, or trio.TooSlowError when it has not come in `seconds`.
         """
+        self._process = Process(self.pid)
         with trio.fail_after(seconds):
             received = await self._receive()
         if received is None:
@@ -154,9 +157,16 @@ class Session:
             finally:
                 self._peer.close_fds(fds)
 
+    async def gone(self) -> None:
+        """Return when the guest's process has ended.  After greet()."""
+        assert self._process is not None
+        await self._process.ended()
+
     async def close(self) -> None:
         """End the service: pages poisoned, stores written back.  release() releases the files."""
         self._peer.close()
+        if self._process is not None:
+            self._process.close()
         if self.guest is not None:
             await trio.to_thread.run_sync(self.guest.close)
         mapped = [mapping.opened for mapping in self._mappings]

@@ -17,6 +17,7 @@ from pathlib import Path
 import trio
 
 from daxfault import native
+from daxfault.native.descriptors import limit_at_start
 from daxfault.vmm.host.records import Record
 from daxfault.vmm.programs.files import Unwritten
 from daxfault.vmm.programs.programs import Death, Programs
@@ -103,9 +104,14 @@ async def _start(
     environment: Mapping[str, str],
     user: pwd.struct_passwd | None,
 ) -> trio.Process:
-    """Start the program by env(1).  To look up a directory or a program on our mount the kernel asks this
-    very process, which holds the GIL until the first exec(2) has succeeded."""
+    """Start the program by env(1), with the limit of descriptors that we were started with.
+
+    To look up a directory or a program on our mount the kernel asks this very process, which holds the
+    GIL until the first exec(2) has succeeded.
+    """
     go = ["env", *(["-C", os.fspath(directory)] if directory else []), "--", *command]
+    if (limit := limit_at_start()) >= 0:  # ours was raised (native.descriptors)
+        go = ["sh", "-c", 'ulimit -S -n "$0" && exec "$@"', str(limit), *go]
     if user is None:
         return await trio.lowlevel.open_process(go, env=environment)
     groups = os.getgrouplist(user.pw_name, user.pw_gid)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One program's connection: its mmap()s, its msync()s, its end.
+"""One program: its mmap()s, its msync()s, the end of its address space.
 
 Owns what a program may reach: files that it has opened itself.  The kernel is asked for its
-mappings.  The service ends with the address space, not with the connection: a program that
-closes all its descriptors closes that one, too.
+mappings.  The service ends with the address space, not with the connection, which a program that
+closes all its descriptors closes, too, nor with the process: others may share the address space (clone(2),
+CLONE_VM).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import functools
 import logging
 import os
 import socket
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from typing import Protocol
 
 import trio
@@ -27,6 +28,7 @@ from daxfault.native.uffd import is_userfaultfd
 from daxfault.native.wire import Message, ProtocolError, reply
 from daxfault.vmm.designs import DESIGNS, Design
 from daxfault.vmm.host.peer import Peer
+from daxfault.vmm.host.process import Process
 from daxfault.vmm.host.session import HELLO_SECONDS
 from daxfault.vmm.host.uffd_features import bits
 from daxfault.vmm.names import DesignName
@@ -93,6 +95,8 @@ class ProgramSession:
         self.design: Design = DESIGNS[DesignName.POISON]
         self._peer = Peer(sock, pid)
         self._descriptors: Descriptors | None = None  # of the peer: the program, or its tracer
+        self._process: Process | None = None
+        self._deaf = trio.Event()  # nothing more will be asked
         self._engine = engine
         self._files = files
         self._observer = observer
@@ -119,9 +123,12 @@ class ProgramSession:
                 raise ProtocolError("a process of another pid namespace: its memory cannot be identified")
             if message.pid != self.pid and tracer_of(message.pid) != self.pid:
                 raise ProtocolError(f"says it is process {message.pid}, the kernel says {self.pid}")
-            self._descriptors = Descriptors(*self._peer.credentials())
             self.pid = message.pid
-            await self._offer(message)
+            async with self._refusing(message):
+                self._descriptors = Descriptors(*self._peer.credentials())
+                self._process = Process(self.pid)
+                device = self._device()
+                await self._offer(message, device)
             message, fds = await self._first(1)
         if isinstance(message, wire.Sigbus):
             # a forked child that has mapped nothing itself
@@ -132,16 +139,25 @@ class ProgramSession:
             self._peer.close_fds(fds)
             raise ProtocolError("a userfaultfd comes second")
         (uffd,) = fds
-        try:
-            features, children = enable(uffd)
-        except BaseException as e:
-            self._peer.close_fds(fds)
-            if isinstance(e, OSError):
-                await self._peer.send(reply(message, e.errno or errno.EIO))
-            raise
-        self.guest = self._engine.guest(uffd, features, self.pid, flags=GuestFlag.PROGRAM)
+        async with self._refusing(message):
+            try:
+                features, children = enable(uffd)
+            except BaseException:
+                self._peer.close_fds(fds)
+                raise
+            self.guest = self._engine.guest(uffd, features, self.pid, flags=GuestFlag.PROGRAM)
         await self._peer.send(wire.serve_reply(message, children=children))
         return self.guest
+
+    @contextlib.asynccontextmanager
+    async def _refusing(self, message: Message) -> AsyncIterator[None]:
+        """Report an OSError of the body to the program, as the answer to `message`."""
+        try:
+            yield
+        except OSError as e:
+            with contextlib.suppress(OSError):
+                await self._peer.send(reply(message, e.errno or errno.EIO))
+            raise
 
     async def _first(self, fds_max: int) -> tuple[Message, list[int]]:
         received = await self._peer.receive(wire.parse, fds_max)
@@ -149,33 +165,65 @@ class ProgramSession:
             raise ProtocolError("the program closed its connection before it was served")
         return received
 
-    async def _offer(self, message: wire.Attach) -> None:
-        """Lend it an open /dev/userfaultfd: its file mode, not the program's privileges, decides."""
+    def _device(self) -> int:
+        """An open /dev/userfaultfd, whose file mode, not the program's privileges, decides; or -1."""
         try:
-            device = os.open("/dev/userfaultfd", os.O_RDWR | os.O_CLOEXEC)
+            return os.open("/dev/userfaultfd", os.O_RDWR | os.O_CLOEXEC)
         except OSError as e:
+            if e.errno in (errno.EMFILE, errno.ENFILE):
+                raise
             log.info("program %d: /dev/userfaultfd: %s; it has to ask for itself", self.pid, e.strerror)
-            await self._peer.send(wire.attach_reply(message))
-            return
+            return -1
+
+    async def _offer(self, message: wire.Attach, device: int) -> None:
+        """Lend it `device`, which is closed."""
         try:
             await self._peer.send(wire.attach_reply(message), device)
         finally:
-            os.close(device)
+            if device >= 0:
+                os.close(device)
 
     async def serve(self) -> None:
-        """Answer requests, until the address space is gone.  Raises as greet()."""
-        assert self.guest is not None
-        while (received := await self._peer.receive(wire.parse, 0)) is not None:
-            await self._answer(received[0])
+        """Answer requests; for ever: gone() returns when nobody can make any."""
+        try:
+            while (received := await self._peer.receive(wire.parse, 0)) is not None:
+                await self._answer(received[0])
+        except (ProtocolError, OSError) as e:
+            log.warning("program %d: %s; its connection is closed, its mappings are served on", self.pid, e)
+        self._peer.close()
         await self._mapped_nowhere()  # its end can no longer be reported
-        while self.guest.alive:  # noqa: ASYNC110 - an exec(2) is not reported
+        self._deaf.set()
+        await trio.sleep_forever()
+
+    async def gone(self) -> None:
+        """Return when the address space is gone, or shows nothing of ours and cannot ask for any."""
+        assert self.guest is not None
+        assert self._process is not None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._until, self._deaf.wait, nursery.cancel_scope)
+            nursery.start_soon(self._until, self._process.ended, nursery.cancel_scope)
+        # neither an exec(2) nor the end of the last process of several is reported
+        while self.guest.alive and not (self._deaf.is_set() and self._shows_nothing()):
             await trio.sleep(_LOOK_SECONDS)
+            # an earlier look may have found what another connection of the same process maps
+            for file in [file for file in self._held if not self._maps(file)]:
+                await self.unmapped(file)
+
+    @staticmethod
+    async def _until(event: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
+        await event()
+        scope.cancel()
+
+    def _shows_nothing(self) -> bool:
+        return not self._held and self.guest is not None and not self.guest.files()
 
     async def close(self) -> None:
         """End the service: absent pages are poisoned.  release() releases the files."""
         self._peer.close()
         if self._descriptors is not None:
             self._descriptors.close()
+        if self._process is not None:
+            self._process.close()
         self._closed = True
         async with self._looking:
             if self.guest is not None:
@@ -217,8 +265,13 @@ class ProgramSession:
             if self._closed or file not in self._held or self._maps(file):
                 return
             # Not registered here: another connection of the same process may be about to do it.
-            with contextlib.suppress(OSError):  # it is gone
+            try:
                 if file in await self._files_in(0, wire.ADDRESSES):
+                    return
+            except OSError as e:
+                # else it may be mapped: kept until the address space is gone
+                if e.errno not in (errno.ESRCH, errno.ENOENT):
+                    log.warning("program %d: its mappings cannot be read: %s", self.pid, e.strerror)
                     return
         await self._let_go(file)
 
