@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * cache_maps.c - which of a process's mappings show page caches: see cache_maps.h.
+ * cache_maps.c - finds the mappings of page caches: see cache_maps.h.
  *
- * A page cache is a memfd of the host's, recognized by its name (native/cache/file.c).  A program
- * that gives a memfd of its own such a name harms only itself.
+ * A page cache is a memfd of the host, recognized by its name (native/cache/memfd.c).  A program that
+ * gives its own memfd such a name harms only itself.
  */
 #include "cache_maps.h"
 
@@ -66,7 +66,7 @@ int cache_maps_first(int task, uint64_t start, uint64_t end, struct maps_area *o
 {
 	int result = cache_maps_each(task, start, end, first, out);
 
-	/* the kernel walks every page table for the flags: only when there is need to */
+	/* the kernel walks all page tables for the flags: read them only if there is such a mapping */
 	if (result == 1)
 		each(maps_open_flags(task), &(struct range){ start, end, first, out });
 	return result;

@@ -22,8 +22,8 @@ static void refuse(struct call_decision *d, int error)
 	d->error = error;
 }
 
-/* The kernel goes from mapping to mapping, and leaves changed what it has changed: the call is made
- * for what comes before `end`, and then fails. */
+/* The kernel changes mapping after mapping, and keeps the changes made before an error.  So the call
+ * is made for the part before `end`, and then fails. */
 static void make_until(const struct call *c, uint64_t end, int error, struct call_decision *d)
 {
 	if (end == c->args[0]) {
@@ -45,14 +45,14 @@ struct map_request calls_map_request(const struct call *c)
 	};
 }
 
-/* What the kernel refuses whatever the file system is left to it, for the right errno. */
+/* Calls that the kernel refuses on any file system are left to it, for the right errno. */
 static void decide_mmap(const struct call *c, struct call_view *v, struct call_decision *d)
 {
 	struct map_request q = calls_map_request(c);
 	int access = v->file(v, q.fd);
 
-	/* ext4 knows MAP_SYNC, and refuses it after everything else where there is no DAX (fs/ext4/file.c); a
-	 * FUSE mount does not know it, which the kernel would find first. */
+	/* ext4 supports MAP_SYNC; without DAX it refuses it after all other checks (fs/ext4/file.c).  FUSE
+	 * does not support it, and the kernel checks that first. */
 	q.flags &= ~MAP_SYNC;
 	if (access < 0 || (request_is_refused(&q, access) && !(c->args[3] & MAP_SYNC)))
 		return;
@@ -67,8 +67,8 @@ static void decide_mmap(const struct call *c, struct call_view *v, struct call_d
 	}
 }
 
-/* A file that was opened read-only and mapped MAP_SHARED has its page cache mapped MAP_PRIVATE
- * (abi.h, struct df_mmap).  The kernel would let it become writable, and every store would be lost. */
+/* If a file was opened read-only, a MAP_SHARED mapping of it is MAP_PRIVATE of its page cache (abi.h,
+ * struct df_mmap).  The kernel would let it become writable, and every store would be lost. */
 static void decide_protect(const struct call *c, struct call_view *v, struct call_decision *d)
 {
 	uint64_t start = c->args[0], end = page_up(start + c->args[1]), first;
@@ -80,8 +80,8 @@ static void decide_protect(const struct call *c, struct call_view *v, struct cal
 		make_until(c, first, EACCES, d);
 }
 
-/* Demoted mappings are marked MADV_DONTDUMP (ptrace/map.c), and that must stay.  MADV_NORMAL has the same
- * errors, and nothing of a private mapping that was never stored to is in a core dump anyhow. */
+/* Demoted mappings are marked MADV_DONTDUMP (served.c), and the mark must stay.  MADV_NORMAL has the
+ * same errors, and clean pages of a private mapping are in no core dump in any case. */
 static void decide_dodump(const struct call *c, struct call_view *v, struct call_decision *d)
 {
 	uint64_t start = c->args[0], end = page_up(start + c->args[1]);
@@ -93,9 +93,9 @@ static void decide_dodump(const struct call *c, struct call_view *v, struct call
 	d->make.args[2] = MADV_NORMAL;
 }
 
-/* It would take pages out of the page cache, and the stores to them, but nothing out of the file. The
- * mount has no fallocate(): this is what madvise(2) has for such a file system.  EINVAL comes first
- * where the mapping is locked, and the kernel's EACCES where it is private (mm/madvise.c). */
+/* MADV_REMOVE would drop pages, with their stores, from the page cache but not from the file.  The mount
+ * has no fallocate(); for such a file system madvise(2) fails with EOPNOTSUPP.  EINVAL comes first if
+ * the mapping is locked, and the kernel's EACCES if it is private (mm/madvise.c). */
 static void decide_remove(const struct call *c, struct call_view *v, struct call_decision *d)
 {
 	uint64_t start = c->args[0], end = page_up(start + c->args[1]);
@@ -112,7 +112,7 @@ static void decide_remove(const struct call *c, struct call_view *v, struct call
 			   first.flags & MAPS_LOCKED ? EINVAL : EOPNOTSUPP, d);
 }
 
-/* The host brings pages before they are touched, and the kernel lets it overwrite the marks of guards
+/* The host installs pages before they are touched, and the kernel lets it overwrite guard markers
  * (mm/userfaultfd.c, mfill_atomic_install_pte(): pte_none_mostly()).  EINVAL: as before 6.13. */
 static void decide_guard(const struct call *c, struct call_view *v, struct call_decision *d)
 {
@@ -127,8 +127,8 @@ static void decide_guard(const struct call *c, struct call_view *v, struct call_
 		make_until(c, r > 0 && first.start > start ? first.start : start, EINVAL, d);
 }
 
-/* The same of mappings that its vector names, which may change after we have looked.  EINVAL is what it
- * is for such advice before 6.13, and of another process. */
+/* The same for the ranges of its vector, which may change after it was read.  EINVAL: as for such advice
+ * before 6.13, and for another process. */
 static void decide_process_advice(const struct call *c, struct call_view *v, struct call_decision *d)
 {
 	(void)c;
@@ -136,8 +136,8 @@ static void decide_process_advice(const struct call *c, struct call_view *v, str
 		refuse(d, EINVAL);
 }
 
-/* It makes a mapping of the same page cache that has no userfaultfd, and raises no event (mm/mmap.c):
- * pages that are not present yet would read as zeros. */
+/* It makes a mapping of the same page cache without a userfaultfd, and raises no event (mm/mmap.c):
+ * missing pages would read as zeros. */
 static void decide_remap_file_pages(const struct call *c, struct call_view *v, struct call_decision *d)
 {
 	uint64_t start = c->args[0] & ~IN_PAGE, end = start + (c->args[1] & ~IN_PAGE);
@@ -157,10 +157,10 @@ static void decide_msync(const struct call *c, struct call_view *v, struct call_
 	d->len = page_up(c->args[1]);
 }
 
-/* An mremap() that makes a locked mapping longer waits for its new pages before it raises its event, and
- * while that is pending the kernel takes no page from the host (mm/mremap.c, do_mremap(): mm_populate()
- * comes before mremap_userfaultfd_complete()): both would wait for ever.  MLOCK_ONFAULT locks the same
- * pages and does not wait there; the pages that are there already are asked for. */
+/* An mremap() that grows a locked mapping waits for its new pages before it raises its event, and until
+ * the event is read the kernel accepts no page from the host (mm/mremap.c, do_mremap(): mm_populate()
+ * comes before mremap_userfaultfd_complete()): a deadlock.  MLOCK_ONFAULT locks the same pages and does
+ * not wait there; MADV_POPULATE_READ then brings the existing range in. */
 static void decide_mlock(const struct call *c, struct call_view *v, struct call_decision *d)
 {
 	uint64_t start = c->args[0] & ~IN_PAGE, end = page_up(c->args[0] + c->args[1]);
@@ -175,7 +175,7 @@ static void decide_mlock(const struct call *c, struct call_view *v, struct call_
 	d->then = (struct call){ SYS_madvise, { start, end - start, MADV_POPULATE_READ } };
 }
 
-/* Also where nothing of ours is mapped yet: MCL_FUTURE is for what will be. */
+/* Also if no page cache is mapped yet: MCL_FUTURE applies to later mappings. */
 static void decide_mlockall(const struct call *c, struct call_view *v, struct call_decision *d)
 {
 	uint64_t flags = (uint32_t)c->args[0];
@@ -189,7 +189,7 @@ static void decide_mlockall(const struct call *c, struct call_view *v, struct ca
 	d->then = (struct call){ SYS_mlockall, { flags | MCL_ONFAULT } };
 }
 
-/* mm/mlock.c, __mlock_posix_error_return().  EINVAL: PROT_NONE, which mlock() finds as EFAULT. */
+/* mm/mlock.c, __mlock_posix_error_return().  EINVAL: PROT_NONE, where mlock() gets EFAULT. */
 int calls_error_after(const struct call_decision *d, int error)
 {
 	if (d->make.number != SYS_mlock2)
@@ -237,7 +237,7 @@ const struct call_row calls_table[] = {
 	LEFT(set_mempolicy_home_node, "pages stay the same where they move"),
 	LEFT(move_pages, "pages stay the same where they move"),
 	LEFT(migrate_pages, "pages stay the same where they move"),
-	LEFT(mseal, "seals against calls of the program's own, none of the host's"),
+	LEFT(mseal, "restricts the program's own calls, and the host makes none of them"),
 	LEFT(map_shadow_stack, "anonymous memory"),
 	LEFT(memfd_secret, "a file of its own"),
 	LEFT(userfaultfd, "registering our mapping is EBUSY (fs/userfaultfd.c)"),
@@ -246,7 +246,7 @@ const struct call_row calls_table[] = {
 	LEFT(process_vm_writev, "faults that are served"),
 	LEFT(process_mrelease, "of a process that is killed"),
 	LEFT(ptrace, "of another process, by faults that are served"),
-	LEFT(close_range, "the connection is looked at before each use, and made again"),
+	LEFT(close_range, "the connection is checked before each use, and made again"),
 	LEFT(clone, "a child is served again: UFFD_EVENT_FORK, or fork.c and the tracer's first stop"),
 	LEFT(clone3, "as clone"),
 	LEFT(execve, "the address space ends; the new program is followed by target.c or the tracer"),

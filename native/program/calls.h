@@ -1,11 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * calls.h - the system calls of a program that can touch a mapping, and what becomes of each.
+ * calls.h - the table of system calls that can touch a mapping, and the decision about each.
  *
- * Owns the one table of them, for both ways into a program: the preloaded library's wrappers ask
- * it, the tracer's seccomp filter is made from it, and the tracer asks it where that stops.  Makes
- * no call of the program's and must not speak to the host.  May be called from a signal handler
- * and after fork().
+ * Both ways into a program use it: the wrappers of the preloaded library, and the tracer, which also
+ * generates its seccomp filter from it.  Makes no call on the program's behalf and must not speak to
+ * the host.  May be called from a signal handler and after fork().
  */
 #ifndef DAXFAULT_PROGRAM_CALLS_H
 #define DAXFAULT_PROGRAM_CALLS_H
@@ -26,14 +25,14 @@ struct call {
 	uint64_t args[CALL_ARGS];
 };
 
-/* What the answer depends on, besides the call. */
+/* The state of the process that a decision depends on. */
 struct call_view {
-	int task;			/* whose mappings: MAPS_SELF, or the tracee's thread */
+	int task;			/* as for cache_maps_each(): MAPS_SELF, or the tracee's thread */
 	bool mapped;			/* there may be mappings of page caches */
-	bool demoted;			/* some may be private only because we made them so */
+	bool demoted;			/* some may be demoted: MAP_PRIVATE in place of MAP_SHARED */
 	/* F_GETFL of a descriptor that is a regular file on the mount, or -1. */
 	int (*file)(struct call_view *, int fd);
-	/* Where the first demoted mapping in [start, end) begins, at the earliest `start`, or `end`. */
+	/* -> where the first demoted mapping in [start, end) begins, but not before `start`; or `end`. */
 	uint64_t (*first_demoted)(struct call_view *, uint64_t start, uint64_t end);
 };
 
@@ -46,10 +45,10 @@ enum call_action {
 
 enum call_after {
 	AFTER_NOTHING,
-	AFTER_FAIL,			/* it fails with `error` all the same */
-	AFTER_CALL,			/* `then` is made; calls_error_after() has what that means */
-	AFTER_SYNC,			/* the host writes [start, start + len) back; ENOMEM is success here: there
-					 * are holes in the range, and the rest was synced */
+	AFTER_FAIL,			/* the program's call fails with `error` */
+	AFTER_CALL,			/* `then` is made; calls_error_after() gives the result */
+	AFTER_SYNC,			/* the host writes [start, start + len) back; ENOMEM is success here: the
+					 * range has holes, and the rest was synced */
 };
 
 struct call_decision {
@@ -62,14 +61,14 @@ struct call_decision {
 
 struct call_decision calls_decide(const struct call *c, struct call_view *v);
 
-/* The errno of a call whose `then` failed with `error`, or 0. */
+/* -> the errno of the program's call when its `then` failed with `error`, or 0. */
 int calls_error_after(const struct call_decision *d, int error);
 
 struct map_request calls_map_request(const struct call *c);
 
 /* ---- the table */
 
-/* Of the low 32 bits of an argument, which is all that the arguments tested have. */
+/* A test of the low 32 bits of an argument; the tested arguments are ints. */
 struct call_test {
 	enum { TEST_END, TEST_IS, TEST_IS_NOT, TEST_ANY, TEST_NONE } kind;	/* ANY, NONE: of these bits */
 	int arg;
@@ -79,8 +78,8 @@ struct call_test {
 struct call_row {
 	const char *name;
 	long number;
-	const char *why;		/* it is left to the kernel, or treated as it is */
-	/* NULL: it is left to the kernel, always.  Otherwise a call that passes all tests is decided. */
+	const char *why;		/* the reason for the decision */
+	/* NULL: always left to the kernel.  Otherwise `decide` is called if the call passes all tests. */
 	void (*decide)(const struct call *, struct call_view *, struct call_decision *);
 	struct call_test tests[CALL_TESTS];
 };

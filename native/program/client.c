@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * client.c - a program's end of the wire: see client.h.
+ * client.c - a program's side of the protocol: see client.h.
  *
- * Owns the framing and the checks of every reply.  Of a host that breaks the protocol nothing is
- * used, and no descriptor stays open.
+ * Owns the framing and the checks of every reply.  A reply that breaks the protocol is discarded, and
+ * its descriptors are closed.
  */
 #include "client.h"
 
@@ -28,7 +28,7 @@ union reply {
 	struct df_mmap mmap;
 };
 
-/* syscall(2) is no cancellation point, as the libc's own wrappers of these calls are. */
+/* Unlike libc's wrappers of these calls, syscall(2) is not a cancellation point. */
 static long raw(long number, long a, long b, long c, long d)
 {
 	long r = syscall(number, a, b, c, d);
@@ -41,7 +41,7 @@ static void close_raw(int fd)
 	raw(SYS_close, fd, 0, 0, 0);
 }
 
-/* With `fd`, if that is not -1. */
+/* Sends `fd` with it, unless that is -1. */
 static int send_request(struct client *c, struct df_header *h, size_t len, int fd)
 {
 	int n;
@@ -66,9 +66,9 @@ static ssize_t receive(const struct client *c, union reply *in, int *fds, int *n
 }
 
 struct expected {
-	size_t len;			/* of the reply, unless it refuses */
-	bool bare;			/* the header alone will do as well */
-	int least, most;		/* descriptors with it, unless it refuses */
+	size_t len;			/* of the reply, unless it is a refusal */
+	bool bare;			/* the header alone is valid too */
+	int least, most;		/* descriptors with it, unless it is a refusal */
 };
 
 static bool is_reply(const struct df_header *h, size_t len, int nfds, const struct df_header *request,
@@ -116,7 +116,7 @@ static int connect_to(const char *path)
 	fd = raw(SYS_socket, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, 0);
 	if (fd < 0)
 		return (int)fd;
-	/* the send timeout bounds connect() too, which waits where the backlog is full */
+	/* the send timeout also bounds connect(), which waits if the backlog is full */
 	setsockopt((int)fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
 	setsockopt((int)fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
 	do {
@@ -136,7 +136,7 @@ int client_errno(int result)
 	case -ENFILE:
 	case -ENOMEM:
 		return -result;
-	default:	/* what mmap(2) has for a file system that cannot do it */
+	default:	/* as mmap(2) on a file system without mmap() */
 		return result > 0 ? result : ENODEV;
 	}
 }
@@ -196,7 +196,7 @@ int client_map(struct client *c, int fd, uint64_t offset, uint64_t len, int prot
 	union reply in;
 	int r = call(c, &m.h, sizeof(m), -1, &e, &in, cache);
 
-	if (r == -EMFILE) {	/* the host believes that we are about to map it */
+	if (r == -EMFILE) {	/* the host expects client_mapped() */
 		r = client_mapped(c, 0, 0);
 		return r < 0 ? r : EMFILE;
 	}

@@ -1,23 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * client.h - a program's end of the wire (abi.h, "programs").
+ * client.h - a program's side of the protocol (abi.h, "programs").
  *
- * Owns the conversation with the host: the messages, their order, and the checks of
- * replies.  Must not know for which process it speaks (the preloaded library for its
- * own, the tracer for another), must not map, and holds no state but struct client.
- * Its caller decides which thread may speak, and checks that a descriptor is still
- * the one it was.
+ * Owns the messages to the host, their order, and the checks of replies.  Must not know whether it acts
+ * for its own process (the preloaded library) or for another (the tracer); must not map.  struct client
+ * is its only state.  The caller serializes the calls, and checks that the descriptor is still the
+ * connection.
  *
- * All of it may be called from a signal handler and after fork(): raw system calls,
- * no cancellation point, no malloc, no lock, less than 2 KiB of stack.  errno may be
- * changed.  Every descriptor made here is CLOEXEC.
+ * All functions may be called from a signal handler and after fork(): raw system calls, no cancellation
+ * point, no malloc, no lock, less than 2 KiB of stack.  errno may be changed.  Every descriptor made
+ * here is CLOEXEC.
  *
  * Results:
  *      0  done
- *    > 0  errno: the host's refusal.  The connection goes on.
- *    < 0  -errno: no connection, or one that is of no use any more (the host is gone,
- *         did not answer in time, or broke the protocol): client_close() it.
- *         -ECONNRESET, -EPIPE: the host is gone; -ETIMEDOUT; -EPROTO.
+ *    > 0  errno: the host refuses.  The connection stays usable.
+ *    < 0  -errno: there is no connection, or it has failed: client_close() it.
+ *         -ECONNRESET, -EPIPE: the host is gone; -ETIMEDOUT: no answer in time; -EPROTO.
  */
 #ifndef DAXFAULT_PROGRAM_CLIENT_H
 #define DAXFAULT_PROGRAM_CLIENT_H
@@ -30,7 +28,7 @@
 #include "abi/abi.h"
 
 enum {
-	CLIENT_PATIENCE_S = 60,		/* for every reply but that of an msync, which writes */
+	CLIENT_PATIENCE_S = 60,		/* for every reply except an msync's, which waits for writes */
 };
 
 struct client {
@@ -40,40 +38,38 @@ struct client {
 
 /* Connect to the host's socket and attach process `pid`.
  *
- * device: set to an open /dev/userfaultfd that the host hands over, the caller's to
- * close, or to -1 when it hands over none.
- * On a result other than 0 nothing stays open, and c->fd is -1.  -ENOENT,
- * -ECONNREFUSED, -EACCES as connect(2) has them: there is no host for us. */
+ * device: set to the open /dev/userfaultfd that the host sends, which the caller closes, or to -1 if it
+ * sends none.  On a result other than 0 nothing stays open, and c->fd is -1.  -ENOENT, -ECONNREFUSED
+ * and -EACCES are those of connect(2). */
 int client_attach(struct client *c, const char *path, pid_t pid, int *device);
 
-/* What mmap() of the program fails with, of a result other than 0. */
+/* -> the errno for the program's mmap(), from a result other than 0. */
 int client_errno(int result);
 
 /* Hand over a userfaultfd.  flags: set to enum df_serve_flag.  The caller closes its own. */
 int client_serve(struct client *c, int uffd, uint32_t *flags);
 
-/* What to map instead of `fd`, an open file on the mount, for mmap(2)'s arguments as the
- * program gave them.
+/* Request the page cache to map instead of `fd`, an open file on the mount; the other arguments are the
+ * program's to mmap(2).
  *
- * 0: `cache` is to be mapped at `offset`, the caller's to close; MAP_PRIVATE in place
- * of MAP_SHARED or MAP_SHARED_VALIDATE when `private` is set.  The next call must be
- * client_mapped(), whatever becomes of the mapping, and no other thread's in between.
- * > 0: what mmap() fails with; nothing else is to be said.  EMFILE: there was no
- * descriptor left for the cache. */
+ * -> 0: map `cache` at `offset`, then close it; MAP_PRIVATE in place of MAP_SHARED or
+ * MAP_SHARED_VALIDATE if `private` is set.  The next call on this connection must be client_mapped(),
+ * also if the mapping fails.
+ * > 0: the errno for mmap(); client_mapped() must not follow.  EMFILE: no descriptor was left. */
 int client_map(struct client *c, int fd, uint64_t offset, uint64_t len, int prot, int flags,
 	       int *cache, bool *private);
 
-/* What was mapped: whole pages, or len 0 when the mmap() failed.  [0, 1 << 47), without
- * a client_map() before it: all that a forked child has.  > 0: it is not served, and
- * must be unmapped before anybody touches it. */
+/* Report the mapping: whole pages, or len 0 when the mmap() failed.  [0, 1 << 47), without a
+ * client_map() before it: all mappings that a forked child inherits.  > 0: the range is not served, and
+ * the caller must unmap it before any thread touches it. */
 int client_mapped(struct client *c, uint64_t start, uint64_t len);
 
-/* MS_SYNC of a range, after the kernel's own msync(); waits as long as it takes. */
+/* MS_SYNC of a range, after the kernel's own msync().  No timeout. */
 int client_msync(struct client *c, uint64_t start, uint64_t len);
 
-/* Report a SIGBUS that will not be caught, before the process dies of it: the host looks
- * at its address space.  May come instead of client_serve().  frames: innermost first, at
- * most DF_SIGBUS_FRAMES are sent; with n 0 it may be NULL. */
+/* Report a SIGBUS that will kill the process, so that the host can read its address space first.  May
+ * come instead of client_serve().  frames: innermost first, at most DF_SIGBUS_FRAMES are sent; NULL is
+ * allowed if n is 0. */
 int client_sigbus(struct client *c, uint64_t address, pid_t tid, int code, const uint64_t *frames,
 		  size_t n);
 

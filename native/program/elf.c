@@ -2,8 +2,8 @@
  *
  * elf.c - how an executable file must be started: see elf.h.
  *
- * Follows elf(5), and fs/binfmt_elf.c and fs/binfmt_script.c for what the kernel makes of
- * it.  Files that the kernel would refuse are PROGRAM_OTHER: let it.
+ * Follows elf(5), fs/binfmt_elf.c and fs/binfmt_script.c.  Files that the kernel refuses are
+ * PROGRAM_OTHER.
  */
 #include "elf.h"
 
@@ -19,10 +19,10 @@
 #include <unistd.h>
 
 enum {
-	SCRIPTS_MAX = 5,		/* fs/exec.c, exec_binprm(): then it is ELOOP */
+	SCRIPTS_MAX = 5,		/* fs/exec.c, exec_binprm(): ELOOP beyond */
 	LINE_SIZE = 256,		/* BINPRM_BUF_SIZE */
 	HEADERS_MAX = 64,
-	NOTES_MAX = 1024,		/* bytes of notes looked at */
+	NOTES_MAX = 1024,		/* bytes of notes that are searched */
 #if defined(__x86_64__)
 	OWN_MACHINE = EM_X86_64,
 #elif defined(__aarch64__)
@@ -50,8 +50,8 @@ static enum program_kind loader_or_static(int fd, const Elf64_Phdr *dynamic)
 	return PROGRAM_DYNAMIC;
 }
 
-/* Go's run time and its syscall package call the kernel without the libc, even where the
- * program is linked with it (cgo).  Its linker always leaves a note. */
+/* Go's run time and its syscall package bypass libc even in a program that is linked with it (cgo).
+ * Go's linker always adds a note. */
 static bool has_go_note(int fd, const Elf64_Phdr *notes)
 {
 	uint64_t at = 0, end = notes->p_filesz < NOTES_MAX ? notes->p_filesz : NOTES_MAX;
@@ -120,7 +120,7 @@ static char *script_interpreter(char *line, size_t len)
 	return *start ? start : NULL;
 }
 
-/* -> a descriptor, or -1.  Opens regular files only: an open may act on a device. */
+/* -> a descriptor, or -1.  Opens regular files only: opening a device may have effects. */
 static int open_regular(const char *path, struct stat *st)
 {
 	if (syscall(SYS_newfstatat, AT_FDCWD, path, st, 0) || !S_ISREG(st->st_mode))

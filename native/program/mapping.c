@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * mapping.c - a page cache, mapped where the program asked for its file: see mapping.h.
+ * mapping.c - maps a page cache in place of its file: see mapping.h.
  */
 #include "mapping.h"
 
@@ -16,8 +16,8 @@
 
 enum {
 	PROT_ALL = PROT_READ | PROT_WRITE | PROT_EXEC,
-	/* What MAP_SHARED_VALIDATE knows with every file system (include/linux/mman.h, LEGACY_MAP_MASK).  The
-	 * topmost six bits: MAP_UNINITIALIZED, and the sizes of huge pages. */
+	/* The flags that MAP_SHARED_VALIDATE accepts on every file system (include/linux/mman.h,
+	 * LEGACY_MAP_MASK).  The top six bits: MAP_UNINITIALIZED, and the sizes of huge pages. */
 	LEGACY_FLAGS = MAP_SHARED | MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS | MAP_DENYWRITE | MAP_EXECUTABLE |
 		       MAP_GROWSDOWN | MAP_LOCKED | MAP_NORESERVE | MAP_POPULATE | MAP_NONBLOCK | MAP_STACK |
 		       MAP_HUGETLB | MAP_32BIT | (int)0xfc000000,
@@ -59,10 +59,10 @@ bool request_is_on(int fd, dev_t device)
 
 	if (fd < 0)
 		return false;
-	/* DONT_SYNC: neither changes, so the file system is not asked */
+	/* DONT_SYNC: device and type never change, so no request to the file system is needed */
 	if (!syscall(SYS_statx, fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &st))
 		return makedev(st.stx_dev_major, st.stx_dev_minor) == device && S_ISREG(st.stx_mode);
-	/* some sandboxes do not know it */
+	/* some sandboxes do not allow statx() */
 	return !syscall(SYS_fstat, fd, &old) && old.st_dev == device && S_ISREG(old.st_mode);
 }
 
@@ -90,7 +90,7 @@ static bool overlap(uint64_t a, uint64_t b, uint64_t len)
 	return a < b + len && b < a + len;
 }
 
-/* Outside of [target, target + len).  The kernel may choose a gap that overlaps either end of it. */
+/* Map outside [target, target + len).  The gap that the kernel chooses may overlap either end of it. */
 static long map_elsewhere(uint64_t target, uint64_t len, int flags, int cache, int64_t offset, struct caller *c)
 {
 	long at[ELSEWHERE_TRIES];
@@ -138,7 +138,7 @@ static int open_up(struct mapping *m, const struct map_request *q, struct caller
 	if (q->prot & PROT_ALL)
 		error = call3(c, SYS_mprotect, m->at, m->len, (uint64_t)(q->prot & PROT_ALL));
 	if (!error && q->flags & MAP_LOCKED) {
-		/* checks the limits only: mmap() does not report pages that cannot be read */
+		/* checks only the limits: mmap() does not report pages that cannot be read */
 		error = call3(c, SYS_mlock2, m->at, m->len, MLOCK_ONFAULT);
 		if (error == ENOMEM)
 			error = EAGAIN;
@@ -146,7 +146,7 @@ static int open_up(struct mapping *m, const struct map_request *q, struct caller
 	if (error || m->at == m->target)
 		return error;
 	at = call6(c, SYS_mremap, m->at, m->len, m->len, MREMAP_MAYMOVE | MREMAP_FIXED, m->target, 0);
-	if (failed(at))	/* EINVAL: beyond the end of the address space, as mmap() has it ENOMEM */
+	if (failed(at))	/* EINVAL: beyond the end of the address space, which is ENOMEM of mmap() */
 		return at == -EINVAL ? ENOMEM : (int)-at;
 	m->at = m->target;
 	return 0;

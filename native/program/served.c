@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * served.c - how a program comes to be served: see served.h.
+ * served.c - connects a program to the host: see served.h.
  */
 #include "served.h"
 
@@ -17,7 +17,7 @@ static long call1(struct caller *there, long number, uint64_t a)
 	return there->call(there, number, (const uint64_t[6]){ a });
 }
 
-/* A descriptor of ours as the program's.  -> its number there, or -errno; ours is closed. */
+/* Move a descriptor of ours to the program.  -> its number there, or -errno; closes ours. */
 static long lend(struct caller *there, int fd)
 {
 	long theirs = fd;
@@ -41,8 +41,8 @@ static int take(struct caller *there, long theirs)
 	return fd;
 }
 
-/* A userfaultfd of the program's address space, before UFFDIO_API, which is the host's to do.
- * `device` is /dev/userfaultfd, or -1: by the system call.  -> our descriptor, or -errno. */
+/* Make a userfaultfd of the program's address space; the host does UFFDIO_API.  `device` is
+ * /dev/userfaultfd, or -1: use the system call.  -> our descriptor, or -errno. */
 static int make_userfaultfd(struct caller *there, int device)
 {
 	const uint64_t flags = O_CLOEXEC | O_NONBLOCK;
@@ -82,7 +82,7 @@ static int unmap(struct caller *there, const struct mapping *m, int error)
 	return error;
 }
 
-/* The page cache to where it is to be, before the host knows.  -> errno */
+/* Map the page cache, before client_mapped().  -> errno */
 static int map_cache(struct mapping *m, const struct map_request *q, int cache, bool private, bool demoted,
 		     struct caller *there)
 {
@@ -93,8 +93,7 @@ static int map_cache(struct mapping *m, const struct map_request *q, int cache, 
 		return (int)-theirs;
 	error = mapping_make(m, q, (int)theirs, private, there);
 	call1(there, SYS_close, (uint64_t)theirs);
-	/* a private mapping of a file is in no core dump anyhow (core(5)), but for pages that have been
-	 * stored to, and there are none */
+	/* of a private file mapping, only dirty pages are in a core dump (core(5)); this has none */
 	if (!error && demoted)
 		r = there->call(there, SYS_madvise, (const uint64_t[6]){ m->at, m->len, MADV_DONTDUMP });
 	return r < 0 ? unmap(there, m, (int)-r) : error;
