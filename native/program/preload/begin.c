@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * begin.c - the beginning of the preloaded library in a process.
+ * begin.c - initialises the preloaded library in a process.
  *
- * Owns the order: settings, fork handlers, the SIGBUS handler, and then settings() has them.
- * Other libraries' constructors may run, and map files, before ours: each function that we
- * interpose begins here.
+ * Owns the order: settings, fork handlers, the SIGBUS handler, then publishing the settings.
+ * Constructors of other libraries may run, and map files, before ours, so every interposed function
+ * calls begin() first.
  */
 #include <errno.h>
 #include <stdatomic.h>
 
 #include "preload.h"
 
-/* A thread that comes while another one is beginning finds nothing on.  There is one only where a
+/* A thread that calls begin() while another one runs it finds the library off.  That happens only if a
  * constructor starts threads. */
 static atomic_bool begun;
 

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * demoted.c - mappings that are private only because we made them so.
+ * demoted.c - records demoted mappings: MAP_SHARED requests that were mapped MAP_PRIVATE.
  *
- * A program maps a file that it opened read-only MAP_SHARED; the page cache is mapped
- * MAP_PRIVATE in its place (abi.h, struct df_mmap).  mprotect() must not make that writable:
- * calls.c.  Owns the table of those mappings, and moves its entries at mremap().
+ * If the file was opened read-only, its page cache is mapped MAP_PRIVATE in place of MAP_SHARED (abi.h,
+ * struct df_mmap).  mprotect() must not make that writable: calls.c.  Owns the table of those mappings,
+ * and moves its entries at mremap().
  *
- * munmap() is not interposed, and the libc unmaps by calls to itself.  So the table says only
- * where to look; /proc/self/maps says whether a private mapping of a page cache is there now.
+ * munmap() is not interposed, and libc also unmaps by internal calls.  So the table shows only where to
+ * look; /proc/self/maps shows whether a private mapping of a page cache is there now.
  */
 #include <errno.h>
 #include <sched.h>
@@ -25,7 +25,7 @@ struct range {
 
 enum {
 	FIRST_ROOM = 64,
-	PATIENCE = 1 << 20,		/* of yields; the holder of the lock has signals blocked */
+	PATIENCE = 1 << 20,		/* yields; the holder of the lock has signals blocked */
 };
 
 static struct range first_room[FIRST_ROOM];
@@ -34,7 +34,7 @@ static size_t room = FIRST_ROOM;
 static atomic_size_t used;		/* entries before this may be in use */
 static atomic_bool held;
 
-/* Held for a few instructions; a cloned process may have inherited it held, hence the bound. */
+/* The lock is held for a few instructions.  A cloned process may inherit it held, hence the bound. */
 void demoted_hold(void)
 {
 	int n;
@@ -73,7 +73,7 @@ static struct range *grow(void)
 	return &table[i];
 }
 
-/* Without memory for the entry mprotect() allows what it should not. */
+/* If there is no memory for the entry, mprotect() may make the mapping writable. */
 static void add(uint64_t start, uint64_t end)
 {
 	struct range *free = NULL;
@@ -125,7 +125,7 @@ void demoted_set(uint64_t start, uint64_t end, bool demoted)
 	signals_restore(mask);
 }
 
-/* The first demoted part of [start, end), if there is one. */
+/* -> whether a part of [start, end) is demoted; then *out is the first such part. */
 static bool find(uint64_t start, uint64_t end, struct range *out)
 {
 	uint64_t mask = signals_block();
@@ -159,7 +159,7 @@ uint64_t demoted_first(uint64_t start, uint64_t end)
 	uint64_t at;
 
 	while (start < end && find(start, end, &r)) {
-		/* -errno: /proc cannot be read, and the table has to do */
+		/* -errno: /proc cannot be read, so rely on the table */
 		if (cache_maps_private(MAPS_SELF, r.start, r.end, 0, &at))
 			return at;
 		start = r.end;
@@ -169,7 +169,7 @@ uint64_t demoted_first(uint64_t start, uint64_t end)
 
 long demoted_remap(uint64_t from, uint64_t old_len, uint64_t new_len, int flags, uint64_t to)
 {
-	/* a mapping is demoted from end to end, or not at all */
+	/* a mapping is demoted as a whole or not at all */
 	struct range r;
 	bool demoted = used && find(from, from + (old_len ? old_len : 1), &r);
 	long at = syscall(SYS_mremap, from, old_len, new_len, flags, to);

@@ -2,7 +2,7 @@
  *
  * exec.c - the exec functions.
  *
- * Owns finding the file that each of them is about to execute; target_call() has the rest.  An
+ * Owns finding the file that each of them is about to execute; target_call() does the rest.  An
  * exec that fails changes nothing.
  */
 #include <errno.h>
@@ -22,7 +22,7 @@ extern char **environ;
 
 struct exec {
 	int dirfd;
-	const char *path;		/* or file, of execvpe() */
+	const char *path;		/* or `file` of execvpe() */
 	int flags;			/* AT_* */
 };
 
@@ -42,7 +42,7 @@ static int start_at(const struct target *target, void *arg)
 	return (int)syscall(SYS_execveat, e->dirfd, e->path, target->argv, target->envp, e->flags);
 }
 
-/* The libc's own searches PATH again, and runs a file that is no executable with a shell. */
+/* libc's execvpe() searches PATH again, and runs a file that is not an executable with a shell. */
 static int start_file(const struct target *target, void *arg)
 {
 	const struct exec *e = arg;
@@ -112,7 +112,7 @@ EXPORT int execvp(const char *file, char *const argv[])
 	return execvpe(file, argv, environ);
 }
 
-/* A tracer takes a path, and has none of our descriptors. */
+/* The tracer takes a path, and has none of our descriptors. */
 static const char *path_of(int fd, char *room)
 {
 	struct stat named, open;

@@ -1,16 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * fork.c - a forked child, before anything of the program runs in it.
+ * fork.c - prepares a forked child before program code runs in it.
  *
- * Owns the mappings that it inherits.  Where the kernel notifies the host of forks (EVENT_FORK,
- * which takes CAP_SYS_PTRACE) they are served already.  Where it does not, they are plain
- * mappings of a memfd, and a page that is not present would read as zeros: the child has them
- * served again.  If that fails, every touch of them is the SIGBUS, or EFAULT, of a file that
- * ends before it, and a child that only wants to exec still can.
+ * Owns the mappings that it inherits.  If the kernel notifies the host of forks (EVENT_FORK, which
+ * requires CAP_SYS_PTRACE), they are served already.  Otherwise they are plain mappings of a memfd whose
+ * missing pages would read as zeros, so the child has them served again.  If that fails, every access
+ * to them raises SIGBUS, or fails with EFAULT, as past the end of a file; the child can still exec.
  *
- * A clone(2) without CLONE_VM is not interposed.  So where the kernel does not notify the host,
- * mappings are kept from children (MADV_DONTFORK) except in fork() and _Fork(): a child of
- * clone(2) does not have them, and gets SIGSEGV where it would have read zeros.
+ * A clone(2) without CLONE_VM is not interposed.  So if the kernel does not notify the host, mappings
+ * are MADV_DONTFORK except during fork() and _Fork().  A child of clone(2) does not have them: it gets
+ * SIGSEGV where it would have read zeros.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -35,7 +34,7 @@ static bool advise(const struct maps_area *m, void *advice)
 	return false;
 }
 
-/* `held`: the connection may be given up, for its descriptor when there is no other left. */
+/* `held`: the connection may be closed, to free its descriptor if no other is left. */
 static void share_with_children(bool share, bool held)
 {
 	int advice = share ? MADV_DOFORK : MADV_DONTFORK;
@@ -58,13 +57,13 @@ static bool make_unreadable(const struct maps_area *m, void *empty)
 
 static void die(void)
 {
-	static const char why[] = "daxfault: a forked child's mappings can neither be served nor taken away\n";
+	static const char why[] = "daxfault: a forked child's mappings can neither be served nor removed\n";
 
 	syscall(SYS_write, STDERR_FILENO, why, sizeof(why) - 1);
 	syscall(SYS_kill, syscall(SYS_getpid), SIGKILL);
 }
 
-/* Replaces them by an empty file; without one, by PROT_NONE: SIGSEGV, but never zeros. */
+/* Replaces the mappings by an empty file, or else by PROT_NONE: SIGSEGV, but never zeros. */
 static void withdraw(void)
 {
 	int empty = (int)syscall(SYS_memfd_create, "daxfault-withdrawn", MFD_CLOEXEC);
@@ -81,7 +80,7 @@ static void adopt(void)
 	struct conversation c;
 	int r;
 
-	/* the child has one thread yet: no other can get descriptors beyond the limit */
+	/* the child has only this thread: no other can use the raised limit */
 	getrlimit(RLIMIT_NOFILE, &limit);
 	most = limit;
 	most.rlim_cur = most.rlim_max;

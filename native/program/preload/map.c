@@ -2,8 +2,7 @@
  *
  * map.c - mmap() and msync() of files on the mount.
  *
- * Owns the turn to speak with the host, and the second try with another connection; served.h has
- * the rest.
+ * Owns the lock of the connection, and the second try with a new one; served.h does the rest.
  */
 #include <errno.h>
 #include <sys/mman.h>
@@ -13,7 +12,7 @@
 #include "program/cache_maps.h"
 #include "preload.h"
 
-/* -> 0, or what mmap() fails with; *dead when it is for the connection. */
+/* -> 0, or the errno for mmap(); *dead: the connection failed. */
 static int map_cache(struct client *client, const struct map_request *q, struct mapping *m, bool *dead)
 {
 	bool demoted;
@@ -78,6 +77,6 @@ int map_sync(uint64_t start, uint64_t len)
 	wire_end(&c);
 	if (r >= 0)
 		return r;
-	/* The stores are not safe.  But msync() of other files must not fail with our host. */
+	/* The stores are not in the file.  msync() of other files must not fail because of the host. */
 	return cache_maps_any(MAPS_SELF, start, start + len) ? EIO : 0;
 }

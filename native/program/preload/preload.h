@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * preload.h - what the parts of the preloaded library know of each other, lowest part first: each
- * may call those before it.
+ * preload.h - between the parts of the preloaded library, lowest first: each may call those before
+ * it.
  *
- * libdaxfault.so is mapped into programs that know nothing of it.  So all of it keeps
- * errno, prints nothing (but for one message before a process is killed), takes no memory
- * from the program's allocator, relies on no descriptor staying what it was, and does
- * nothing at all where DAXFAULT_SOCKET and DAXFAULT_DEVICE are not set.
+ * libdaxfault.so runs inside unmodified programs.  It must preserve errno, print nothing (except one
+ * message before it kills a process), and take no memory from the program's allocator.  It must check
+ * a descriptor before each use, because the program may close or replace it.  It does nothing unless
+ * DAXFAULT_SOCKET and DAXFAULT_DEVICE are set.
  */
 #ifndef DAXFAULT_PROGRAM_PRELOAD_H
 #define DAXFAULT_PROGRAM_PRELOAD_H
@@ -24,10 +24,10 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-/* ---- settings.c: what the environment said, and the functions behind those that we interpose */
+/* ---- settings.c: the settings from the environment, and the functions behind the interposed ones */
 
 struct settings {
-	bool on;			/* otherwise nothing else is set */
+	bool on;			/* if false, nothing else is set */
 	bool stacks;			/* DAXFAULT_STACKS=1 */
 	dev_t device;			/* DAXFAULT_DEVICE: st_dev of the mount, decimal */
 	const char *socket;		/* DAXFAULT_SOCKET */
@@ -35,10 +35,10 @@ struct settings {
 	const char *library;		/* this one's path */
 	/* "NAME=value" of each DAXFAULT_* that was set, then NULL */
 	const char *environment[6];
-	int (*backtrace)(void **, int);	/* with `stacks`, where there is one */
+	int (*backtrace)(void **, int);	/* if `stacks`, and libc has it; or NULL */
 };
 
-struct next {				/* the libc's, or of another library that interposes */
+struct next {				/* libc's, or those of another library that interposes */
 	pid_t (*fork)(void);		/* _Fork(), glibc 2.34, or NULL */
 	int (*execvpe)(const char *, char *const[], char *const[]);
 	int (*posix_spawn)(pid_t *, const char *, const posix_spawn_file_actions_t *, const posix_spawnattr_t *,
@@ -49,19 +49,19 @@ struct next {				/* the libc's, or of another library that interposes */
 	FILE *(*popen)(const char *, const char *);
 };
 
-/* Once, before all else. */
+/* Called once, first of all. */
 const struct settings *settings_read(void);
-/* From now on settings() has them; before, nothing is on. */
+/* settings() returns them from now on; before, `on` is false. */
 void settings_publish(void);
 
 const struct settings *settings(void);
 const struct next *next(void);
 
-/* ---- wire.c: the connection of this process, and whose turn it is */
+/* ---- wire.c: the connection of this process, and its lock */
 
 struct conversation {
-	struct client *client;		/* to speak with */
-	struct client own;		/* of a process that must not touch the owner's */
+	struct client *client;		/* the connection to use */
+	struct client own;		/* for a process that must not use the owner's */
 	uint64_t mask;			/* signals blocked before */
 	bool owner;			/* it holds the lock */
 	bool fresh;			/* connected in this conversation */
@@ -69,28 +69,29 @@ struct conversation {
 
 extern struct caller here;		/* of the calling process */
 
-/* Signals blocked, the lock held, connected and served.  -> 0, or what the program's
- * call fails with; wire_end() is due in either case. */
+/* Block signals, take the lock, connect, and have the process served.  -> 0, or the errno for the
+ * program's call; wire_end() must follow in either case. */
 int wire_begin(struct conversation *c);
-/* The connection turned out to be dead: another one, unless it is as fresh as can be. */
+/* The connection has failed: connect again, unless it was made in this conversation.  -> as wire_begin(). */
 int wire_again(struct conversation *c);
 void wire_end(struct conversation *c);
 
-/* From a handler of a synchronous signal, whichever thread holds the lock. */
+/* For the handler of a synchronous signal, also while any thread holds the lock. */
 void wire_sigbus(uint64_t address, pid_t tid, int code, const uint64_t *frames, size_t n);
 
-/* Has this process, or one that it was forked from, ever mapped a page cache? */
+/* This process, or one that it was forked from, has mapped a page cache. */
 bool wire_mapped(void);
 void wire_set_mapped(void);
-/* Are forked children of this process unknown to the kernel's events? */
+/* The kernel does not report forks of this process to the host. */
 bool wire_unfollowed(void);
-/* Give up the connection's descriptor.  -> whether there was one. */
+/* Close the connection.  -> whether there was one. */
 bool wire_drop(void);
 
-/* The calling process is the one that may keep a connection. */
+/* Make the calling process the owner of the kept connection. */
 void wire_own(void);
 
-/* Around a fork(): hold, if it is this process's to hold, then release in the parent; the child begins again. */
+/* Around a fork(): wire_hold() takes the lock if this process is its owner, wire_release() releases it
+ * in the parent; the child starts without a connection. */
 bool wire_hold(void);
 void wire_release(void);
 void wire_forked(void);
@@ -98,14 +99,14 @@ void wire_forked(void);
 uint64_t signals_block(void);
 void signals_restore(uint64_t mask);
 
-/* ---- demoted.c: mappings that are private only because we made them so */
+/* ---- demoted.c: demoted mappings, MAP_PRIVATE in place of MAP_SHARED */
 
 bool demoted_any(void);
-/* [start, end) was mapped: `demoted` if MAP_SHARED, of a file that was opened read-only. */
+/* Record a new mapping of [start, end). */
 void demoted_set(uint64_t start, uint64_t end, bool demoted);
-/* Where in [start, end) the first one begins that is still there, or `end`. */
+/* -> where the first demoted mapping in [start, end) that still exists begins, or `end`. */
 uint64_t demoted_first(uint64_t start, uint64_t end);
-/* mremap(2), and the record of it.  -> its result or -errno */
+/* mremap(2); moves the record too.  -> its result or -errno */
 long demoted_remap(uint64_t from, uint64_t old_len, uint64_t new_len, int flags, uint64_t to);
 void demoted_hold(void);
 void demoted_release(void);
@@ -123,30 +124,30 @@ void fork_install(void);
 pid_t fork_without_handlers(void);	/* _Fork() */
 void sigbus_install(void);
 
-/* ---- begin.c: the first call of any of ours, or the constructor */
+/* ---- begin.c: called by the constructor and by each interposed function */
 
 void begin(void);
 
 /* ---- target.c: the program that an exec or a spawn starts */
 
 struct target {
-	const char *path;		/* the tracer's, or NULL: the one that the program gave */
+	const char *path;		/* the tracer's, or NULL: the path that the program gave */
 	char *const *argv, *const *envp;
 };
 
-/* What executes a target.  -> as the program's own call does when it returns. */
+/* Executes a target.  -> the result of the program's call, if it returns. */
 typedef int (*target_start)(const struct target *target, void *arg);
 
-/* Call `start` with the program's `argv` and `envp`, made such that the new program is
- * followed as this one is; `path` is its file, or NULL: not known. */
+/* Call `start` with the program's `argv` and `envp`, changed so that the new program is served as this
+ * one is.  `path` is its file, or NULL if unknown. */
 int target_call(const char *path, char *const *argv, char *const *envp, target_start start, void *arg);
 
-/* Does LD_PRELOAD's list, parted by colons or spaces (ld.so(8)), have `path`? */
+/* -> true: `path` is in LD_PRELOAD's list, which is separated by colons or spaces (ld.so(8)). */
 bool preload_lists(const char *paths, const char *path);
 
 /* ---- exec.c */
 
-/* What execvp(3) finds for `file`, in `room` of PATH_MAX bytes, or NULL. */
+/* -> the path that execvp(3) finds for `file`, in `room` of PATH_MAX bytes, or NULL. */
 const char *find_in_path(const char *file, char *room);
 
 #endif

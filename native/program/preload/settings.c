@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * settings.c - what the environment said, and the functions behind those that we interpose.
+ * settings.c - the settings from the environment, and the functions behind the interposed ones.
  *
- * Owns copies: a program may clear its environment.
+ * Owns copies, because a program may clear its environment.
  */
 #include "preload.h"
 
@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-_Static_assert(sizeof(off_t) == 8 && sizeof(long) == 8, "mmap() and mmap64() are one");
+_Static_assert(sizeof(off_t) == 8 && sizeof(long) == 8, "mmap() and mmap64() are the same");
 
 static struct settings set;
 static struct next behind;
@@ -25,8 +25,8 @@ static char stacks_copy[] = "DAXFAULT_STACKS=1";
 static char tracer_copy[sizeof("DAXFAULT_TRACER=") + PATH_MAX];
 static char library_copy[PATH_MAX];
 
-/* Keep "name=value" in `room`.  -> the value, or NULL when it is not set or empty.  One that is
- * too long is cut, so that each mmap() fails: not to be served would pass unnoticed. */
+/* Keep "name=value" in `room`.  -> the value, or NULL if it is unset or empty.  A value that is too
+ * long is cut, so that every mmap() fails; without an error, mappings would silently not be served. */
 static const char *keep(const char *name, char *room, size_t size)
 {
 	const char *value = getenv(name);
@@ -55,7 +55,7 @@ static void read_environment(void)
 	set.socket = keep("DAXFAULT_SOCKET", socket_copy, sizeof(socket_copy));
 	if (!set.socket || !device || !device_number(device, &set.device))
 		return;
-	/* LD_PRELOAD may name it relative to where the program was started */
+	/* LD_PRELOAD may contain a path relative to the working directory at the start */
 	if (!dladdr(&set, &here) || !here.dli_fname || !realpath(here.dli_fname, library_copy))
 		return;
 	set.library = library_copy;
@@ -82,7 +82,7 @@ static void find_next(void)
 	*(void **)&behind.posix_spawnp = dlsym(RTLD_NEXT, "posix_spawnp");
 }
 
-/* The first backtrace() loads the unwinder, which cannot be done in a signal handler. */
+/* The first backtrace() loads the unwinder, which is not possible in a signal handler. */
 static void warm_stacks(void)
 {
 	void *frame;

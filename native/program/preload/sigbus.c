@@ -2,10 +2,9 @@
  *
  * sigbus.c - a SIGBUS that the program does not catch.
  *
- * Owns a handler where there was SIG_DFL.  It reports to the host, and then the process dies of
- * the same signal: the handler resets the disposition and queues the signal, with its siginfo,
- * again, which is delivered at the faulting instruction when the handler returns.  A program's
- * own handler replaces ours, and an exec ends it.
+ * Owns the handler that replaces SIG_DFL.  The handler reports to the host, resets the disposition, and
+ * queues the signal again with its siginfo.  It is delivered at the faulting instruction when the
+ * handler returns, and the process dies of it.  A program's own handler replaces ours; exec removes it.
  */
 #include <errno.h>
 #include <signal.h>
@@ -23,11 +22,11 @@ static uint64_t program_counter(const ucontext_t *context)
 #elif defined(__aarch64__)
 	return context->uc_mcontext.pc;
 #else
-#error "which register is the program counter?"
+#error "add the register that is the program counter of this CPU"
 #endif
 }
 
-/* The stack of what was interrupted, without the frames of this handler. */
+/* The stack of the interrupted code, without the frames of this handler. */
 static size_t interrupted_stack(const ucontext_t *context, uint64_t *frames)
 {
 	enum { OURS = 8 };
@@ -53,7 +52,7 @@ static void on_sigbus(int signal, siginfo_t *info, void *context)
 	int error = errno;
 	size_t n = 0;
 
-	/* not a signal of kill(2), and not of a process that never mapped a page cache */
+	/* not a signal of kill(2), and only in a process that has mapped a page cache */
 	if (info->si_code > 0 && wire_mapped()) {
 		if (settings()->backtrace)
 			n = interrupted_stack(context, frames);
@@ -69,7 +68,7 @@ void sigbus_install(void)
 {
 	struct sigaction old, act = { .sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO | SA_ONSTACK };
 
-	sigfillset(&act.sa_mask);	/* another handler might map, and take the lock */
+	sigfillset(&act.sa_mask);	/* another handler might map, which takes the lock */
 	if (!sigaction(SIGBUS, NULL, &old) && !(old.sa_flags & SA_SIGINFO) && old.sa_handler == SIG_DFL)
 		sigaction(SIGBUS, &act, NULL);
 }

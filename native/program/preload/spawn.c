@@ -2,9 +2,8 @@
  *
  * spawn.c - posix_spawn(), system() and popen().
  *
- * Owns the following of a spawned program, as of an executed one.  Its file is looked at before
- * the child is made: a relative path is another file if the file actions change the child's
- * directory.
+ * Has spawned programs served, as exec.c does executed ones.  Reads the file before the child is made;
+ * a relative path would be another file if the file actions change the child's directory.
  */
 #include <errno.h>
 #include <limits.h>
@@ -18,7 +17,7 @@ extern char **environ;
 
 struct spawn {
 	pid_t *pid;
-	const char *path;		/* or file, of posix_spawnp() */
+	const char *path;		/* or `file` of posix_spawnp() */
 	const posix_spawn_file_actions_t *actions;
 	const posix_spawnattr_t *attributes;
 };
@@ -64,8 +63,8 @@ EXPORT int posix_spawnp(pid_t *pid, const char *file, const posix_spawn_file_act
 	return target_call(path, argv, envp, start_file, &s);
 }
 
-/* system() and popen() start a shell with `environ`, by calls of the libc to itself.  Restores
- * what the program has removed from it; as thread-safe as their own use of it. */
+/* system() and popen() start a shell with `environ`, by internal calls of libc.  Restores our variables
+ * in it; as thread-safe as libc's own use of it. */
 static void restore_environ(void)
 {
 	const char *library = settings()->library;

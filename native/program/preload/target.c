@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * target.c - the program that an exec or a spawn starts in place of the one it was asked for.
+ * target.c - changes an exec or a spawn so that the new program is served.
  *
- * Owns two changes to the program's request.  LD_PRELOAD and DAXFAULT_* are added to an
- * environment that lacks them; existing ones are kept, as they may be of a host within ours.
- * And a program that LD_PRELOAD does not reach (elf.h) is started by the tracer, as
- * `TRACER --argv0 NAME PATH ARGUMENT...`, unless this process is traced already: its tracer,
- * ours or a debugger, traces the child as well, and there can be only one.
+ * Owns two changes.  It adds LD_PRELOAD and DAXFAULT_* to an environment that lacks them, and keeps
+ * existing ones, which may belong to a nested host.  And it starts a program for which LD_PRELOAD does
+ * not work (elf.h) through the tracer, as `TRACER --argv0 NAME PATH ARGUMENT...`.  It does not if this
+ * process is traced already: that tracer, ours or a debugger, also traces the child, and there can be
+ * only one.
  *
- * It runs between vfork() and exec: everything is on the stack or, when it is too large for
- * that, in a mapping that stays in the parent.
+ * It may run between vfork() and exec, so its memory is the stack or, for large arguments, a mapping
+ * that stays in the parent.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -29,7 +29,7 @@
 enum {
 	ON_STACK = 4096,		/* threads may have as little as PTHREAD_STACK_MIN */
 	TRACER_WORDS = 4,		/* TRACER --argv0 NAME PATH */
-	ENVIRONMENT_WORDS = 7,		/* of ours, and NULL */
+	ENVIRONMENT_WORDS = 7,		/* our variables, and NULL */
 };
 
 struct plan {
@@ -37,9 +37,9 @@ struct plan {
 	size_t argc, envc;
 	char *const *preload;		/* the environment's LD_PRELOAD, or NULL */
 	bool preloaded;			/* this library is in it */
-	bool missing;			/* something of ours is not in it */
+	bool missing;			/* one of our variables is not in it */
 	bool traced;
-	size_t room;			/* bytes that carry_out() takes */
+	size_t room;			/* bytes that carry_out() needs */
 };
 
 static size_t count(char *const *list)

@@ -2,12 +2,11 @@
  *
  * wire.c - the connection of a process to the host.
  *
- * Owns the one descriptor that is kept, and the lock of the conversation.  The program may have
- * closed the descriptor, or given its number to another file, so it is checked before each use.
- * Only the process that made the connection uses it.  Another one that runs in the same memory
- * (a child of vfork(), or of clone(), which is not interposed) connects for each conversation,
- * and touches neither the lock nor the kept descriptor: the lock may be held by a thread that
- * the child does not have.
+ * Owns the kept descriptor, and the lock of the conversation.  The program may have closed the
+ * descriptor, or reused its number for another file, so it is checked before each use.  Only the
+ * process that made the connection uses it.  Another process in the same memory (a child of vfork(), or
+ * of clone(), which is not interposed) connects for each conversation.  It must use neither the lock
+ * nor the kept descriptor, because the lock's holder may be a thread that the child does not have.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -20,7 +19,7 @@
 #include "preload.h"
 
 enum {
-	HIGH = 1000,			/* where programs do not look for descriptors */
+	HIGH = 1000,			/* a number that programs rarely use for a descriptor */
 	STDIO_MAX = 2,
 };
 
@@ -33,9 +32,9 @@ static dev_t client_dev;
 static ino_t client_ino;
 
 static atomic_bool mapped;
-static atomic_bool unfollowed;		/* a userfaultfd here is lost by fork() */
+static atomic_bool unfollowed;		/* a forked child is not served (no EVENT_FORK) */
 
-/* All signals: sigprocmask() leaves out those of the libc (cancellation, setuid). */
+/* Blocks all signals; sigprocmask() excludes those of libc (cancellation, setuid). */
 uint64_t signals_block(void)
 {
 	uint64_t all = ~0ull, mask = 0;
@@ -93,7 +92,7 @@ static bool still_ours(void)
 	       st.st_dev == client_dev && st.st_ino == client_ino;
 }
 
-/* To a number that a program which reopens 0 to 2, or closes a few, is unlikely to use. */
+/* Move `fd` to a high number, which a program that reopens 0 to 2 is unlikely to use. */
 static int move_high(int fd)
 {
 	int least, high = -1;
@@ -114,7 +113,7 @@ static long call_here(struct caller *c, long number, const uint64_t a[6])
 
 struct caller here = { .call = call_here };
 
-/* -> 0, or what the program's call fails with. */
+/* -> 0, or the errno for the program's call. */
 static int serve_new(struct client *c)
 {
 	uint32_t flags;
@@ -156,7 +155,7 @@ int wire_begin(struct conversation *c)
 		take_lock();
 		if (still_ours())
 			return 0;
-		client.fd = -1;	/* closed, or another file's now */
+		client.fd = -1;	/* closed, or now another file */
 	}
 	return reconnect(c);
 }
@@ -236,7 +235,7 @@ void wire_forked(void)
 {
 	atomic_store(&lock, FREE);
 	wire_own();
-	if (still_ours())	/* or the host never sees the connection end when the parent closes it */
+	if (still_ours())	/* otherwise the host would not see the end of the parent's connection */
 		client_close(&client);
 	client.fd = -1;
 }

@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * wrappers.c - the libc's functions that make the system calls of calls.h, interposed.
+ * wrappers.c - interposes the functions of libc that make the system calls of calls.h.
  *
- * Owns nothing but their arguments, their results and errno: what becomes of a call is decided by
- * the table.
+ * Owns only their arguments, results and errno; the table decides about each call.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -78,7 +77,7 @@ static long decided(const struct call *c)
 	}
 }
 
-/* As the libc returns it; errno changes by failure alone. */
+/* -> the result in libc's form; sets errno only on failure. */
 static long wrap(long number, uint64_t a, uint64_t b, uint64_t d, uint64_t e, uint64_t f, uint64_t g)
 {
 	struct call c = { number, { a, b, d, e, f, g } };
@@ -129,7 +128,7 @@ EXPORT int mprotect(void *addr, size_t len, int prot)
 
 EXPORT int pkey_mprotect(void *addr, size_t len, int prot, int pkey)
 {
-	if (pkey == -1)			/* as the libc's; older kernels have only mprotect() */
+	if (pkey == -1)			/* as libc does; older kernels have only mprotect() */
 		return mprotect(addr, len, prot);
 	return (int)wrap(SYS_pkey_mprotect, (uint64_t)addr, len, (uint64_t)prot, (uint64_t)pkey, 0, 0);
 }
@@ -166,7 +165,7 @@ EXPORT void *mremap(void *addr, size_t old_len, size_t new_len, int flags, ...)
 	return r < 0 ? MAP_FAILED : (void *)r;
 }
 
-/* fork() for signal handlers: no pthread_atfork(). */
+/* fork() for signal handlers: runs no pthread_atfork() handlers. */
 EXPORT pid_t _Fork(void)
 {
 	begin();

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * filter.c - the seccomp filter that stops a tracee.
+ * filter.c - generates the seccomp filter that stops a tracee.
  *
- * Owns its making from the table of calls.h: a call that passes a row's tests stops, every other
- * one does not.  System calls of i386 and x32 never do.  Also owns the close() by which a tracee
- * asks for a descriptor (inject.c).
+ * The filter stops a call that passes the tests of a row in the table of calls.h, and no other.  It never
+ * stops system calls of i386 and x32.  It also notifies the listener of the close() by which a tracee
+ * requests a descriptor (inject.c).
  */
 #include <errno.h>
 #include <linux/audit.h>
@@ -40,7 +40,7 @@ static void add(struct filter *f, struct sock_filter instruction)
 		f->code[f->len++] = instruction;
 }
 
-/* `left` instructions come after this one in its row: a test that fails skips them. */
+/* A test that fails skips the `left` remaining instructions of its row. */
 static void add_test(struct filter *f, const struct call_test *t, uint8_t left)
 {
 	bool any = t->kind == TEST_ANY || t->kind == TEST_NONE;
@@ -94,8 +94,8 @@ int filter_install(uint64_t cookie)
 		return -1;
 	}
 	program = (struct sock_fprog){ .len = f.len, .filter = f.code };
-	/* Without CAP_SYS_ADMIN it takes no_new_privs: set-user-ID programs run without what that
-	 * would give them. */
+	/* Without CAP_SYS_ADMIN it requires no_new_privs: set-user-ID programs run without the
+	 * privileges of their owner. */
 	fd = (int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &program);
 	if (fd < 0 && errno == EACCES && !prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 		fd = (int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &program);

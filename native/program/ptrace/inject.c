@@ -2,17 +2,17 @@
  *
  * inject.c - system calls made by a tracee on our behalf.
  *
- * Owns its registers and its signal mask meanwhile.  Never touches its memory: below the stack
- * pointer of a goroutine there may be another one's.
+ * Owns its registers and its signal mask during an injection.  Never touches its memory: the memory
+ * below the stack pointer of a goroutine may belong to another one.
  *
- * Every signal that can be is blocked, and so stays pending as it came.  SIGSTOP cannot: it
- * is suppressed, and sent again at the end, unless a SIGCONT has come after it.  A stop of the
- * whole process is passed through, and entered at the end.  SIGKILL may come at any time:
- * then every later step here fails, and the thread is removed.
+ * All signals are blocked during an injection and stay pending.  SIGSTOP cannot be blocked: it is
+ * suppressed, and sent again at the end unless a SIGCONT came after it.  A group stop is passed through,
+ * and entered at the end.  SIGKILL may come at any time: every later step fails then, and the thread is
+ * removed.
  *
- * A descriptor gets into a tracee by the seccomp listener (SECCOMP_ADDFD_FLAG_SEND, 5.14):
- * it calls close() with our cookie, the filter notifies us of that, and the answer is the
- * descriptor.  Neither /proc, chroot(2), name spaces nor user ids matter to that.
+ * A tracee receives a descriptor through the seccomp listener (SECCOMP_ADDFD_FLAG_SEND, 5.14): it calls
+ * close() with our cookie, the filter notifies us, and we answer with the descriptor.  This does not
+ * depend on /proc, chroot(2), namespaces or user ids.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -36,7 +36,7 @@ enum {
 	ERESTARTSYS = 512,		/* include/linux/errno.h */
 	ERESTART_RESTARTBLOCK = 516,
 	FD_TRIES = 16,
-	LOOK_MS = 10,			/* a tracee's end does not wake a wait for the listener */
+	LOOK_MS = 10,			/* poll: the end of a tracee does not wake a wait for the listener */
 };
 
 bool is_stop_signal(int signal)
@@ -64,7 +64,7 @@ int inject_step(struct thread *t, int status)
 		thread_remove(t);
 		return INJECT_GONE;
 	}
-	if (event == PTRACE_EVENT_EXEC) {	/* another thread's, which has this one's id now */
+	if (event == PTRACE_EVENT_EXEC) {	/* of another thread, which has this one's id now */
 		t->gone = t->executed = true;
 		return INJECT_GONE;
 	}
@@ -77,7 +77,7 @@ int inject_step(struct thread *t, int status)
 	} else if (!event && signal == SIGSTOP) {
 		t->stop_held = true;
 	} else if (!event) {
-		deliver = signal;	/* forced upon it, by a filter of its own: SIGSYS */
+		deliver = signal;	/* forced, by the program's own filter: SIGSYS */
 	}
 	if (ptrace(PTRACE_SYSCALL, t->tid, 0, deliver)) {
 		t->gone = true;
@@ -86,7 +86,7 @@ int inject_step(struct thread *t, int status)
 	return INJECT_GOES_ON;
 }
 
-/* Until the system call that it is in has returned. */
+/* Wait until the current system call has returned. */
 static bool wait_exit(struct thread *t)
 {
 	pid_t tid = t->tid;
@@ -148,7 +148,7 @@ long inject(struct thread *t, long number, const uint64_t args[6])
 	return inject_start(t, number, args) ? result_of(t) : -ESRCH;
 }
 
-/* Answer the tracee's request for a descriptor.  -> whether there was one. */
+/* Answer the tracee's request for a descriptor.  -> whether there was a request. */
 static bool grant(const struct thread *t, int fd)
 {
 	struct seccomp_notif request = { 0 };
@@ -202,7 +202,7 @@ long inject_fd(struct thread *t, int fd)
 	long r = -ESRCH;
 	int n;
 
-	/* a SIGSTOP ends the request, and it asks again */
+	/* a SIGSTOP ends the request: try again */
 	for (n = 0; n < FD_TRIES; n++) {
 		r = ask_fd(t, fd);
 		if (r > -ERESTARTSYS || r < -ERESTART_RESTARTBLOCK)
@@ -240,7 +240,7 @@ int take_fd(struct thread *t, int fd)
 {
 	int pidfd, copy;
 
-	/* a thread may have descriptors of its own (unshare(2)), and outlive the first one */
+	/* a thread may have its own descriptor table (unshare(2)), and may outlive the first thread */
 	pidfd = (int)syscall(SYS_pidfd_open, t->tid, PIDFD_THREAD);
 	if (pidfd < 0 && errno == EINVAL)
 		pidfd = (int)syscall(SYS_pidfd_open, process_of(t) ? process_of(t)->tgid : t->tid, 0);

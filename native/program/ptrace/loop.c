@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * loop.c - the wait loop: what each stop of a tracee is, and how it goes on.
+ * loop.c - the wait loop: identifies each stop of a tracee, and resumes it.
  *
- * Owns every wait but those amid an injection, and lets tracees run again.  A signal is delivered
- * as it came, with its siginfo; a stopped process stays stopped (PTRACE_LISTEN), and the kernel
- * notifies its parent.
+ * Owns every wait except those during an injection, and every resume.  A signal is delivered unchanged,
+ * with its siginfo.  A stopped process stays stopped (PTRACE_LISTEN), and the kernel notifies its parent.
  */
 #include <errno.h>
 #include <signal.h>
@@ -13,7 +12,7 @@
 
 #include "tracer.h"
 
-/* When it is gone already, its end comes to waitpid(). */
+/* If the thread is gone already, waitpid() reports its end. */
 static void run(struct thread *t, int signal)
 {
 	ptrace(PTRACE_CONT, t->tid, 0, signal);
@@ -76,7 +75,7 @@ static void first_stop(pid_t tid, int status)
 {
 	struct thread *t = thread_add(tid);
 
-	if (!t)		/* out of memory: it goes on as if it were not traced */
+	if (!t)		/* out of memory: it runs on as if it were not traced */
 		ptrace(PTRACE_CONT, tid, 0, 0);
 	else if (status >> 16 == PTRACE_EVENT_STOP && process_inherits(t))
 		go_on(t, serve_adopt(t, is_stop_signal(WSTOPSIG(status))));
@@ -93,7 +92,7 @@ static struct thread *first_queued(struct process *p)
 	return t;
 }
 
-/* Each in its turn; one may be the next to keep the others waiting. */
+/* Wake them one after another: one may start a worker, and the rest wait again. */
 static void wake_queued(struct process *p)
 {
 	struct thread *t;
@@ -109,7 +108,7 @@ static void worker_ended(struct thread *worker, int status)
 	pid_t pid = worker->tid;
 
 	thread_remove(worker);
-	if (!p || p->worker != pid)	/* it is another program now */
+	if (!p || p->worker != pid)	/* the process has executed another program */
 		return;
 	go_on(t, sync_end(t, p, status));
 	wake_queued(p);

@@ -2,15 +2,15 @@
  *
  * main.c - daxfault-tracer [--argv0 NAME] PATH [ARGUMENT...]
  *
- * Runs any program, statically linked ones as well, so that its mappings of files on the
- * mount are served.  Owns the command line and the program's environment, from which it removes the
- * host's socket and the preloaded library: only one of the two may act.
+ * Runs any program, including statically linked ones, so that its mappings of files on the mount are
+ * served.  Owns the command line and the program's environment.  Removes the host's socket and the
+ * preloaded library from it: only one of library and tracer may act.
  *
- *   DAXFAULT_SOCKET   the host's
+ *   DAXFAULT_SOCKET   the host's socket
  *   DAXFAULT_DEVICE   st_dev of the mount, decimal
  *
- * Exit: the program's, for this process becomes the program; 125 when that cannot be, 126 when
- * PATH cannot be executed, 127 when it is not there.
+ * Exit status: the program's, because this process becomes the program; 125 if tracing fails, 126 if
+ * PATH cannot be executed, 127 if it does not exist.
  */
 #include <errno.h>
 #include <getopt.h>
@@ -67,7 +67,7 @@ static bool is_library(const char *path, size_t len)
 	return len >= n && !memcmp(path + len - n, LIBRARY, n) && (len == n || path[len - n - 1] == '/');
 }
 
-/* Other libraries stay in LD_PRELOAD, in their order. */
+/* Other libraries stay in LD_PRELOAD, in order. */
 static void clean_environment(void)
 {
 	const char *old = getenv("LD_PRELOAD");
@@ -115,7 +115,7 @@ int main(int argc, char **argv)
 	start_tracing();
 	if (name)
 		argv[optind] = (char *)name;
-	/* a library preloaded into this process may interpose the libc's */
+	/* a library preloaded into this process may interpose execve() */
 	syscall(SYS_execve, path, argv + optind, environ);
 	fprintf(stderr, "daxfault-tracer: %s: %s\n", path, strerror(errno));
 	return errno == ENOENT ? NOT_FOUND : NOT_EXECUTABLE;

@@ -2,8 +2,8 @@
  *
  * map.c - mmap() of a tracee.
  *
- * Owns the second try with another connection; served.h has the rest.  A refusal is an error of
- * mmap(): the kernel's own mapping never silently takes the place of ours.
+ * Owns the second try with a new connection; served.h does the rest.  If the host refuses, mmap()
+ * fails: it never falls back to the kernel's own mapping.
  */
 #include <errno.h>
 #include <sys/mman.h>
@@ -12,7 +12,7 @@
 
 #include "tracer.h"
 
-/* q->fd is our copy of the program's.  -> errno; *dead when it is for the connection. */
+/* q->fd is our copy of the program's descriptor.  -> errno; *dead: the connection failed. */
 static int map_cache(struct thread *t, struct process *p, const struct map_request *q, struct mapping *m,
 		     bool *dead)
 {
@@ -57,7 +57,7 @@ enum next map_file(struct thread *t, struct process *p, const struct map_request
 	number = mapping_populates(&m, q, args);
 	if (number < 0)
 		return inject_end(t, (long)m.at);
-	/* it waits for the host's pages: others are not to wait with it */
+	/* it waits for the host's pages: do not make other tracees wait too */
 	t->regs.rax = m.at;
 	if (inject_start(t, number, args))
 		t->state = THREAD_INJECTED;

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * serve.c - a process's conversation with the host, held by its tracer.
+ * serve.c - the tracer's connection to the host on behalf of a process.
  *
  * Owns struct tracee, by which served.h acts in a tracee's address space, and the mappings that a
  * forked child inherits.  The connection is made at the first mmap() of a file on the mount, and
- * lasts until the process ends or becomes another program.
+ * lasts until the process ends or executes another program.
  */
 #include <errno.h>
 #include <signal.h>
@@ -62,7 +62,7 @@ struct withdrawal {
 	long empty;			/* its descriptor of an empty file */
 };
 
-/* Replaces it by an empty file: a page that is not present yet would read as zeros. */
+/* Replaces the mapping by an empty file: missing pages would read as zeros. */
 static bool withdraw_one(const struct maps_area *m, void *arg)
 {
 	struct withdrawal *w = arg;
@@ -82,14 +82,14 @@ static void withdraw(struct thread *t)
 	w.empty = empty < 0 ? empty : inject_fd(t, empty);
 	if (empty >= 0)
 		close(empty);
-	/* it must not run with them */
+	/* it must not run with these mappings */
 	if (cache_maps_each(t->tid, 0, USER_END, withdraw_one, &w) && !t->gone)
 		kill(t->tid, SIGKILL);
 	if (w.empty >= 0)
 		inject_close(t, w.empty);
 }
 
-/* It does not run meanwhile, and cannot see that its limit is lifted. */
+/* The process is stopped meanwhile and cannot see the raised limit. */
 static void lift_limit(pid_t pid, struct rlimit *old)
 {
 	struct rlimit more;

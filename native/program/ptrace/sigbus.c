@@ -2,7 +2,7 @@
  *
  * sigbus.c - reports to the host a SIGBUS that a tracee does not catch.
  *
- * Owns the choice: of a process that dies of a fault and has mapped page caches.
+ * Reports only if the process dies of a fault and has mapped page caches.
  */
 #include <signal.h>
 #include <sys/ptrace.h>
@@ -10,8 +10,8 @@
 
 #include "tracer.h"
 
-/* Does the process die of a SIGBUS that is about to be delivered?  One that is ignored was sent by a
- * process: the kernel resets the disposition before its own (kernel/signal.c, force_sig_info()). */
+/* -> true: the SIGBUS that is about to be delivered kills the process.  An ignored one was sent by a
+ * process: for a fault the kernel resets SIG_IGN first (kernel/signal.c, force_sig_info()). */
 static bool dies_of_sigbus(pid_t tid)
 {
 	uint64_t bit = 1ull << (SIGBUS - 1);

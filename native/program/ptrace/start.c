@@ -1,14 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * start.c - how a program comes to be traced.
+ * start.c - starts the tracer of a program.
  *
- * Owns the time between main() and the program's execve(2): a grandchild seizes the process,
- * which then installs the filter and hands over its listener.  The tracer has none of the
- * program's descriptors (it would keep its pipes open), its working directory, its terminal or
- * its limits.
+ * Owns the steps between main() and the program's execve(2): a grandchild seizes the process, which
+ * then installs the filter and sends its listener.  The tracer keeps none of the program's descriptors
+ * (it would hold pipes open), nor its working directory, terminal or limits.
  *
- * The child in between ends without a signal (clone(2) with none): a SIGCHLD that is blocked
- * would stay pending in the program.
+ * The child in between ends without a signal (clone(2) without an exit signal): if SIGCHLD is blocked,
+ * it would stay pending in the program.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -29,16 +28,16 @@
 #include "tracer.h"
 
 enum {
-	FAILED = 125,			/* as env(1), timeout(1): ours, not the program's */
+	FAILED = 125,			/* as env(1), timeout(1): the tracer failed, not the program */
 	OPTIONS = PTRACE_O_EXITKILL | PTRACE_O_TRACESECCOMP | PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK |
 		  PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC | PTRACE_O_TRACESYSGOOD,
 };
 
-/* What the two send each other; the program's last one carries the listener. */
+/* A message between the two; the program's last one carries the listener. */
 struct word {
 	int error;
-	pid_t pid;			/* the tracer's */
-	const char *what;		/* failed; both are one image */
+	pid_t pid;			/* of the tracer */
+	const char *what;		/* the step that failed; the pointer is valid in both processes */
 };
 
 static void fail(const char *what, int error)
@@ -54,7 +53,7 @@ static void say(int sock, const char *what, int error)
 	packet_send(sock, &w, sizeof(w), NULL, 0);
 }
 
-/* -> false when the other one is gone; *fd: the descriptor that came, or -1 */
+/* -> false when the other process is gone; *fd: the descriptor received, or -1 */
 static bool receive(int sock, struct word *w, int *fd)
 {
 	int fds[PACKET_FDS], nfds;
@@ -78,7 +77,7 @@ static void drop_everything(int sock)
 	setsid();
 	if (*tracer.socket == '/' && chdir("/"))
 		_exit(FAILED);
-	sigaction(SIGCHLD, &dfl, NULL);	/* where it is ignored, tracees end unseen */
+	sigaction(SIGCHLD, &dfl, NULL);	/* if it is ignored, waitpid() does not report tracees */
 	sigfillset(&all);
 	sigprocmask(SIG_SETMASK, &all, NULL);
 	for (i = 0; i < sizeof(limits) / sizeof(*limits); i++) {
@@ -162,7 +161,7 @@ void start_tracing(void)
 	close(sock[1]);
 	waitpid(between, NULL, __WALL);
 	expect(sock[0], &w);
-	prctl(PR_SET_PTRACER, w.pid, 0, 0, 0);	/* EINVAL where there is no Yama */
+	prctl(PR_SET_PTRACER, w.pid, 0, 0, 0);	/* EINVAL without Yama */
 	say(sock[0], NULL, 0);
 	expect(sock[0], &w);
 	listener = filter_install(tracer.cookie);

@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * stop.c - a system call of a tracee at which the filter stops: from its entry to its result.
+ * stop.c - carries out the decision of calls.h about a tracee's system call, from entry to result.
  *
- * Owns how a decision of calls.h is carried out.  A call that is made in another one's place has
- * its registers for as long as it lasts; its exit is seen before any signal is delivered, and
- * the program has its own registers again.
+ * A call that is made in place of the program's uses its registers until it returns.  The tracer sees
+ * that exit, and restores the program's registers, before any signal is delivered.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -24,8 +23,8 @@ struct view {
 	int fd;				/* our copy of the program's descriptor, or -errno */
 };
 
-/* As request_is_on(), of a tracee's descriptor.  Closing a copy of it would be a flush, which
- * any file system may take its time for; so it is looked at where it is. */
+/* As request_is_on(), for a tracee's descriptor.  Closing a copy of it would be a flush, which may take
+ * long on any file system; so read it in place. */
 static bool is_on_mount(pid_t tid, int fd)
 {
 	struct statx st;
@@ -43,9 +42,9 @@ static int file_on_mount(struct call_view *base, int fd)
 	if (!is_on_mount(v->t->tid, fd))
 		return -1;
 	v->fd = take_fd(v->t, fd);
-	if (v->fd == -EBADF)		/* closed meanwhile: the kernel's answer */
+	if (v->fd == -EBADF)		/* closed meanwhile: let the kernel answer */
 		return -1;
-	/* one that cannot be taken is the host's to refuse, not the kernel's to map */
+	/* no copy: the host must refuse it; the kernel must not map it */
 	return v->fd < 0 ? O_RDWR : fcntl(v->fd, F_GETFL);
 }
 
@@ -58,7 +57,7 @@ static uint64_t first_demoted(struct call_view *v, uint64_t start, uint64_t end)
 	if (!cache_maps_private(v->task, start, end, 0, &first))
 		return end;
 	r = cache_maps_private(v->task, start, end, MAPS_DONTDUMP, &marked);
-	if (r < 0)			/* unknown: rather an error than stores that are lost */
+	if (r < 0)			/* unknown: an error is better than lost stores */
 		return first;
 	return r ? marked : end;
 }
@@ -155,7 +154,7 @@ enum next call_stopped(struct thread *t)
 	return next;
 }
 
-/* Its own registers, with a result. -> false when it is gone */
+/* Restore the program's registers, with a result. -> false when the thread is gone */
 static bool give_back(struct thread *t, long result)
 {
 	struct call own = call_of(&t->regs);
@@ -182,14 +181,14 @@ enum next call_returned(struct thread *t)
 	if (d->after == AFTER_SYNC && (!result || result == -ENOMEM)) {
 		if (!p->worker)
 			return sync_begin(t, p);
-		t->state = THREAD_RETURNED;	/* another thread's: both were in the kernel */
+		t->state = THREAD_RETURNED;	/* another thread has the worker: both were in the kernel */
 		return NEXT_WAIT;
 	}
 	if (!give_back(t, d->after == AFTER_FAIL && !result ? -d->error : result))
 		return NEXT_WAIT;
 	if (d->after != AFTER_CALL || result || !inject_begin(t))
 		return NEXT_RUN;
-	/* it may wait for the host's pages: others are not to wait with it */
+	/* it may wait for the host's pages: do not make other tracees wait too */
 	if (inject_start(t, d->then.number, d->then.args))
 		t->state = THREAD_INJECTED;
 	return NEXT_WAIT;

@@ -2,10 +2,10 @@
  *
  * sync.c - msync() of a tracee: waiting for the host to write back.
  *
- * The kernel's own msync() comes first.  Then a child of ours, the worker, asks the host on a
- * copy of the process's connection.  Its exit status is the errno; the wait loop sees its end as
- * it sees a tracee's.  Until then the connection is the worker's alone: other threads that need it
- * are queued at their own system call.
+ * The kernel's own msync() comes first.  Then a child of the tracer, the worker, sends the request on a
+ * copy of the process's connection.  Its exit status is the errno; the wait loop reaps it like a
+ * tracee.  Until then only the worker uses the connection: other threads that need it are queued at
+ * their own system call.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -15,7 +15,7 @@
 #include "tracer.h"
 
 enum {
-	WORKER_FAILED = 255,		/* no errno is that high */
+	WORKER_FAILED = 255,		/* not an errno */
 };
 
 static void work(struct client *c, const struct call_decision *d)
@@ -25,7 +25,7 @@ static void work(struct client *c, const struct call_decision *d)
 	_exit(r >= 0 && r < WORKER_FAILED ? r : WORKER_FAILED);
 }
 
-/* -> errno; or 0 and p->worker. */
+/* -> errno; or 0 and sets p->worker. */
 static int start_worker(struct thread *t, struct process *p)
 {
 	pid_t pid = fork();
@@ -56,7 +56,7 @@ enum next sync_begin(struct thread *t, struct process *p)
 	error = serve_begin(t);
 	if (!error)
 		error = start_worker(t, p);
-	if (error)			/* what was stored there is not safe */
+	if (error)			/* the stores are not in the file */
 		return inject_end(t, result ? result : -EIO);
 	if (!t->gone)
 		t->state = THREAD_WAITS;

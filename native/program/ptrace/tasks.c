@@ -2,14 +2,13 @@
  *
  * tasks.c - the tracees: threads and their processes.
  *
- * Owns the table, which has an entry for every possible thread id: no search, and no
- * memory but for the pages that are used.  A thread is known from its first stop on; its
- * process is looked up in /proc when that matters.  A process lasts as long as its
- * first thread, whose end the kernel reports after all others' (kernel/exit.c,
- * wait_task_zombie(), delay_group_leader()).
+ * Owns the table, which has an entry for every possible thread id: no search, and only the pages in use
+ * take memory.  A thread is in it from its first stop on; its process is looked up in /proc on demand.
+ * A process lasts as long as its first thread; the kernel reports the end of that thread last
+ * (kernel/exit.c, wait_task_zombie(), delay_group_leader()).
  *
- * What is removed stays in memory until the wait loop is at its beginning again: a thread may end
- * amid an injection.
+ * Removed entries are freed only at the start of the wait loop, because a thread may end during an
+ * injection.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -159,9 +158,9 @@ struct process *process_of(struct thread *t)
 	return t == first ? first->process : join(t, first->process);
 }
 
-/* Everything of the old program is gone: its address space, its other threads, and the call that
- * its first thread was in.  `former` is the id of the thread that called execve(2), which
- * has the first one's now, and whose end is not reported. */
+/* execve(2) has removed the old program: its address space, its other threads, and the call of its
+ * first thread.  `former` is the old id of the calling thread; it has the first thread's id now, and
+ * the end of `former` is not reported. */
 void process_executed(struct thread *t, pid_t former)
 {
 	struct thread *caller = former != t->tid ? thread_find(former) : NULL;
@@ -183,8 +182,7 @@ static bool same_memory(pid_t a, pid_t b)
 	return syscall(SYS_kcmp, a, b, KCMP_VM, 0, 0) == 0;
 }
 
-/* Of a thread at its first stop: the mappings it has from the process that forked it.
- * -> whether it must be served again. */
+/* For a thread at its first stop: whether it inherited mappings that must be served again. */
 bool process_inherits(struct thread *t)
 {
 	struct process *p;

@@ -2,31 +2,29 @@
  *
  * tracer.h - the parts of daxfault-tracer, lowest part first: each may call those before it.
  *
- * The tracer is no ancestor of the program: the process that is started becomes the program,
- * and the tracer a grandchild of it that seizes it.  Process id, parent, process group,
- * terminal, job control and the way it ends are the program's own.
+ * The tracer is not an ancestor of the program: the started process becomes the program, and a
+ * grandchild of it, the tracer, seizes it.  So the program keeps its process id, parent, process group,
+ * terminal, job control and exit status.
  *
  * Limits:
- *   - without CAP_SYS_ADMIN the filter takes no_new_privs: a set-user-ID program that is executed
- *     runs without the rights it would give;
- *   - a process has one tracer: debuggers and strace get EPERM, and a child made with
- *     CLONE_UNTRACED has no tracer to ask: a call of it at which the filter stops is ENOSYS;
- *   - one seccomp listener: a program that installs its own gets EBUSY, and beneath one the
- *     tracer does not start;
- *   - a program whose own filter forbids what is injected (ioctl, userfaultfd, mmap, mremap,
- *     mprotect, madvise) ends as the filter says;
- *   - a program that may not be inspected (its file cannot be read, or it has other rights than
- *     its tracer) has its mmap() fail with ENODEV, or, when not even its /proc/PID/fd can be read,
- *     left to the kernel;
+ *   - without CAP_SYS_ADMIN the filter requires no_new_privs: a set-user-ID program runs without the
+ *     privileges of its owner;
+ *   - a process has one tracer: debuggers and strace get EPERM.  A child made with CLONE_UNTRACED has
+ *     none: calls at which the filter stops fail with ENOSYS;
+ *   - there is one seccomp listener: a program that installs its own gets EBUSY, and the tracer does not
+ *     start if there is one already;
+ *   - a program whose own filter forbids an injected call (ioctl, userfaultfd, mmap, mremap, mprotect,
+ *     madvise) ends as that filter decides;
+ *   - mmap() fails with ENODEV in a program that the tracer may not inspect (its file is unreadable, or
+ *     its credentials differ); if even its /proc/PID/fd is unreadable, mmap() is left to the kernel;
  *   - system calls of i386 and x32 are left to the kernel;
- *   - while the host does not answer an mmap(), for at most CLIENT_PATIENCE_S, other tracees that
- *     stop wait as well.
+ *   - while the host does not answer an mmap(), for at most CLIENT_PATIENCE_S, other stopped tracees
+ *     wait too.
  *
- * One thread, which waits for its tracees.  Where it would wait for the host as long as a disk
- * takes (an msync, populating), it does not: other tracees go on.
+ * The tracer has one thread.  It must not wait for disk I/O of the host (an msync, populating), so that
+ * other tracees go on.
  *
- * Nothing but the loop lets a tracee run again at a stop of its own: what looks at a stop
- * returns what is to be done next.
+ * Only the loop resumes a tracee from its own stop: functions that handle a stop return the next step.
  */
 #ifndef DAXFAULT_PROGRAM_TRACER_H
 #define DAXFAULT_PROGRAM_TRACER_H
@@ -54,20 +52,20 @@ struct process {
 	pid_t tgid;
 	struct client client;
 	bool mapped;			/* it may have mappings of page caches */
-	bool demoted;			/* some of them are private only because we made them so */
-	pid_t worker;			/* speaks to the host on its behalf, 0: none */
-	struct thread *threads;		/* those that are known to be its own */
+	bool demoted;			/* some may be MAP_PRIVATE in place of MAP_SHARED */
+	pid_t worker;			/* sends an msync to the host on its behalf, 0: none */
+	struct thread *threads;		/* its known threads */
 	struct process *next_dead;
 };
 
 enum thread_state {
-	THREAD_RUNS,			/* or is in a stop that is being looked at */
-	THREAD_IN_CALL,			/* of its own, as decided; its exit is awaited */
-	THREAD_WAITS,			/* stopped, for the worker to end */
-	THREAD_QUEUED,			/* stopped at a system call: the worker is another thread's */
-	THREAD_RETURNED,		/* stopped at the exit of its msync(), likewise */
-	THREAD_INJECTED,		/* in an injected system call, the last one */
-	THREAD_WORKER,			/* no tracee, but a child of ours */
+	THREAD_RUNS,			/* or is in a stop that is being handled */
+	THREAD_IN_CALL,			/* in a system call, as decided; waiting for its exit */
+	THREAD_WAITS,			/* stopped until the worker ends */
+	THREAD_QUEUED,			/* stopped at a system call: another thread has the worker */
+	THREAD_RETURNED,		/* stopped at the exit of its msync(), for the same reason */
+	THREAD_INJECTED,		/* in the last injected system call */
+	THREAD_WORKER,			/* not a tracee: a child of the tracer */
 };
 
 struct thread {
@@ -80,28 +78,28 @@ struct thread {
 	/* of an injection: inject.c */
 	struct user_regs_struct regs;	/* the program's; also of THREAD_IN_CALL, at its entry */
 	uint64_t mask;
-	bool inside;			/* in a system call: the next stop of one is its exit */
-	bool gone;			/* it died, or became another program */
-	bool executed;			/* it became another program, which the loop must still see to */
-	bool stop_held;			/* a SIGSTOP to be sent again */
+	bool inside;			/* in a system call: the next system call stop is its exit */
+	bool gone;			/* it died, or executed another program */
+	bool executed;			/* it executed another program; the loop must still handle that */
+	bool stop_held;			/* a SIGSTOP to send again */
 	bool group_stopped;
 
-	pid_t requester;		/* whose worker it is */
+	pid_t requester;		/* THREAD_WORKER: the thread that waits for it */
 };
 
-/* What is to be done with a thread that has been looked at. */
+/* What to do with a thread after its stop was handled. */
 enum next {
 	NEXT_RUN,			/* let it run */
-	NEXT_WAIT,			/* nothing: it is gone, stays stopped, or runs already */
+	NEXT_WAIT,			/* nothing: it is gone, stays stopped, or already runs */
 };
 
 struct tracer {
 	const char *socket;
 	dev_t device;
 	int listener;			/* of the seccomp filter */
-	uint64_t cookie;		/* of a close() that asks for a descriptor */
-	bool served;			/* any process maps, or has mapped, a page cache */
-	bool demoted;			/* likewise */
+	uint64_t cookie;		/* of a close() that requests a descriptor */
+	bool served;			/* a process maps, or has mapped, a page cache */
+	bool demoted;			/* a process has, or has had, a demoted mapping */
 	bool unfollowed;		/* forked children must be served again */
 };
 
@@ -119,7 +117,7 @@ void process_executed(struct thread *t, pid_t former);
 bool process_inherits(struct thread *t);
 uint64_t status_field(pid_t tid, const char *name, int base);
 
-/* ---- inject.c: system calls made by a tracee on our behalf.  Signals are held back between
+/* ---- inject.c: system calls made by a tracee on our behalf.  Signals are blocked between
  * inject_begin() and inject_end(). */
 
 bool is_stop_signal(int signal);
@@ -127,15 +125,15 @@ bool is_stop_signal(int signal);
 enum { INJECT_GOES_ON, INJECT_DONE, INJECT_GONE };
 
 bool inject_begin(struct thread *t);
-int inject_step(struct thread *t, int status);		/* a stop amid a system call */
-bool inject_skip(struct thread *t);			/* the call that it is about to make */
+int inject_step(struct thread *t, int status);		/* a stop during a system call */
+bool inject_skip(struct thread *t);			/* skip the call that it is about to make */
 bool inject_start(struct thread *t, long number, const uint64_t args[6]);
 long inject(struct thread *t, long number, const uint64_t args[6]);	/* -> its result */
-long inject_fd(struct thread *t, int fd);		/* -> the descriptor that it has now, or -errno */
-enum next inject_end(struct thread *t, long result);	/* `result` is its own call's */
+long inject_fd(struct thread *t, int fd);		/* -> its new descriptor, or -errno */
+enum next inject_end(struct thread *t, long result);	/* `result` of the program's call */
 int take_fd(struct thread *t, int fd);			/* -> our copy of its descriptor, or -errno */
 
-/* ---- serve.c: a process's conversation with the host.  Inside an injection. */
+/* ---- serve.c: a process's connection to the host.  Called during an injection. */
 
 struct tracee {
 	struct caller caller;
@@ -151,7 +149,7 @@ enum next serve_adopt(struct thread *t, bool stopped);	/* a forked child, before
 enum next map_file(struct thread *t, struct process *p, const struct map_request *q);
 enum next sync_begin(struct thread *t, struct process *p);	/* at the exit of an msync() that succeeded */
 enum next sync_end(struct thread *t, struct process *p, int status);	/* `status` of the worker */
-void report_sigbus(struct thread *t);			/* which is about to be delivered */
+void report_sigbus(struct thread *t);			/* one that is about to be delivered */
 
 /* ---- stop.c: a system call at which the filter stops */
 
@@ -159,7 +157,7 @@ enum next call_stopped(struct thread *t);
 enum next call_returned(struct thread *t);		/* THREAD_IN_CALL or THREAD_RETURNED */
 enum next call_injected(struct thread *t);		/* THREAD_INJECTED */
 
-/* ---- loop.c.  Until there is no tracee left. */
+/* ---- loop.c: runs until no tracee is left */
 
 void wait_loop(void);
 
@@ -167,8 +165,7 @@ void wait_loop(void);
 
 int filter_install(uint64_t cookie);
 
-/* ---- start.c.  Returns in the process that is to become the program, traced by now,
- * or not at all. */
+/* ---- start.c: returns in the process that becomes the program, already traced, or exits */
 
 void start_tracing(void);
 

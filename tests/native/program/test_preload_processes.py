@@ -169,7 +169,7 @@ def test_forked_child_that_can_neither_be_served_nor_warned_is_killed(tmp_path: 
     assert done.stdout == f"[{SIGKILL}, {SIGKILL}, {SIGKILL}, {SIGKILL}, {SIGKILL}]\n1\n"
     assert (
         done.stderr.splitlines()
-        == ["daxfault: a forked child's mappings can neither be served nor taken away"] * 5
+        == ["daxfault: a forked child's mappings can neither be served nor removed"] * 5
     )
 
 
