@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * cleanup.c - removes what a host that died has left: its mount, its sockets, its directories.  Must not
- * touch page caches.
+ * cleanup.c - removes the leftovers of a dead host: its mount, its sockets, its directories.
+ * Must not touch page caches.
  *
- * The connection is aborted first.  A thread of the host may wait in a request to its own mount, or in a
- * close(2) that never returns, and cannot be killed; then its /dev/fuse stays open, and everybody waits
- * with it (fs/fuse/dev.c, request_wait_answer()).
+ * Aborts the FUSE connection first.  A thread of the host may be unkillable, in a request to its own
+ * mount or in a hung close(2).  Its /dev/fuse stays open then, and every process with a request to
+ * the mount waits too (fs/fuse/dev.c, request_wait_answer()).
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -20,7 +20,7 @@
 
 extern char **environ;
 
-/* fusectl, where it is mounted: for the user of the mount, too, and after umount -l. */
+/* By fusectl, if it is mounted; works for the user of the mount, and after umount -l. */
 static void abort_connection(const char *number)
 {
 	char path[128];
@@ -35,7 +35,7 @@ static void abort_connection(const char *number)
 	close(fd);
 }
 
-/* MNT_FORCE aborts the connection as well. */
+/* MNT_FORCE aborts the connection too. */
 static void unmount_as_root(const struct leftovers *left)
 {
 	char path[64];

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * keep.c - the host's side of the keeper protocol (keeper.h).  Owns the list of descriptors to keep,
- * and which of them the keeper has been sent.  Must not wait for the keeper: callers hold locks.
+ * keep.c - the host's side of the keeper protocol (keeper.h).  Owns the list of descriptors to
+ * keep, and which of them the keeper has been sent.  Must not wait for the keeper: callers hold
+ * locks.
  */
 #include <errno.h>
 #include <stdbool.h>

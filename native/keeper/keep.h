@@ -16,8 +16,8 @@
 /* Use a new keeper behind this socket: send it everything that is kept, and later changes.  -1: no
  * keeper.  The caller closes the socket.  -> as df_keeper_send(). */
 int df_keeper(int socket);
-/* Send queued messages as far as the socket has room; never waits.  -> the number of messages that are
- * still queued, or a negative errno: this keeper is lost. */
+/* Send queued messages as far as the socket has room; never waits.  -> the number of messages
+ * that are still queued, or a negative errno: this keeper is lost. */
 int df_keeper_send(void);
 /* Send a message without a meaning.  -> as df_keeper_send(). */
 int df_keeper_ping(void);

@@ -2,13 +2,13 @@
  *
  * keeper.h - the protocol from a host to its keeper, a process that outlives it.
  *
- * When the last reference to a userfaultfd is closed, the kernel unblocks the threads that wait on it
- * and gives them zeroed pages (userfaultfd_release(), fs/userfaultfd.c).  The keeper therefore holds
- * the page caches and the userfaultfds too.  When the host dies, it truncates every page cache to 0,
- * so that every access raises SIGBUS, and only then closes them.
+ * When the last reference to a userfaultfd is closed, the kernel unblocks the threads that wait on
+ * it and gives them zeroed pages (userfaultfd_release(), fs/userfaultfd.c).  The keeper therefore
+ * holds the page caches and the userfaultfds too.  When the host dies, it truncates every page
+ * cache to 0, so that every access raises SIGBUS, and only then closes them.
  *
- * One packet (SOCK_SEQPACKET) is one struct keep.  There are no replies.  A keeper may be replaced at
- * any time: the host sends everything again to the new one.
+ * One packet (SOCK_SEQPACKET) is one struct keep.  There are no replies.  A keeper may be replaced
+ * at any time: the host sends everything again to the new one.
  */
 #ifndef DAXFAULT_KEEPER_H
 #define DAXFAULT_KEEPER_H
@@ -35,8 +35,8 @@ struct keep {
 };
 
 /* The host's main thread holds `alive` for life.  When a thread dies, the kernel releases it
- * (futex_exit_release(), kernel/fork.c) before it closes descriptors, so that a hung close(2) does not
- * hide the death of the host. */
+ * (futex_exit_release(), kernel/fork.c) before it closes descriptors, so that a hung close(2)
+ * does not hide the death of the host. */
 struct keep_life {
 	pthread_mutex_t alive;		/* robust, shared between processes */
 };

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * kept.c - the descriptors that are kept, and what is done with them when the host dies.  Must not serve
- * a fault, nor open a file.
+ * kept.c - the kept descriptors, and their use when the host dies.  Must not serve faults, nor open
+ * files.
  */
 #include <errno.h>
 #include <poll.h>
@@ -21,7 +21,7 @@
 
 #define LOWEST 0x10000ull			/* vm.mmap_min_addr; nothing is mapped below */
 #define HIGHEST 0x7ffffffff000ull		/* TASK_SIZE_MAX, 4-level paging */
-#define LAST_MS 50		/* what a dying host may still have under way: a write to a file */
+#define LAST_MS 50		/* grace for system calls of a dying host: a write to a file */
 
 struct kept {
 	struct keep message;
@@ -39,7 +39,7 @@ static bool receive(int host, struct keep *message, int *fd)
 	ssize_t n = packet_receive(host, message, sizeof(*message), fds, &nfds);
 
 	*fd = nfds ? fds[0] : -1;
-	return n == sizeof(*message) || n == -EMFILE;	/* no descriptor left: what it carried is not kept */
+	return n == sizeof(*message) || n == -EMFILE;	/* out of descriptors: this one is not kept */
 }
 
 static void add(const struct keep *message, int fd)
@@ -85,8 +85,8 @@ static void watch(int fd)
 		pthread_detach(thread);
 }
 
-/* While a thread of the host cannot die its sockets stay open, and it does not answer on them.  One that
- * listens does not block: it is trio's. */
+/* While a thread of the host cannot die, the host's sockets stay open but unanswered.  The listening
+ * socket is trio's, so it does not block. */
 static void hang_up(int fd)
 {
 	int waiting;
@@ -96,7 +96,7 @@ static void hang_up(int fd)
 		close(waiting);
 }
 
-/* Every page first, then the waiters for one: they touch it again, and find it gone. */
+/* Drop every page first, then wake the waiters: they repeat the access and get SIGBUS. */
 static void end_all(void)
 {
 	struct uffdio_range all = { LOWEST, HIGHEST - LOWEST };
@@ -118,7 +118,7 @@ static void report(int died)
 		perror("daxfault-keeper");
 }
 
-/* To the end of the host.  A host that dies does so before its end of the socket is closed. */
+/* Until the host ends.  The death of a host is noticed before its end of the socket is closed. */
 static void receive_all(int host, int died_fd)
 {
 	struct pollfd fds[] = { { .fd = host, .events = POLLIN }, { .fd = dead[0], .events = POLLIN } };
@@ -126,7 +126,7 @@ static void receive_all(int host, int died_fd)
 	struct keep message;
 	int fd;
 
-	/* what it has sent counts, even if it is dead by now */
+	/* process every message that it sent, even if it is dead by now */
 	while (poll(fds, died ? 1 : 2, died ? LAST_MS : -1) != 0) {
 		if (!died && fds[1].revents) {
 			died = true;

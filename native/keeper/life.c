@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * life.c - the mutex that the host's main thread holds while it lives (struct keep_life).  Owns the
- * memory that it is in.  Must not be used by two hosts of one process.
+ * life.c - the mutex that the host's main thread holds while it lives (struct keep_life).  Owns its
+ * shared memory.  Must not be used by two hosts of one process.
  */
 #include <errno.h>
 #include <sys/mman.h>

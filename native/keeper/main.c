@@ -8,7 +8,8 @@
  *        of its FUSE connection.  It is removed when the host has died.  So are the PATHs.
  *
  * Two processes.  The child holds the host's page caches and userfaultfds, and turns the guests'
- * mappings into SIGBUS.  The parent keeps the privileges for removing the mount, and no descriptors.
+ * mappings into SIGBUS.  The parent keeps the privileges for removing the mount, and no
+ * descriptors.
  *
  * Exit: 0 the host has ended, 1 the child was killed, 2 standard input is not a host's socket.
  */

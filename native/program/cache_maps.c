@@ -2,8 +2,8 @@
  *
  * cache_maps.c - finds the mappings of page caches: see cache_maps.h.
  *
- * A page cache is a memfd of the host, recognized by its name (native/cache/memfd.c).  A program that
- * gives its own memfd such a name harms only itself.
+ * A page cache is a memfd of the host, recognized by its name (native/cache/memfd.c).  A program
+ * that gives its own memfd such a name harms only itself.
  */
 #include "cache_maps.h"
 

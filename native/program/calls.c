@@ -22,8 +22,8 @@ static void refuse(struct call_decision *d, int error)
 	d->error = error;
 }
 
-/* The kernel changes mapping after mapping, and keeps the changes made before an error.  So the call
- * is made for the part before `end`, and then fails. */
+/* The kernel changes mapping after mapping, and keeps the changes made before an error.  So the
+ * call is made for the part before `end`, and then fails. */
 static void make_until(const struct call *c, uint64_t end, int error, struct call_decision *d)
 {
 	if (end == c->args[0]) {
@@ -51,8 +51,8 @@ static void decide_mmap(const struct call *c, struct call_view *v, struct call_d
 	struct map_request q = calls_map_request(c);
 	int access = v->file(v, q.fd);
 
-	/* ext4 supports MAP_SYNC; without DAX it refuses it after all other checks (fs/ext4/file.c).  FUSE
-	 * does not support it, and the kernel checks that first. */
+	/* ext4 supports MAP_SYNC; without DAX it refuses it after all other checks
+	 * (fs/ext4/file.c).  FUSE does not support it, and the kernel checks that first. */
 	q.flags &= ~MAP_SYNC;
 	if (access < 0 || (request_is_refused(&q, access) && !(c->args[3] & MAP_SYNC)))
 		return;
@@ -67,8 +67,9 @@ static void decide_mmap(const struct call *c, struct call_view *v, struct call_d
 	}
 }
 
-/* If a file was opened read-only, a MAP_SHARED mapping of it is MAP_PRIVATE of its page cache (abi.h,
- * struct df_mmap).  The kernel would let it become writable, and every store would be lost. */
+/* If a file was opened read-only, a MAP_SHARED mapping of it is MAP_PRIVATE of its page cache
+ * (abi.h, struct df_mmap).  The kernel would let it become writable, and every store would be
+ * lost. */
 static void decide_protect(const struct call *c, struct call_view *v, struct call_decision *d)
 {
 	uint64_t start = c->args[0], end = page_up(start + c->args[1]), first;
@@ -80,8 +81,8 @@ static void decide_protect(const struct call *c, struct call_view *v, struct cal
 		make_until(c, first, EACCES, d);
 }
 
-/* Demoted mappings are marked MADV_DONTDUMP (served.c), and the mark must stay.  MADV_NORMAL has the
- * same errors, and clean pages of a private mapping are in no core dump in any case. */
+/* Demoted mappings are marked MADV_DONTDUMP (served.c), and the mark must stay.  MADV_NORMAL has
+ * the same errors, and clean pages of a private mapping are in no core dump in any case. */
 static void decide_dodump(const struct call *c, struct call_view *v, struct call_decision *d)
 {
 	uint64_t start = c->args[0], end = page_up(start + c->args[1]);
@@ -93,9 +94,9 @@ static void decide_dodump(const struct call *c, struct call_view *v, struct call
 	d->make.args[2] = MADV_NORMAL;
 }
 
-/* MADV_REMOVE would drop pages, with their stores, from the page cache but not from the file.  The mount
- * has no fallocate(); for such a file system madvise(2) fails with EOPNOTSUPP.  EINVAL comes first if
- * the mapping is locked, and the kernel's EACCES if it is private (mm/madvise.c). */
+/* MADV_REMOVE would drop pages, with their stores, from the page cache but not from the file.
+ * The mount has no fallocate(); for such a file system madvise(2) fails with EOPNOTSUPP.  EINVAL
+ * comes first if the mapping is locked, and the kernel's EACCES if it is private (mm/madvise.c). */
 static void decide_remove(const struct call *c, struct call_view *v, struct call_decision *d)
 {
 	uint64_t start = c->args[0], end = page_up(start + c->args[1]);
@@ -127,8 +128,8 @@ static void decide_guard(const struct call *c, struct call_view *v, struct call_
 		make_until(c, r > 0 && first.start > start ? first.start : start, EINVAL, d);
 }
 
-/* The same for the ranges of its vector, which may change after it was read.  EINVAL: as for such advice
- * before 6.13, and for another process. */
+/* The same for the ranges of its vector, which may change after it was read.  EINVAL: as for
+ * such advice before 6.13, and for another process. */
 static void decide_process_advice(const struct call *c, struct call_view *v, struct call_decision *d)
 {
 	(void)c;
@@ -157,10 +158,11 @@ static void decide_msync(const struct call *c, struct call_view *v, struct call_
 	d->len = page_up(c->args[1]);
 }
 
-/* An mremap() that grows a locked mapping waits for its new pages before it raises its event, and until
- * the event is read the kernel accepts no page from the host (mm/mremap.c, do_mremap(): mm_populate()
- * comes before mremap_userfaultfd_complete()): a deadlock.  MLOCK_ONFAULT locks the same pages and does
- * not wait there; MADV_POPULATE_READ then brings the existing range in. */
+/* An mremap() that grows a locked mapping waits for its new pages before it raises its event,
+ * and until the event is read the kernel accepts no page from the host (mm/mremap.c,
+ * do_mremap(): mm_populate() comes before mremap_userfaultfd_complete()): a deadlock.
+ * MLOCK_ONFAULT locks the same pages and does not wait there; MADV_POPULATE_READ then brings the
+ * existing range in. */
 static void decide_mlock(const struct call *c, struct call_view *v, struct call_decision *d)
 {
 	uint64_t start = c->args[0] & ~IN_PAGE, end = page_up(c->args[0] + c->args[1]);

@@ -2,9 +2,9 @@
  *
  * calls.h - the table of system calls that can touch a mapping, and the decision about each.
  *
- * Both ways into a program use it: the wrappers of the preloaded library, and the tracer, which also
- * generates its seccomp filter from it.  Makes no call on the program's behalf and must not speak to
- * the host.  May be called from a signal handler and after fork().
+ * Both ways into a program use it: the wrappers of the preloaded library, and the tracer, which
+ * also generates its seccomp filter from it.  Makes no call on the program's behalf and must not
+ * speak to the host.  May be called from a signal handler and after fork().
  */
 #ifndef DAXFAULT_PROGRAM_CALLS_H
 #define DAXFAULT_PROGRAM_CALLS_H
@@ -79,7 +79,8 @@ struct call_row {
 	const char *name;
 	long number;
 	const char *why;		/* the reason for the decision */
-	/* NULL: always left to the kernel.  Otherwise `decide` is called if the call passes all tests. */
+	/* NULL: always left to the kernel.  Otherwise `decide` is called if the call passes all
+	 * tests. */
 	void (*decide)(const struct call *, struct call_view *, struct call_decision *);
 	struct call_test tests[CALL_TESTS];
 };

@@ -2,8 +2,8 @@
  *
  * client.c - a program's side of the protocol: see client.h.
  *
- * Owns the framing and the checks of every reply.  A reply that breaks the protocol is discarded, and
- * its descriptors are closed.
+ * Owns the framing and the checks of every reply.  A reply that breaks the protocol is discarded,
+ * and its descriptors are closed.
  */
 #include "client.h"
 

@@ -2,14 +2,14 @@
  *
  * client.h - a program's side of the protocol (abi.h, "programs").
  *
- * Owns the messages to the host, their order, and the checks of replies.  Must not know whether it acts
- * for its own process (the preloaded library) or for another (the tracer); must not map.  struct client
- * is its only state.  The caller serializes the calls, and checks that the descriptor is still the
- * connection.
+ * Owns the messages to the host, their order, and the checks of replies.  Must not know whether it
+ * acts for its own process (the preloaded library) or for another (the tracer); must not map.
+ * struct client is its only state.  The caller serializes the calls, and checks that the descriptor
+ * is still the connection.
  *
- * All functions may be called from a signal handler and after fork(): raw system calls, no cancellation
- * point, no malloc, no lock, less than 2 KiB of stack.  errno may be changed.  Every descriptor made
- * here is CLOEXEC.
+ * All functions may be called from a signal handler and after fork(): raw system calls, no
+ * cancellation point, no malloc, no lock, less than 2 KiB of stack.  errno may be changed.  Every
+ * descriptor made here is CLOEXEC.
  *
  * Results:
  *      0  done
@@ -38,9 +38,9 @@ struct client {
 
 /* Connect to the host's socket and attach process `pid`.
  *
- * device: set to the open /dev/userfaultfd that the host sends, which the caller closes, or to -1 if it
- * sends none.  On a result other than 0 nothing stays open, and c->fd is -1.  -ENOENT, -ECONNREFUSED
- * and -EACCES are those of connect(2). */
+ * device: set to the open /dev/userfaultfd that the host sends, which the caller closes, or to
+ * -1 if it sends none.  On a result other than 0 nothing stays open, and c->fd is -1.  -ENOENT,
+ * -ECONNREFUSED and -EACCES are those of connect(2). */
 int client_attach(struct client *c, const char *path, pid_t pid, int *device);
 
 /* -> the errno for the program's mmap(), from a result other than 0. */
@@ -49,27 +49,27 @@ int client_errno(int result);
 /* Hand over a userfaultfd.  flags: set to enum df_serve_flag.  The caller closes its own. */
 int client_serve(struct client *c, int uffd, uint32_t *flags);
 
-/* Request the page cache to map instead of `fd`, an open file on the mount; the other arguments are the
- * program's to mmap(2).
+/* Request the page cache to map instead of `fd`, an open file on the mount; the other arguments are
+ * the program's to mmap(2).
  *
  * -> 0: map `cache` at `offset`, then close it; MAP_PRIVATE in place of MAP_SHARED or
- * MAP_SHARED_VALIDATE if `private` is set.  The next call on this connection must be client_mapped(),
- * also if the mapping fails.
- * > 0: the errno for mmap(); client_mapped() must not follow.  EMFILE: no descriptor was left. */
+ * MAP_SHARED_VALIDATE if `private` is set.  The next call on this connection must be
+ * client_mapped(), also if the mapping fails. > 0: the errno for mmap(); client_mapped() must
+ * not follow.  EMFILE: no descriptor was left. */
 int client_map(struct client *c, int fd, uint64_t offset, uint64_t len, int prot, int flags,
 	       int *cache, bool *private);
 
 /* Report the mapping: whole pages, or len 0 when the mmap() failed.  [0, 1 << 47), without a
- * client_map() before it: all mappings that a forked child inherits.  > 0: the range is not served, and
- * the caller must unmap it before any thread touches it. */
+ * client_map() before it: all mappings that a forked child inherits.  > 0: the range is not
+ * served, and the caller must unmap it before any thread touches it. */
 int client_mapped(struct client *c, uint64_t start, uint64_t len);
 
 /* MS_SYNC of a range, after the kernel's own msync().  No timeout. */
 int client_msync(struct client *c, uint64_t start, uint64_t len);
 
-/* Report a SIGBUS that will kill the process, so that the host can read its address space first.  May
- * come instead of client_serve().  frames: innermost first, at most DF_SIGBUS_FRAMES are sent; NULL is
- * allowed if n is 0. */
+/* Report a SIGBUS that will kill the process, so that the host can read its address space
+ * first.  May come instead of client_serve().  frames: innermost first, at most DF_SIGBUS_FRAMES
+ * are sent; NULL is allowed if n is 0. */
 int client_sigbus(struct client *c, uint64_t address, pid_t tid, int code, const uint64_t *frames,
 		  size_t n);
 

@@ -2,8 +2,8 @@
  *
  * elf.h - whether LD_PRELOAD works for an executable file.
  *
- * Owns the reading of ELF headers and of "#!" lines.  May be called after vfork().  Must not map, nor
- * start programs.
+ * Owns the reading of ELF headers and of "#!" lines.  May be called after vfork().  Must not map,
+ * nor start programs.
  */
 #ifndef DAXFAULT_PROGRAM_ELF_H
 #define DAXFAULT_PROGRAM_ELF_H

@@ -90,7 +90,8 @@ static bool overlap(uint64_t a, uint64_t b, uint64_t len)
 	return a < b + len && b < a + len;
 }
 
-/* Map outside [target, target + len).  The gap that the kernel chooses may overlap either end of it. */
+/* Map outside [target, target + len).  The gap that the kernel chooses may overlap either end of
+ * it. */
 static long map_elsewhere(uint64_t target, uint64_t len, int flags, int cache, int64_t offset, struct caller *c)
 {
 	long at[ELSEWHERE_TRIES];

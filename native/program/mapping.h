@@ -36,8 +36,8 @@ struct map_request {
 struct caller {
 	/* A system call in its address space.  -> its result, or -errno. */
 	long (*call)(struct caller *, long number, const uint64_t args[6]);
-	/* Copy a descriptor of ours to the program, and the reverse.  -> the copy, or -errno.  NULL: the
-	 * program is this process. */
+	/* Copy a descriptor of ours to the program, and the reverse.  -> the copy, or -errno.
+	 * NULL: the program is this process. */
 	long (*lend)(struct caller *, int fd);
 	int (*take)(struct caller *, int fd);
 };
@@ -60,8 +60,8 @@ bool request_is_on(int fd, dev_t device);
 /* Map `cache` with PROT_NONE.  private: MAP_PRIVATE in place of MAP_SHARED. -> 0 or errno. */
 int mapping_make(struct mapping *m, const struct map_request *q, int cache, bool private, struct caller *c);
 
-/* After the host has registered it: set its protection and move it to its target.  -> 0, or the errno
- * for mmap(); then the mapping has been removed. */
+/* After the host has registered it: set its protection and move it to its target.  -> 0, or the
+ * errno for mmap(); then the mapping has been removed. */
 int mapping_finish(struct mapping *m, const struct map_request *q, struct caller *c);
 
 /* The call that populates the mapping; mmap() ignores its result.  -> its number, or -1: none. */

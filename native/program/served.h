@@ -3,8 +3,8 @@
  * served.h - connects a program to the host: its userfaultfd, and its mappings of page caches.
  *
  * Owns the order of messages to the host (client.h) and system calls in the program's address space
- * (mapping.h).  Must not know whether that is this process or a tracee.  May be called from a signal
- * handler and after fork().
+ * (mapping.h).  Must not know whether that is this process or a tracee.  May be called from a
+ * signal handler and after fork().
  */
 #ifndef DAXFAULT_PROGRAM_SERVED_H
 #define DAXFAULT_PROGRAM_SERVED_H

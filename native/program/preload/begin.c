@@ -11,8 +11,8 @@
 
 #include "preload.h"
 
-/* A thread that calls begin() while another one runs it finds the library off.  That happens only if a
- * constructor starts threads. */
+/* A thread that calls begin() while another one runs it finds the library off.  That happens
+ * only if a constructor starts threads. */
 static atomic_bool begun;
 
 void begin(void)

@@ -2,12 +2,12 @@
  *
  * demoted.c - records demoted mappings: MAP_SHARED requests that were mapped MAP_PRIVATE.
  *
- * If the file was opened read-only, its page cache is mapped MAP_PRIVATE in place of MAP_SHARED (abi.h,
- * struct df_mmap).  mprotect() must not make that writable: calls.c.  Owns the table of those mappings,
- * and moves its entries at mremap().
+ * If the file was opened read-only, its page cache is mapped MAP_PRIVATE in place of MAP_SHARED
+ * (abi.h, struct df_mmap).  mprotect() must not make that writable: calls.c.  Owns the table of
+ * those mappings, and moves its entries at mremap().
  *
- * munmap() is not interposed, and libc also unmaps by internal calls.  So the table shows only where to
- * look; /proc/self/maps shows whether a private mapping of a page cache is there now.
+ * munmap() is not interposed, and libc also unmaps by internal calls.  So the table shows only
+ * where to look; /proc/self/maps shows whether a private mapping of a page cache is there now.
  */
 #include <errno.h>
 #include <sched.h>

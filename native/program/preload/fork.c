@@ -3,13 +3,14 @@
  * fork.c - prepares a forked child before program code runs in it.
  *
  * Owns the mappings that it inherits.  If the kernel notifies the host of forks (EVENT_FORK, which
- * requires CAP_SYS_PTRACE), they are served already.  Otherwise they are plain mappings of a memfd whose
- * missing pages would read as zeros, so the child has them served again.  If that fails, every access
- * to them raises SIGBUS, or fails with EFAULT, as past the end of a file; the child can still exec.
+ * requires CAP_SYS_PTRACE), they are served already.  Otherwise they are plain mappings of a memfd
+ * whose missing pages would read as zeros, so the child has them served again.  If that fails,
+ * every access to them raises SIGBUS, or fails with EFAULT, as past the end of a file; the child
+ * can still exec.
  *
- * A clone(2) without CLONE_VM is not interposed.  So if the kernel does not notify the host, mappings
- * are MADV_DONTFORK except during fork() and _Fork().  A child of clone(2) does not have them: it gets
- * SIGSEGV where it would have read zeros.
+ * A clone(2) without CLONE_VM is not interposed.  So if the kernel does not notify the host,
+ * mappings are MADV_DONTFORK except during fork() and _Fork().  A child of clone(2) does not have
+ * them: it gets SIGSEGV where it would have read zeros.
  */
 #include <errno.h>
 #include <pthread.h>

@@ -77,6 +77,7 @@ int map_sync(uint64_t start, uint64_t len)
 	wire_end(&c);
 	if (r >= 0)
 		return r;
-	/* The stores are not in the file.  msync() of other files must not fail because of the host. */
+	/* The stores are not in the file.  msync() of other files must not fail because of the
+	 * host. */
 	return cache_maps_any(MAPS_SELF, start, start + len) ? EIO : 0;
 }

@@ -3,10 +3,10 @@
  * preload.h - between the parts of the preloaded library, lowest first: each may call those before
  * it.
  *
- * libdaxfault.so runs inside unmodified programs.  It must preserve errno, print nothing (except one
- * message before it kills a process), and take no memory from the program's allocator.  It must check
- * a descriptor before each use, because the program may close or replace it.  It does nothing unless
- * DAXFAULT_SOCKET and DAXFAULT_DEVICE are set.
+ * libdaxfault.so runs inside unmodified programs.  It must preserve errno, print nothing (except
+ * one message before it kills a process), and take no memory from the program's allocator.  It must
+ * check a descriptor before each use, because the program may close or replace it.  It does nothing
+ * unless DAXFAULT_SOCKET and DAXFAULT_DEVICE are set.
  */
 #ifndef DAXFAULT_PROGRAM_PRELOAD_H
 #define DAXFAULT_PROGRAM_PRELOAD_H
@@ -72,7 +72,8 @@ extern struct caller here;		/* of the calling process */
 /* Block signals, take the lock, connect, and have the process served.  -> 0, or the errno for the
  * program's call; wire_end() must follow in either case. */
 int wire_begin(struct conversation *c);
-/* The connection has failed: connect again, unless it was made in this conversation.  -> as wire_begin(). */
+/* The connection has failed: connect again, unless it was made in this conversation.  -> as
+ * wire_begin(). */
 int wire_again(struct conversation *c);
 void wire_end(struct conversation *c);
 
@@ -90,8 +91,8 @@ bool wire_drop(void);
 /* Make the calling process the owner of the kept connection. */
 void wire_own(void);
 
-/* Around a fork(): wire_hold() takes the lock if this process is its owner, wire_release() releases it
- * in the parent; the child starts without a connection. */
+/* Around a fork(): wire_hold() takes the lock if this process is its owner, wire_release()
+ * releases it in the parent; the child starts without a connection. */
 bool wire_hold(void);
 void wire_release(void);
 void wire_forked(void);
@@ -138,8 +139,8 @@ struct target {
 /* Executes a target.  -> the result of the program's call, if it returns. */
 typedef int (*target_start)(const struct target *target, void *arg);
 
-/* Call `start` with the program's `argv` and `envp`, changed so that the new program is served as this
- * one is.  `path` is its file, or NULL if unknown. */
+/* Call `start` with the program's `argv` and `envp`, changed so that the new program is served
+ * as this one is.  `path` is its file, or NULL if unknown. */
 int target_call(const char *path, char *const *argv, char *const *envp, target_start start, void *arg);
 
 /* -> true: `path` is in LD_PRELOAD's list, which is separated by colons or spaces (ld.so(8)). */

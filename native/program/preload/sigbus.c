@@ -2,9 +2,10 @@
  *
  * sigbus.c - a SIGBUS that the program does not catch.
  *
- * Owns the handler that replaces SIG_DFL.  The handler reports to the host, resets the disposition, and
- * queues the signal again with its siginfo.  It is delivered at the faulting instruction when the
- * handler returns, and the process dies of it.  A program's own handler replaces ours; exec removes it.
+ * Owns the handler that replaces SIG_DFL.  The handler reports to the host, resets the disposition,
+ * and queues the signal again with its siginfo.  It is delivered at the faulting instruction when
+ * the handler returns, and the process dies of it.  A program's own handler replaces ours; exec
+ * removes it.
  */
 #include <errno.h>
 #include <signal.h>

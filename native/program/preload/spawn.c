@@ -2,8 +2,8 @@
  *
  * spawn.c - posix_spawn(), system() and popen().
  *
- * Has spawned programs served, as exec.c does executed ones.  Reads the file before the child is made;
- * a relative path would be another file if the file actions change the child's directory.
+ * Has spawned programs served, as exec.c does executed ones.  Reads the file before the child is
+ * made; a relative path would be another file if the file actions change the child's directory.
  */
 #include <errno.h>
 #include <limits.h>
@@ -63,8 +63,8 @@ EXPORT int posix_spawnp(pid_t *pid, const char *file, const posix_spawn_file_act
 	return target_call(path, argv, envp, start_file, &s);
 }
 
-/* system() and popen() start a shell with `environ`, by internal calls of libc.  Restores our variables
- * in it; as thread-safe as libc's own use of it. */
+/* system() and popen() start a shell with `environ`, by internal calls of libc.  Restores our
+ * variables in it; as thread-safe as libc's own use of it. */
 static void restore_environ(void)
 {
 	const char *library = settings()->library;

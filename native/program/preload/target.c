@@ -3,13 +3,13 @@
  * target.c - changes an exec or a spawn so that the new program is served.
  *
  * Owns two changes.  It adds LD_PRELOAD and DAXFAULT_* to an environment that lacks them, and keeps
- * existing ones, which may belong to a nested host.  And it starts a program for which LD_PRELOAD does
- * not work (elf.h) through the tracer, as `TRACER --argv0 NAME PATH ARGUMENT...`.  It does not if this
- * process is traced already: that tracer, ours or a debugger, also traces the child, and there can be
- * only one.
+ * existing ones, which may belong to a nested host.  And it starts a program for which LD_PRELOAD
+ * does not work (elf.h) through the tracer, as `TRACER --argv0 NAME PATH ARGUMENT...`.  It does not
+ * if this process is traced already: that tracer, ours or a debugger, also traces the child, and
+ * there can be only one.
  *
- * It may run between vfork() and exec, so its memory is the stack or, for large arguments, a mapping
- * that stays in the parent.
+ * It may run between vfork() and exec, so its memory is the stack or, for large arguments, a
+ * mapping that stays in the parent.
  */
 #include <errno.h>
 #include <fcntl.h>

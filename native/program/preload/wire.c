@@ -4,9 +4,10 @@
  *
  * Owns the kept descriptor, and the lock of the conversation.  The program may have closed the
  * descriptor, or reused its number for another file, so it is checked before each use.  Only the
- * process that made the connection uses it.  Another process in the same memory (a child of vfork(), or
- * of clone(), which is not interposed) connects for each conversation.  It must use neither the lock
- * nor the kept descriptor, because the lock's holder may be a thread that the child does not have.
+ * process that made the connection uses it.  Another process in the same memory (a child of
+ * vfork(), or of clone(), which is not interposed) connects for each conversation.  It must use
+ * neither the lock nor the kept descriptor, because the lock's holder may be a thread that the
+ * child does not have.
  */
 #include <errno.h>
 #include <fcntl.h>

@@ -2,9 +2,9 @@
  *
  * filter.c - generates the seccomp filter that stops a tracee.
  *
- * The filter stops a call that passes the tests of a row in the table of calls.h, and no other.  It never
- * stops system calls of i386 and x32.  It also notifies the listener of the close() by which a tracee
- * requests a descriptor (inject.c).
+ * The filter stops a call that passes the tests of a row in the table of calls.h, and no other.  It
+ * never stops system calls of i386 and x32.  It also notifies the listener of the close() by which
+ * a tracee requests a descriptor (inject.c).
  */
 #include <errno.h>
 #include <linux/audit.h>

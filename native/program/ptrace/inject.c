@@ -6,13 +6,13 @@
  * below the stack pointer of a goroutine may belong to another one.
  *
  * All signals are blocked during an injection and stay pending.  SIGSTOP cannot be blocked: it is
- * suppressed, and sent again at the end unless a SIGCONT came after it.  A group stop is passed through,
- * and entered at the end.  SIGKILL may come at any time: every later step fails then, and the thread is
- * removed.
+ * suppressed, and sent again at the end unless a SIGCONT came after it.  A group stop is passed
+ * through, and entered at the end.  SIGKILL may come at any time: every later step fails then, and
+ * the thread is removed.
  *
- * A tracee receives a descriptor through the seccomp listener (SECCOMP_ADDFD_FLAG_SEND, 5.14): it calls
- * close() with our cookie, the filter notifies us, and we answer with the descriptor.  This does not
- * depend on /proc, chroot(2), namespaces or user ids.
+ * A tracee receives a descriptor through the seccomp listener (SECCOMP_ADDFD_FLAG_SEND, 5.14): it
+ * calls close() with our cookie, the filter notifies us, and we answer with the descriptor.  This
+ * does not depend on /proc, chroot(2), namespaces or user ids.
  */
 #include <errno.h>
 #include <fcntl.h>

@@ -2,8 +2,9 @@
  *
  * loop.c - the wait loop: identifies each stop of a tracee, and resumes it.
  *
- * Owns every wait except those during an injection, and every resume.  A signal is delivered unchanged,
- * with its siginfo.  A stopped process stays stopped (PTRACE_LISTEN), and the kernel notifies its parent.
+ * Owns every wait except those during an injection, and every resume.  A signal is delivered
+ * unchanged, with its siginfo.  A stopped process stays stopped (PTRACE_LISTEN), and the kernel
+ * notifies its parent.
  */
 #include <errno.h>
 #include <signal.h>

@@ -2,15 +2,15 @@
  *
  * main.c - daxfault-tracer [--argv0 NAME] PATH [ARGUMENT...]
  *
- * Runs any program, including statically linked ones, so that its mappings of files on the mount are
- * served.  Owns the command line and the program's environment.  Removes the host's socket and the
- * preloaded library from it: only one of library and tracer may act.
+ * Runs any program, including statically linked ones, so that its mappings of files on the mount
+ * are served.  Owns the command line and the program's environment.  Removes the host's socket and
+ * the preloaded library from it: only one of library and tracer may act.
  *
  *   DAXFAULT_SOCKET   the host's socket
  *   DAXFAULT_DEVICE   st_dev of the mount, decimal
  *
- * Exit status: the program's, because this process becomes the program; 125 if tracing fails, 126 if
- * PATH cannot be executed, 127 if it does not exist.
+ * Exit status: the program's, because this process becomes the program; 125 if tracing fails, 126
+ * if PATH cannot be executed, 127 if it does not exist.
  */
 #include <errno.h>
 #include <getopt.h>

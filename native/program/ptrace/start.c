@@ -3,11 +3,11 @@
  * start.c - starts the tracer of a program.
  *
  * Owns the steps between main() and the program's execve(2): a grandchild seizes the process, which
- * then installs the filter and sends its listener.  The tracer keeps none of the program's descriptors
- * (it would hold pipes open), nor its working directory, terminal or limits.
+ * then installs the filter and sends its listener.  The tracer keeps none of the program's
+ * descriptors (it would hold pipes open), nor its working directory, terminal or limits.
  *
- * The child in between ends without a signal (clone(2) without an exit signal): if SIGCHLD is blocked,
- * it would stay pending in the program.
+ * The child in between ends without a signal (clone(2) without an exit signal): if SIGCHLD is
+ * blocked, it would stay pending in the program.
  */
 #include <errno.h>
 #include <fcntl.h>

@@ -2,8 +2,8 @@
  *
  * stop.c - carries out the decision of calls.h about a tracee's system call, from entry to result.
  *
- * A call that is made in place of the program's uses its registers until it returns.  The tracer sees
- * that exit, and restores the program's registers, before any signal is delivered.
+ * A call that is made in place of the program's uses its registers until it returns.  The tracer
+ * sees that exit, and restores the program's registers, before any signal is delivered.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -23,8 +23,8 @@ struct view {
 	int fd;				/* our copy of the program's descriptor, or -errno */
 };
 
-/* As request_is_on(), for a tracee's descriptor.  Closing a copy of it would be a flush, which may take
- * long on any file system; so read it in place. */
+/* As request_is_on(), for a tracee's descriptor.  Closing a copy of it would be a flush, which
+ * may take long on any file system; so read it in place. */
 static bool is_on_mount(pid_t tid, int fd)
 {
 	struct statx st;

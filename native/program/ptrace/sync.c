@@ -2,10 +2,10 @@
  *
  * sync.c - msync() of a tracee: waiting for the host to write back.
  *
- * The kernel's own msync() comes first.  Then a child of the tracer, the worker, sends the request on a
- * copy of the process's connection.  Its exit status is the errno; the wait loop reaps it like a
- * tracee.  Until then only the worker uses the connection: other threads that need it are queued at
- * their own system call.
+ * The kernel's own msync() comes first.  Then a child of the tracer, the worker, sends the request
+ * on a copy of the process's connection.  Its exit status is the errno; the wait loop reaps it like
+ * a tracee.  Until then only the worker uses the connection: other threads that need it are queued
+ * at their own system call.
  */
 #include <errno.h>
 #include <stdlib.h>

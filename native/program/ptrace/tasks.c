@@ -2,10 +2,10 @@
  *
  * tasks.c - the tracees: threads and their processes.
  *
- * Owns the table, which has an entry for every possible thread id: no search, and only the pages in use
- * take memory.  A thread is in it from its first stop on; its process is looked up in /proc on demand.
- * A process lasts as long as its first thread; the kernel reports the end of that thread last
- * (kernel/exit.c, wait_task_zombie(), delay_group_leader()).
+ * Owns the table, which has an entry for every possible thread id: no search, and only the pages in
+ * use take memory.  A thread is in it from its first stop on; its process is looked up in /proc on
+ * demand. A process lasts as long as its first thread; the kernel reports the end of that thread
+ * last (kernel/exit.c, wait_task_zombie(), delay_group_leader()).
  *
  * Removed entries are freed only at the start of the wait loop, because a thread may end during an
  * injection.
@@ -158,9 +158,9 @@ struct process *process_of(struct thread *t)
 	return t == first ? first->process : join(t, first->process);
 }
 
-/* execve(2) has removed the old program: its address space, its other threads, and the call of its
- * first thread.  `former` is the old id of the calling thread; it has the first thread's id now, and
- * the end of `former` is not reported. */
+/* execve(2) has removed the old program: its address space, its other threads, and the call of
+ * its first thread.  `former` is the old id of the calling thread; it has the first thread's id
+ * now, and the end of `former` is not reported. */
 void process_executed(struct thread *t, pid_t former)
 {
 	struct thread *caller = former != t->tid ? thread_find(former) : NULL;

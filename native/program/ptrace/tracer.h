@@ -3,8 +3,8 @@
  * tracer.h - the parts of daxfault-tracer, lowest part first: each may call those before it.
  *
  * The tracer is not an ancestor of the program: the started process becomes the program, and a
- * grandchild of it, the tracer, seizes it.  So the program keeps its process id, parent, process group,
- * terminal, job control and exit status.
+ * grandchild of it, the tracer, seizes it.  So the program keeps its process id, parent, process
+ * group, terminal, job control and exit status.
  *
  * Limits:
  *   - without CAP_SYS_ADMIN the filter requires no_new_privs: a set-user-ID program runs without the
@@ -21,10 +21,11 @@
  *   - while the host does not answer an mmap(), for at most CLIENT_PATIENCE_S, other stopped tracees
  *     wait too.
  *
- * The tracer has one thread.  It must not wait for disk I/O of the host (an msync, populating), so that
- * other tracees go on.
+ * The tracer has one thread.  It must not wait for disk I/O of the host (an msync, populating), so
+ * that other tracees go on.
  *
- * Only the loop resumes a tracee from its own stop: functions that handle a stop return the next step.
+ * Only the loop resumes a tracee from its own stop: functions that handle a stop return the next
+ * step.
  */
 #ifndef DAXFAULT_PROGRAM_TRACER_H
 #define DAXFAULT_PROGRAM_TRACER_H
