@@ -154,7 +154,7 @@ bool space_discover(struct df_space *space, uint64_t page, int tid)
 	 * MREMAP_DONTUNMAP for what it leaves behind. */
 	if (!space->program || !tid)
 		return false;
-	maps = maps_open(tid);
+	maps = space_maps(space, tid);
 	if (maps < 0)
 		return false;
 	error = maps_find(maps, page, &area);

@@ -188,6 +188,9 @@ int space_adopt(struct df_space *space, int pid, uint64_t start, uint64_t len,
 		struct df_region **removed);
 /* Whether the kernel shows a page cache where we know of no region: then there is one now. */
 bool space_discover(struct df_space *space, uint64_t page, int tid);
+/* The mappings of the thread that an event names, of this address space and no other: for
+ * maps_find(), the caller's to close, or -1. */
+int space_maps(struct df_space *space, int tid);
 /* Files of which it shows something: at most `most` ids; -> how many there are. */
 int space_files(struct df_space *space, uint64_t *ids, int most);
 

@@ -95,8 +95,10 @@ class Programs:
     async def sigbus(self, pid: int, message: Sigbus) -> None:
         """A program is about to die, and waits until its address space has been read."""
         # In a thread: a task that waits for this mount may hold the lock of the address space.  Of the
-        # thread that died: a process whose first thread has ended shows nothing.
-        mapped = await trio.to_thread.run_sync(areas, message.tid or pid, limiter=trio.CapacityLimiter(1))
+        # thread that died: a process whose first thread has ended shows nothing.  A thread of another
+        # process is no thread of this one, whatever the message says.
+        task = f"{pid}/task/{message.tid or pid}"
+        mapped = await trio.to_thread.run_sync(areas, task, limiter=trio.CapacityLimiter(1))
         area = area_at(mapped, message.address)
         held = None if area is None or area.file is None else self.files.find(area.file)
         offset = None if held is None or area is None else message.address - area.start + area.offset

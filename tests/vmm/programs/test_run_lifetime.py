@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A service lasts as long as the address space, whatever process or connection ended."""
 
+import json
 import os
 import shutil
 import signal
@@ -9,26 +10,32 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import messages
 import pytest
 from mapscript import Mapper, compiled
 from needs import require
 from patience import PATIENCE, looks, within
+from raw_program import RawProgram
 from run_host import RunningHost
+
+from daxfault.vmm.programs.address_space import areas
 
 PROGRAMS = Path(__file__).resolve().parents[2] / "programs"
 PAGE = 4096
 
 
-@pytest.fixture(scope="module")
-def shared_space(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(name: str, directory: Path) -> Path:
     compiler = shutil.which("cc") or shutil.which("gcc")
     require(compiler, "a C compiler")
-    program = tmp_path_factory.mktemp("shared") / "shared_space"
-    source = PROGRAMS / "shared_space.c"
-    subprocess.run(
-        [compiler or "cc", "-D_GNU_SOURCE", "-O1", "-Wall", "-Wextra", "-o", program, source], check=True
-    )
+    flags = ["-D_GNU_SOURCE", "-O1", "-Wall", "-Wextra", "-pthread"]
+    program = directory / name
+    subprocess.run([compiler or "cc", *flags, "-o", program, PROGRAMS / f"{name}.c"], check=True)
     return program
+
+
+@pytest.fixture(scope="module")
+def shared_space(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built("shared_space", tmp_path_factory.mktemp("shared"))
 
 
 @pytest.fixture(scope="module")
@@ -155,3 +162,25 @@ def test_program_gone_without_a_word_is_written_back(
     finally:
         program.close()
     assert run_host.settled().joinpath("f").read_bytes()[5 * PAGE :][:4] == b"kept"
+
+
+def test_mapping_grown_in_place_in_an_inner_pid_namespace_is_served(
+    run_host: RunningHost, backing: Path, tmp_path: Path, begun: int
+) -> None:
+    """The number of the thread that faults is another process's outside."""
+    require(os.geteuid() == 0, "root, to make a pid namespace")
+    out = run_host.does(built("inner_pid", tmp_path), "f")
+    assert out == "page 200: A\npage 201: A\n"
+
+
+def test_death_in_a_thread_of_another_process_shows_nothing_of_it(tmp_path: Path) -> None:
+    written = tmp_path / "report.json"
+    with RunningHost(tmp_path, "--quiet", "--json", os.fspath(written)) as host:
+        stranger = host.process.pid
+        address = areas(stranger)[0].start
+        with RawProgram(host.programs_environment["DAXFAULT_SOCKET"]) as program:
+            program.serve()
+            assert program.ask(messages.sigbus(address, tid=stranger, frames=[address])) == 0
+        host.end()
+    (death,) = json.loads(written.read_text())["deaths"]
+    assert death["stack"] == [hex(address)]  # not the module of that process
