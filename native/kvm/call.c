@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * call.c - one ioctl, and the name of the one that failed; the abilities of this KVM.
+ * call.c - calls an ioctl and keeps the name of one that failed; the abilities of this KVM.
  *
- * Owns that name, which is a thread's own as errno is.
+ * Owns that name, one per thread, like errno.
  */
 #include <errno.h>
 #include <fcntl.h>

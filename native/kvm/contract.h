@@ -3,9 +3,9 @@
  * contract.h - the contract between the host and the KVM guest: the guest's physical
  * memory, the mailbox, the steps of a script and their results.
  *
- * Read by the guest's compiler, the host's and cffi (the text between the
- * markers), so that no struct is declared twice.  Owns no code.  The host
- * believes nothing that stands in a mailbox: the guest may be hostile.
+ * The compilers of guest and host read this file, and cffi reads the text between the markers, so
+ * that no struct is declared twice.  Owns no code.  The host must check all values in a mailbox:
+ * the guest may be hostile.
  */
 #ifndef DAXFAULT_KVM_CONTRACT_H
 #define DAXFAULT_KVM_CONTRACT_H
@@ -19,27 +19,27 @@
 
 enum {
 	DF_KVM_MAX_VCPUS = 4,
-	DF_KVM_STEPS = 16,		/* of one script, at most */
+	DF_KVM_STEPS = 16,		/* at most, of one script */
 	DF_KVM_MAGIC = 0x3178664b,
 
-	/* guest physical = guest virtual, but for the window's second view */
+	/* guest physical = guest virtual, except for the window's second view */
 	DF_KVM_RAM_LEN = 0x200000,
 	DF_KVM_MAILBOX = 0x10000,	/* a page for each vCPU */
-	DF_KVM_AREA = 0x20000,		/* async_pf's, a page for each vCPU */
+	DF_KVM_AREA = 0x20000,		/* async_pf areas, a page for each vCPU */
 	DF_KVM_IMAGE = 0x100000,
 	DF_KVM_WINDOW = 0x40000000,	/* the window's memslot; ring 0 sees it here */
 	DF_KVM_WINDOW_USER = 0x50000000,	/* ring 3 sees it here */
 	DF_KVM_WINDOW_LEN = 0x400000,
 
-	DF_KVM_DOORBELL = 0xf0,		/* port: a 32-bit write says one of df_kvm_ring */
+	DF_KVM_DOORBELL = 0xf0,		/* port: a 32-bit write of enum df_kvm_ring */
 	DF_KVM_VECTOR_READY = 0xec,	/* async_pf: page ready */
-	DF_KVM_VECTOR_ERROR = 0xed,	/* page error, reported by an interrupt */
+	DF_KVM_VECTOR_ERROR = 0xed,	/* page error, reported by interrupt */
 	DF_KVM_VECTOR_IPI = 0xee,
 };
 
 enum df_kvm_ring {
-	DF_KVM_RING_READY = 1,		/* the results are there; waits for the next script */
-	DF_KVM_RING_PANIC = 2,		/* mailbox.panic says why; never goes on */
+	DF_KVM_RING_READY = 1,		/* the results are valid; the vCPU waits for the next script */
+	DF_KVM_RING_PANIC = 2,		/* mailbox.panic has the reason; the vCPU has stopped */
 };
 
 enum df_kvm_boot {			/* the flags a vCPU starts with */
@@ -51,12 +51,12 @@ enum df_kvm_op {
 	DF_KVM_OP_LOAD = 1,		/* one byte */
 	DF_KVM_OP_STORE = 2,		/* one byte, `arg` */
 	DF_KVM_OP_READ = 3,		/* copy `length` bytes of the window to the buffer */
-	DF_KVM_OP_WRITE = 4,		/* and from it; every byte is `arg` */
+	DF_KVM_OP_WRITE = 4,		/* and from the buffer to the window; every byte is `arg` */
 	DF_KVM_OP_APF = 5,		/* MSR_KVM_ASYNC_PF_EN := area | `arg` */
 	DF_KVM_OP_IPI = 6,		/* to vCPU `arg` */
-	DF_KVM_OP_SPIN = 7,		/* for ever */
+	DF_KVM_OP_SPIN = 7,		/* without end */
 	DF_KVM_OP_TRIPLE = 8,		/* triple fault */
-	DF_KVM_OP_SCRIBBLE = 9,		/* fill the mailbox with 0xff, and say ready */
+	DF_KVM_OP_SCRIBBLE = 9,		/* fill the mailbox with 0xff, and ring READY */
 	DF_KVM_OP_HALT = 10,		/* interrupts off, hlt */
 	DF_KVM_OP_PANIC = 11,
 };
@@ -87,12 +87,12 @@ struct df_kvm_step {
 enum df_kvm_outcome {
 	DF_KVM_NOT_RUN = 0,
 	DF_KVM_OK = 1,
-	DF_KVM_SIGBUS = 2,		/* ring 3 got its signal */
-	DF_KVM_FIXUP = 3,		/* ring 0 went on at its exception table entry */
+	DF_KVM_SIGBUS = 2,		/* ring 3 received the signal */
+	DF_KVM_FIXUP = 3,		/* ring 0 continued at its exception table entry */
 	DF_KVM_BAD_STEP = 4,
 };
 
-enum df_kvm_via {			/* how the error came */
+enum df_kvm_via {			/* how the error was reported */
 	DF_KVM_VIA_NONE = 0,
 	DF_KVM_VIA_AREA = 1,		/* #PF, with the reason in the async_pf area */
 	DF_KVM_VIA_PF = 2,		/* #PF, with DF_KVM_PF_HOST in its error code */
@@ -105,12 +105,12 @@ struct df_kvm_result {
 	uint32_t outcome;
 	uint32_t via;			/* of the last error */
 	uint64_t address;		/* gva of the last error */
-	uint64_t rip;			/* where it struck */
+	uint64_t rip;			/* at the last error */
 	uint64_t code;			/* its error code, or the bank's status */
 	uint64_t done;			/* accesses, or bytes of the last copy, that succeeded */
 	uint64_t errors;
-	uint64_t tsc;			/* cycles, all in all */
-	uint8_t bytes[32];		/* the first that were read */
+	uint64_t tsc;			/* cycles in total */
+	uint8_t bytes[32];		/* the first bytes read */
 };
 
 struct df_kvm_panic {
@@ -161,13 +161,13 @@ enum df_kvm_reason {
 };
 
 enum {
-	/* In the error code of a #PF that the host made up.  A guest whose page tables say
-	 * "present" would take any other for spurious, and repeat the access.  This is SGX's
-	 * bit: VMX refuses to inject any above it (Intel SDM, 26.2.1.3). */
+	/* Set in the error code of a #PF that the host synthesises.  A guest whose page tables have
+	 * the page present would take another #PF for spurious and repeat the access.  This is the
+	 * bit of SGX: VMX refuses to inject higher ones (Intel SDM, 26.2.1.3). */
 	DF_KVM_PF_HOST_BIT = 15,
 };
 
-/* How the image begins. */
+/* The beginning of the image. */
 struct df_kvm_image_header {
 	uint64_t jump;			/* the entry is the image's first byte */
 	uint64_t magic;

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Emit an executable's loaded bytes as C: embed.py ELF OUTPUT.
 
-So the guest lies in the extension itself: there is no file to install, to find or to lose.
+The guest becomes part of the extension, so that no separate file is installed.
 Owns the flat form of the image: from the first loaded byte to the last.
 """
 
@@ -13,7 +13,7 @@ PT_LOAD = 1
 
 
 def flat(elf: bytes) -> bytes:
-    """The bytes of all segments that lie in the file, in their places."""
+    """The loaded segments as one flat image."""
     if elf[:6] != b"\x7fELF\x02\x01":
         raise SystemExit("not a little-endian ELF64 file")
     (table,) = struct.unpack_from("<Q", elf, 32)

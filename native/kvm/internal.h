@@ -12,7 +12,7 @@
 
 #include "kvm.h"
 
-/* newer than Debian 12's headers (Linux 6.1) */
+/* newer than the headers of Debian 12 (Linux 6.1) */
 #ifndef KVM_CAP_MEMORY_FAULT_INFO
 #define KVM_CAP_MEMORY_FAULT_INFO	232
 #endif
@@ -27,7 +27,7 @@ extern const unsigned long kvm_image_len;
 enum vcpu_state {
 	VCPU_WAITS,			/* for df_kvm_resume() */
 	VCPU_RUNS,
-	VCPU_ENDS,			/* the machine goes */
+	VCPU_ENDS,			/* the machine is being freed */
 };
 
 struct vcpu {
@@ -69,8 +69,8 @@ int kvm_refused(const char *name);	/* -> -errno */
 /* vcpu.c */
 int vcpu_start(struct vcpu *vcpu);
 void vcpu_end(struct vcpu *vcpu);
-/* Keep every vCPU out of KVM_RUN, without an exit, until vcpus_release(); one that does not
- * come out within HOLD_MS is let be. */
+/* Keep every vCPU out of KVM_RUN, without an exit record, until vcpus_release().  Does not wait
+ * longer than HOLD_MS for a vCPU to leave KVM_RUN. */
 void vcpus_hold(struct df_kvm *machine);
 void vcpus_release(struct df_kvm *machine);
 

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * kvm.h - the KVM machine's functions for Python, and nothing else.
+ * kvm.h - the KVM machine's functions for Python.
  *
- * A machine is a VM with its vCPUs, each run by a thread of its own, which alone
- * calls KVM_RUN.  A vCPU that exits is described by a record and waits for
- * df_kvm_resume().  Functions return a negative errno; df_kvm_call() then names the
- * ioctl.  All may be called from any thread, without the GIL.
+ * A machine is a VM with its vCPUs.  Each vCPU has a thread, the only one that calls KVM_RUN for
+ * it. An exit becomes a record, and the vCPU waits for df_kvm_resume().  Functions return 0 or a
+ * negative errno, unless noted; df_kvm_call() then names the ioctl.  Any thread may call them,
+ * without the GIL.
  */
 #ifndef DAXFAULT_KVM_H
 #define DAXFAULT_KVM_H
@@ -18,10 +18,10 @@ struct df_kvm;
 
 enum df_kvm_exit_kind {
 	DF_KVM_EXIT_DOORBELL = 1,	/* value: enum df_kvm_ring, or whatever the guest wrote */
-	DF_KVM_EXIT_EFAULT = 2,		/* KVM_RUN: EFAULT; nothing says where */
-	/* gpa, length, write, value.  It has been completed for KVM, and its effect undone: a
-	 * load stands at its own rip.  A store's rip, and a string instruction's counters, had
-	 * moved on before KVM exited. */
+	DF_KVM_EXIT_EFAULT = 2,		/* KVM_RUN: EFAULT, without an address */
+	/* gpa, length, write, value.  The access has been completed for KVM, and its effect undone:
+	 * rip is at the load.  KVM advances rip of a store, and the counters of a string
+	 * instruction, before it exits. */
 	DF_KVM_EXIT_MMIO = 3,
 	DF_KVM_EXIT_SIGBUS = 4,		/* hva, detail[0]: si_code */
 	DF_KVM_EXIT_STOPPED = 5,	/* df_kvm_stop() */
@@ -31,7 +31,7 @@ enum df_kvm_exit_kind {
 	DF_KVM_EXIT_FAIL_ENTRY = 9,	/* detail[0]: the hardware's reason */
 	DF_KVM_EXIT_MEMORY = 10,	/* KVM_EXIT_MEMORY_FAULT (6.8): gpa, length, detail[0]: flags */
 	DF_KVM_EXIT_PORT = 11,		/* an unknown port; gpa is its number */
-	DF_KVM_EXIT_OTHER = 12,		/* error, or exit_reason, says which */
+	DF_KVM_EXIT_OTHER = 12,		/* see error or exit_reason */
 };
 
 struct df_kvm_exit {
@@ -108,67 +108,66 @@ const char *df_kvm_call(void);
 
 int df_kvm_probe(struct df_kvm_abilities *out);
 
-/* Loads the guest and starts the threads; each vCPU waits for its first resume. */
+/* Load the guest and start the threads; each vCPU waits for its first resume. */
 int df_kvm_new(const struct df_kvm_options *options, struct df_kvm **out);
-/* Stops the vCPUs, whatever they do.  The memory of memslots must live until then. */
+/* Stop the vCPUs and free the machine.  The memory of memslots must stay mapped until it returns. */
 void df_kvm_free(struct df_kvm *machine);
 /* The guest's memory, DF_KVM_RAM_LEN bytes. */
 void *df_kvm_ram(struct df_kvm *machine);
-/* Replaces the slot; length 0 removes it.  Slot 0 is the guest's memory.  No vCPU runs
- * meanwhile, so none sees it gone. */
+/* Replace the slot; length 0 removes it.  Slot 0 is the guest's memory.  No vCPU runs meanwhile, so
+ * that none finds the slot missing. */
 int df_kvm_memslot(struct df_kvm *machine, uint32_t slot, uint64_t gpa, uint64_t len, uint64_t hva);
 
-/* Readable when df_kvm_exits() has something. */
+/* -> a descriptor that is readable when df_kvm_exits() has records. */
 int df_kvm_exits_fd(struct df_kvm *machine);
 /* -> records that were not returned before, at most one for each vCPU. */
 int df_kvm_exits(struct df_kvm *machine, struct df_kvm_exit *out, int most);
-/* -EBUSY: it runs. */
+/* -EBUSY: the vCPU runs. */
 int df_kvm_resume(struct df_kvm *machine, uint32_t vcpu);
-/* Have it exit; a record comes, of this or of something that happened first.
+/* Make the vCPU exit.  The record is DF_KVM_EXIT_STOPPED, or an exit that happened first.
  * -EALREADY: it does not run. */
 int df_kvm_stop(struct df_kvm *machine, uint32_t vcpu);
-/* Its thread's processor time, in ns. */
+/* -> CPU time of the vCPU's thread, in ns. */
 int64_t df_kvm_cpu_ns(struct df_kvm *machine, uint32_t vcpu);
 
-/* Of a vCPU that has exited; otherwise -EBUSY. */
+/* These need a vCPU that has exited; otherwise -EBUSY. */
 int df_kvm_registers(struct df_kvm *machine, uint32_t vcpu, struct df_kvm_registers *out);
 int df_kvm_set_registers(struct df_kvm *machine, uint32_t vcpu, const struct df_kvm_registers *registers);
 /* `code` < 0: the exception has none.  cr2 is set when `has_cr2`. */
 int df_kvm_exception(struct df_kvm *machine, uint32_t vcpu, uint32_t vector, int64_t code, int has_cr2,
 		     uint64_t cr2);
 int df_kvm_machine_check(struct df_kvm *machine, uint32_t vcpu, const struct df_kvm_mce *mce);
-/* Report to the guest that the access at which it stands failed; `via`: DF_KVM_VIA_AREA, PF, MC or EVENT.
- * -EAGAIN: another event is still to be delivered to it, or it has not read the last report. */
+/* Report to the guest that the access at its rip failed; `via`: DF_KVM_VIA_AREA, PF, MC or EVENT.
+ * -EAGAIN: another event is pending, or the guest has not read the last report. */
 int df_kvm_report(struct df_kvm *machine, uint32_t vcpu, uint32_t via, const struct df_kvm_failure *failure);
-/* *gpa of a gva by the guest's own page tables; -ENOENT when they have none. */
+/* Translate a gva by the guest's page tables; -ENOENT: it is not mapped. */
 int df_kvm_translate(struct df_kvm *machine, uint32_t vcpu, uint64_t gva, uint64_t *gpa);
 
 int df_kvm_msi(struct df_kvm *machine, uint32_t vcpu, uint32_t vector);
-/* The counters of faults, also of a vCPU that runs; as df_kvm_stats(). */
+/* Fault counters of a vCPU, which may run; as df_kvm_stats(). */
 struct df_kvm_faults {
-	uint64_t taken;			/* pf_taken, or pf_guest where that is more */
+	uint64_t taken;			/* pf_taken, or pf_guest if that is more */
 	uint64_t fixed;
 };
 int df_kvm_faults(struct df_kvm *machine, uint32_t vcpu, struct df_kvm_faults *out);
-/* -> cycles of the guest's TSC in a millisecond. */
+/* -> cycles of the guest's TSC per millisecond. */
 int df_kvm_tsc_khz(struct df_kvm *machine, uint32_t vcpu);
-/* -> statistics of a vCPU, also of one that runs; -ENOSYS where there are none. */
+/* -> the number of statistics of a vCPU, which may run; -ENOSYS before Linux 5.14. */
 int df_kvm_stats(struct df_kvm *machine, uint32_t vcpu, struct df_kvm_stat *out, int most);
 
 /* ---------------------------------------------------- the memory under a memslot */
 
-/* Each -> 0, and *hva.  Huge pages are kept out: a fault is of one page. */
-/* `writable`: bool.  KVM marks every page dirty that it has mapped for writing, which it does for
- * loads as well wherever it may: then the file's owner gets it written back. */
+/* These map memory and set *hva.  No huge pages, so that a fault is of one page. */
+/* `writable`: bool.  KVM maps pages for writing even for loads if it may, and marks them dirty;
+ * they are written back to the file then. */
 int df_window_file(int fd, uint64_t offset, uint64_t len, int writable, uint64_t *hva);
 int df_window_anonymous(uint64_t len, uint64_t *hva);
 int df_window_unmap(uint64_t hva, uint64_t len);
-/* Over the old mapping, in one step, which leaves no hole: */
-/* Nothing: the range is kept, and cannot be accessed. */
-int df_window_vacate(uint64_t hva, uint64_t len);
-int df_window_again(int fd, uint64_t offset, uint64_t hva, uint64_t len, int writable);
-int df_window_forbid(uint64_t hva, uint64_t len);
-int df_window_poison(uint64_t hva, uint64_t len);
+/* These replace a mapping atomically, without a hole: */
+int df_window_vacate(uint64_t hva, uint64_t len);	/* reserved anonymous PROT_NONE memory */
+int df_window_again(int fd, uint64_t offset, uint64_t hva, uint64_t len, int writable);	/* the file */
+int df_window_forbid(uint64_t hva, uint64_t len);	/* PROT_NONE */
+int df_window_poison(uint64_t hva, uint64_t len);	/* poison; EINVAL before Linux 6.6 */
 
 /* DF_CDEF_END */
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * machine.c - a VM: made, given memory and vCPUs, and taken apart.
+ * machine.c - creates a VM with its memory and vCPUs, and frees it.
  *
  * Owns struct df_kvm.  Must not act on an exit.
  */
@@ -23,7 +23,7 @@ static int load(struct df_kvm *machine)
 		machine->ram = NULL;
 		return kvm_refused("mmap of the guest's memory");
 	}
-	/* not inherited: a child of this process has no part in the machine */
+	/* a forked child must not share the machine */
 	madvise(machine->ram, DF_KVM_RAM_LEN, MADV_DONTFORK);
 	memcpy(machine->ram + DF_KVM_IMAGE, kvm_image, kvm_image_len);
 	return df_kvm_memslot(machine, 0, 0, DF_KVM_RAM_LEN, (uintptr_t)machine->ram);
@@ -160,8 +160,9 @@ int df_kvm_memslot(struct df_kvm *machine, uint32_t slot, uint64_t gpa, uint64_t
 {
 	int error;
 
-	/* KVM waits until no vCPU is inside that might use the old slots (synchronize_srcu_expedited() in
-	 * kvm_swap_active_memslots()): a vCPU that faults all the time made that 4 to 20 ms, three times */
+	/* KVM waits for the vCPUs that may use the old slots (synchronize_srcu_expedited() in
+	 * kvm_swap_active_memslots()); with a vCPU in a fault loop that took 4 to 20 ms, three
+	 * times */
 	vcpus_hold(machine);
 	error = put_memslot(machine, slot, gpa, 0, hva);
 	if (len && (!error || error == -EINVAL))	/* there was none */

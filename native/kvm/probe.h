@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * probe.h - the questions of daxfault-kvm-probe to this kernel, and the findings.
+ * probe.h - the experiments of daxfault-kvm-probe, and the findings.
  *
- * Owns the shape of a finding; its JSON is probe_report.c's, its meaning docs/kvm.md's.
+ * Owns the struct of a finding.  probe_report.c writes it as JSON; docs/kvm.md explains it.
  */
 #ifndef DAXFAULT_KVM_PROBE_H
 #define DAXFAULT_KVM_PROBE_H
@@ -26,17 +26,17 @@ struct probe_host {
 	struct utsname system;
 	char vendor[13];		/* of the CPU */
 	char model[49];
-	char hypervisor[13];		/* this kernel's own, by CPUID; "" on bare metal */
+	char hypervisor[13];		/* under this kernel, by CPUID; "" on bare metal */
 	const char *backend;		/* "vmx", "svm", "pvm" or "unknown" */
 	const char *modules[PROBE_MODULES + 1];
 	bool nested;
 	bool spin;			/* the guest waits without hlt */
-	char signature[13];		/* of KVM's CPUID leaf 0x40000000 for guests */
-	uint32_t features;		/* and at 0x40000001, %eax */
+	char signature[13];		/* KVM's CPUID leaf 0x40000000 for guests */
+	uint32_t features;		/* its leaf 0x40000001, %eax */
 	struct df_kvm_abilities can;
 };
 
-/* An access to a page that a truncation took away. */
+/* An access to a page that a truncation has removed. */
 struct probe_case {
 	const char *name;
 	bool apf;
@@ -46,8 +46,8 @@ struct probe_case {
 };
 
 enum probe_outcome {
-	PROBE_UNTRIED,			/* why */
-	PROBE_LOOP,			/* no exit, and faults without end */
+	PROBE_UNTRIED,			/* see `why` */
+	PROBE_LOOP,			/* no exit, and endless faults */
 	PROBE_SILENT,			/* no exit, and no counter moves */
 	PROBE_EXIT,			/* KVM_RUN returned */
 };
@@ -55,10 +55,10 @@ enum probe_outcome {
 struct probe_found {
 	enum probe_outcome outcome;
 	const char *exit;
-	bool counted;			/* by KVM's statistics, otherwise by the guest */
+	bool counted;			/* by KVM's statistics; otherwise by the guest */
 	uint64_t faults;
-	double seconds;			/* in which they were */
-	uint64_t not_present;		/* the guest's own counts meanwhile */
+	double seconds;			/* duration of the count */
+	uint64_t not_present;		/* the guest's counts in that time */
 	uint64_t ready;
 	char why[PROBE_WHY];
 };
@@ -67,7 +67,7 @@ struct probe_found {
 struct probe_rescue {
 	bool works;
 	const char *exit;
-	const char *where;		/* "gpa", "page" or "nowhere"; "wrong" would be a defect */
+	const char *where;		/* "gpa", "page" or "nowhere"; "wrong" is a defect of KVM */
 	double milliseconds;		/* from the call to the exit */
 	char why[PROBE_WHY];
 };
@@ -79,15 +79,15 @@ struct probe_injection {
 };
 
 struct probe {
-	double watch;			/* seconds for which a loop is looked at */
+	double watch;			/* seconds for which a loop is watched */
 	struct probe_host host;
 	struct probe_found found[PROBE_CASES];
 	struct probe_rescue rescue[PROBE_RESCUES];
 	struct probe_injection injection[PROBE_INJECTIONS];
-	int loop;			/* the case that the rescues were tried on, or -1 */
-	int ended_by;			/* the rescue before the injections, or -1 */
-	int injected;			/* the case of the injections, or -1 */
-	char unusable[PROBE_WHY];	/* why nothing could be asked, or "" */
+	int loop;			/* the case used for the rescues, or -1 */
+	int ended_by;			/* the rescue used before the injections, or -1 */
+	int injected;			/* the case used for the injections, or -1 */
+	char unusable[PROBE_WHY];	/* why no experiment was possible, or "" */
 	double seconds;
 };
 
@@ -122,12 +122,12 @@ struct trial {
 #define TRIAL_LIVE	(TRIAL_CUT * 4096UL)
 #define TRIAL_OFFSET	(TRIAL_LIVE + 5)	/* of the access */
 
-/* A guest that has touched every page, the file truncated since; -> false, and why. */
+/* Start a guest, have it touch every page, then truncate the file.  -> false, with trial->why. */
 bool trial_begin(struct trial *trial, const struct probe *probe, const struct probe_case *what);
 void trial_end(struct trial *trial);
-/* The access; -> false, and why. */
+/* Start the access.  -> false, with trial->why. */
 bool trial_touch(struct trial *trial);
-/* -> whether the vCPU has exited within `seconds`; then trial->exit. */
+/* -> whether the vCPU exited within `seconds`; if so, trial->exit is set. */
 bool trial_exits(struct trial *trial, double seconds);
 bool trial_resume(struct trial *trial);
 const struct df_kvm_mailbox *trial_mailbox(const struct trial *trial);

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * probe_answer.c - which ways out of the loop work here, and which ways to report the
- * failed access to the guest.
+ * probe_answer.c - tries which rescues end the loop on this kernel, and which reports of the failed
+ * access reach the guest.
  *
- * Owns no state; each trial has a guest of its own.  The gva needs no decoding: the
- * access is the one that was asked for.
+ * Owns no state; each trial has a new guest.  The gva of the access is known, so no instruction is
+ * decoded.
  */
 #include <errno.h>
 #include <string.h>
@@ -60,7 +60,7 @@ static bool failed_openly(uint32_t kind)
 	       kind == DF_KVM_EXIT_MEMORY;
 }
 
-/* The vCPU spins; -> whether it has exited since, with the access that failed. */
+/* Rescue a vCPU that spins.  -> whether it exited with the failed access. */
 static bool rescued(struct trial *trial, int how, struct probe_rescue *rescue)
 {
 	double began = trial_now();
@@ -83,7 +83,7 @@ static bool rescued(struct trial *trial, int how, struct probe_rescue *rescue)
 	return rescue->works;
 }
 
-/* -> stopped at the access.  `how` < 0: no rescue is needed. */
+/* -> whether the vCPU stopped at the access.  `how` < 0: no rescue is needed. */
 static bool stopped(struct trial *trial, const struct probe *probe, int what, int how,
 		    struct probe_rescue *rescue)
 {
@@ -101,7 +101,7 @@ static bool stopped(struct trial *trial, const struct probe *probe, int what, in
 	return rescued(trial, how, rescue);
 }
 
-/* Whether the vCPU stands at the access, and not in a trap it took meanwhile. */
+/* -> whether the vCPU is at the access, and not in a trap handler. */
 static bool at_access(const struct trial *trial)
 {
 	uint64_t gva = (trial->what->user ? DF_KVM_WINDOW_USER : DF_KVM_WINDOW) + TRIAL_OFFSET;

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * probe_case.c - the outcome of an access to a page that is gone, on this kernel.
+ * probe_case.c - tries the outcome of an access to a removed page on this kernel.
  *
- * Owns the rule that tells a loop from a slow vCPU.  Must not
- * end a loop but by ending its machine.
+ * Owns the rule that distinguishes a loop from a slow vCPU.  Ends a loop only by freeing its
+ * machine.
  */
 #include <string.h>
 
@@ -60,7 +60,7 @@ static void judge(const struct counts *a, const struct counts *b, struct probe_f
 	found->not_present = not_present;
 	found->ready = b->ready - a->ready;
 	found->seconds = b->at - a->at;
-	/* pf_taken is there since Linux 5.14, but counts nothing on every kind of KVM */
+	/* pf_taken exists since Linux 5.14, but some kinds of KVM never count it */
 	found->counted = b->counted && b->taken > a->taken;
 	found->faults = found->counted ? b->taken - a->taken : not_present;
 	found->outcome = PROBE_SILENT;
@@ -73,7 +73,7 @@ static void watch(struct trial *trial, double seconds, struct probe_found *found
 	struct counts before, after;
 	bool exits;
 
-	/* first the faults that are like any other: code, stack */
+	/* first come ordinary faults: code, stack */
 	exits = trial_exits(trial, seconds / 4);
 	if (!exits) {
 		before = count(trial);

@@ -59,7 +59,7 @@ static void look_at_modules(struct probe_host *host, bool vmx, bool svm)
 	for (int i = 0; i < PROBE_MODULES; i++)
 		if (has_module(names[i]))
 			host->modules[n++] = names[i];
-	/* a module that is built in is there on either CPU; only one can be at work */
+	/* a built-in module is listed on any CPU; only the one for this CPU is in use */
 	if (vmx && has_module("kvm_intel"))
 		host->backend = "vmx";
 	else if (svm && has_module("kvm_amd"))
@@ -111,7 +111,7 @@ void probe_host(struct probe *probe)
 	uname(&host->system);
 	look_at_cpu(host, &vmx, &svm);
 	look_at_modules(host, vmx, svm);
-	/* there, "sti; hlt" of a nested guest has been seen to stall */
+	/* under TCG, "sti; hlt" of a nested guest was seen to stall */
 	host->spin = !strcmp(host->hypervisor, "TCGTCGTCGTCG");
 	error = df_kvm_probe(&host->can);
 	if (error) {

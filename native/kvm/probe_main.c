@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * probe_main.c - daxfault-kvm-probe: tries how the running kernel's KVM handles a
- * page that is gone, and prints the findings as JSON.  Static: it runs in an initramfs
- * as well.
+ * probe_main.c - daxfault-kvm-probe: tries how the running kernel's KVM handles an access to a
+ * removed page, and prints the findings as JSON.  Static, so that it also runs in an initramfs.
  *
- * Exit codes: 0 asked, 2 the arguments make no sense, 3 KVM cannot be used here.
+ * Exit status: 0 done, 2 invalid arguments, 3 KVM cannot be used.
  */
 #include <errno.h>
 #include <signal.h>
@@ -14,7 +13,7 @@
 
 #include "probe.h"
 
-/* Beyond every wait's own limit: a vCPU that cannot be stopped. */
+/* Longer than the limit of every wait: a vCPU cannot be stopped. */
 #define LIMIT_SECONDS	120
 
 static void out_of_time(int signal)
@@ -29,7 +28,7 @@ static void out_of_time(int signal)
 static int usage(void)
 {
 	fputs("usage: daxfault-kvm-probe [--seconds S]\n"
-	      "S: how long a loop is looked at, 0.05 to 10; default 0.25\n", stderr);
+	      "S: how long a loop is watched, 0.05 to 10; default 0.25\n", stderr);
 	return 2;
 }
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * probe_report.c - the findings as one JSON object, whose keys docs/kvm.md explains.
+ * probe_report.c - writes the findings as one JSON object; docs/kvm.md explains its keys.
  *
  * Owns the keys.  Must not judge.
  */
@@ -8,7 +8,7 @@
 #include "probe.h"
 
 enum {
-	REPORT_MAX = 1 << 16,		/* eight times as much as needed */
+	REPORT_MAX = 1 << 16,		/* eight times the usual size */
 };
 
 /* "" is null */

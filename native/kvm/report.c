@@ -2,8 +2,8 @@
  *
  * report.c - reports a failed access to the guest, in one of four ways.
  *
- * Owns the words written into the vCPU and its async_pf area.  Must be called
- * with the vCPU stopped at the access: an exception hits whatever stands at rip.
+ * Owns the values written to the vCPU and its async_pf area.  The vCPU must be stopped at the
+ * access, because an exception is taken at the current rip.
  */
 #include <errno.h>
 

@@ -3,7 +3,7 @@
  * setup.c - the state of a vCPU before its first instruction: CPUID, long mode with
  * the guest's own page tables, machine check banks.
  *
- * Owns nothing that lives on.  Must not run a vCPU.
+ * Owns no state.  Must not run a vCPU.
  */
 #include <errno.h>
 #include <string.h>
@@ -31,7 +31,7 @@ static int set_cpuid(struct vcpu *vcpu, struct kvm_cpuid2 *cpuid)
 	for (uint32_t i = 0; i < cpuid->nent; i++) {
 		struct kvm_cpuid_entry2 *entry = &cpuid->entries[i];
 
-		/* the APIC id, which KVM leaves as the host's own */
+		/* the APIC id, which KVM copies from the host */
 		if (entry->function == 1)
 			entry->ebx = (entry->ebx & 0xffffff) | vcpu->number << 24;
 		else if (entry->function == 0xb || entry->function == 0x1f)
@@ -40,7 +40,7 @@ static int set_cpuid(struct vcpu *vcpu, struct kvm_cpuid2 *cpuid)
 	return kvm_ioctl(vcpu->fd, KVM_SET_CPUID2, cpuid, "KVM_SET_CPUID2");
 }
 
-/* Optional: without it there is no #MC to inject, and KVM_X86_SET_MCE says so. */
+/* Optional: without it no #MC can be injected, and KVM_X86_SET_MCE fails. */
 static bool set_mce(struct vcpu *vcpu)
 {
 	struct { struct kvm_msrs head; struct kvm_msr_entry entry; } msrs = {
@@ -92,7 +92,7 @@ int vcpu_setup(struct vcpu *vcpu, struct kvm_cpuid2 *cpuid)
 		.rsi = (vcpu->machine->irqchip ? DF_KVM_BOOT_APIC : 0) |
 		       (vcpu->machine->spin ? DF_KVM_BOOT_SPIN : 0),
 	};
-	/* no INIT and SIPI for the others: they start where the first does */
+	/* no INIT and SIPI for the other vCPUs: they start at the same address as the first */
 	struct kvm_mp_state mp = { .mp_state = KVM_MP_STATE_RUNNABLE };
 	int error;
 

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * state.c - a stopped vCPU looked at and changed: registers, exceptions, #MC.
+ * state.c - reads and changes a stopped vCPU: registers, exceptions, #MC.
  *
- * Owns the rule that a running vCPU is not looked at: its ioctls would wait for
- * KVM_RUN to end (kvm_vcpu_ioctl() takes vcpu->mutex), perhaps for ever.
+ * Must not call ioctls of a running vCPU: they wait for KVM_RUN to end (kvm_vcpu_ioctl() takes
+ * vcpu->mutex), which it may never do.
  */
 #include <errno.h>
 #include <string.h>
@@ -11,7 +11,7 @@
 #include "base/cleanup.h"
 #include "internal.h"
 
-/* Under the machine's lock: the vCPU, or NULL. */
+/* -> the vCPU if it is stopped, or NULL.  Under the machine's lock. */
 static struct vcpu *stopped(struct df_kvm *machine, uint32_t number)
 {
 	if (number >= machine->vcpus || machine->vcpu[number].state != VCPU_WAITS)
@@ -100,7 +100,7 @@ static int inject(struct vcpu *vcpu, uint32_t vector, int64_t code, int has_cr2,
 	if (error)
 		return error;
 	if (events.exception.injected || events.exception.pending) {
-		errno = EAGAIN;		/* two at once would be a double fault */
+		errno = EAGAIN;		/* two would be a double fault */
 		return kvm_refused("an exception that is still to be delivered");
 	}
 	if (has_cr2)

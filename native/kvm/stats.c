@@ -2,8 +2,8 @@
  *
  * stats.c - KVM's own counters of a vCPU (KVM_GET_STATS_FD, Linux 5.14).
  *
- * Owns nothing: the descriptor is the vCPU's.  Reading it does not need the
- * vCPU to stop.  Layout: Documentation/virt/kvm/api.rst, 4.134.
+ * Owns no state: struct vcpu has the descriptor.  The vCPU may run while it is read.
+ * Layout: Documentation/virt/kvm/api.rst, 4.134.
  */
 #include <errno.h>
 #include <stdlib.h>

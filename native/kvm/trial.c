@@ -2,8 +2,8 @@
  *
  * trial.c - one guest over one file, up to the access that must fail.
  *
- * Owns the file, which has no name from the start: nothing is left behind however
- * this ends.  Every wait has a limit.  Must not judge the outcome of the access.
+ * Owns the file, which is unlinked at once, so that nothing is left behind.  Every wait is bounded.
+ * Must not judge the outcome of the access.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -16,7 +16,7 @@
 #include "base/clock.h"
 #include "probe.h"
 
-/* For a guest that has nothing to wait for.  An emulated CPU needs part of a second. */
+/* Limit for a guest that does not wait for a page.  An emulated CPU needs a fraction of a second. */
 #define ANSWER_SECONDS	10
 
 double trial_now(void)
@@ -109,7 +109,7 @@ static bool warm(struct trial *trial)
 		{ .op = DF_KVM_OP_STORE, .flags = flags_of(trial->what), .repeat = TRIAL_PAGES, .stride = DF_PAGE_SIZE },
 		{ .op = DF_KVM_OP_LOAD, .flags = flags_of(trial->what), .repeat = TRIAL_PAGES, .stride = DF_PAGE_SIZE },
 	};
-	/* without async_pf's MSR, writing it would be a #GP */
+	/* if there is no async_pf MSR, a write to it is a #GP */
 	uint32_t skip = !trial->what->apf;
 	const struct df_kvm_result *last = &trial_mailbox(trial)->results[2 - skip];
 
@@ -131,7 +131,7 @@ static int open_file(void)
 	fd = open(folder, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
 	if (fd >= 0)
 		return fd;
-	/* not every file system has O_TMPFILE */
+	/* some file systems lack O_TMPFILE */
 	if (snprintf(name, sizeof(name), "%s/daxfault-kvm-probe.XXXXXX", folder) >= (int)sizeof(name)) {
 		errno = ENAMETOOLONG;
 		return -1;

@@ -2,10 +2,9 @@
  *
  * vcpu.c - the thread of a vCPU: run, describe the exit, wait to be resumed.
  *
- * Owns KVM_RUN.  Every signal is blocked in this thread; inside KVM_RUN two are
- * not (KVM_SET_SIGNAL_MASK): the kick, and the SIGBUS with which KVM reports a
- * poisoned page.  They end KVM_RUN with EINTR and are then taken off the
- * queue, so no handler of the process is touched, and a kick that comes before
+ * Owns KVM_RUN.  All signals are blocked in this thread, except two inside KVM_RUN
+ * (KVM_SET_SIGNAL_MASK): the kick, and the SIGBUS by which KVM reports a poisoned page.  They end
+ * KVM_RUN with EINTR and are then dequeued.  So no handler of the process runs, and a kick before
  * KVM_RUN is not lost.  Must not touch the guest's memory.
  */
 #include <errno.h>
@@ -28,15 +27,15 @@ static int open_signals(struct vcpu *vcpu)
 {
 	struct { struct kvm_signal_mask head; uint64_t set; } mask = { .head = { .len = 8 } };
 
-	/* the kernel's sigset_t: signal n is bit n - 1.  A member after a flexible
-	 * array may be padded: copy to where the kernel reads. */
+	/* the kernel's sigset_t: signal n is bit n - 1.  Copied to the flexible array member,
+	 * because a member declared after it could be padded. */
 	uint64_t blocked = ~(1ULL << (SIGBUS - 1) | 1ULL << (KICK - 1));
 
 	memcpy(mask.head.sigset, &blocked, sizeof(blocked));
 	return kvm_ioctl(vcpu->fd, KVM_SET_SIGNAL_MASK, &mask, "KVM_SET_SIGNAL_MASK");
 }
 
-/* -> whether a SIGBUS was among the signals that had come */
+/* Dequeue pending signals; -> whether a SIGBUS was among them */
 static bool take_signals(struct df_kvm_exit *exit)
 {
 	const struct timespec at_once = { 0, 0 };
@@ -128,9 +127,8 @@ static void describe_reason(const struct kvm_run *run, struct df_kvm_exit *exit)
 	}
 }
 
-/* KVM finishes a port or MMIO access at the next KVM_RUN; until then registers
- * are not the vCPU's own (Documentation/virt/kvm/api.rst, 5. The kvm_run structure).
- * An access may come in parts. */
+/* KVM completes a port or MMIO access at the next KVM_RUN; until then the registers are not valid
+ * (Documentation/virt/kvm/api.rst, 5. The kvm_run structure).  An access may have several parts. */
 static void complete(struct vcpu *vcpu)
 {
 	vcpu->run->immediate_exit = 1;
@@ -140,11 +138,10 @@ static void complete(struct vcpu *vcpu)
 	vcpu->run->immediate_exit = 0;
 }
 
-/* The value that completes the access must not count, so the registers of the exit
- * are put back.  A load's rip is then at the load, which will be repeated.  A
- * string instruction would go on to its end with zeros: with one in %rcx it does
- * one step (x86_emulate_insn(); KVM_SET_REGS is heeded by an emulation under way,
- * vcpu->arch.emulate_regs_need_sync_from_vcpu). */
+/* The value that completes the access must have no effect, so the registers of the exit are
+ * restored. rip is at the load again, which the guest repeats.  A string instruction would
+ * continue to its end with zeros; with 1 in %rcx it does one step (x86_emulate_insn(); an
+ * emulation in progress reads KVM_SET_REGS, vcpu->arch.emulate_regs_need_sync_from_vcpu). */
 static void complete_mmio(struct vcpu *vcpu, bool write)
 {
 	struct kvm_regs before, one;
@@ -163,7 +160,7 @@ static void complete_mmio(struct vcpu *vcpu, bool write)
 	ioctl(vcpu->fd, KVM_SET_REGS, &before);
 }
 
-/* Wait while the vCPUs are held; -> whether it may run. */
+/* Wait while the vCPUs are held; -> whether this one may run. */
 static bool may_run(struct vcpu *vcpu)
 {
 	struct df_kvm *machine = vcpu->machine;
@@ -263,8 +260,8 @@ int vcpu_start(struct vcpu *vcpu)
 	return 0;
 }
 
-/* Under the machine's lock, so the thread lives.  immediate_exit is for a KVM_RUN that
- * has yet to begin: it saves entering the guest; the signal alone would do. */
+/* Called under the machine's lock, so that the thread exists.  The signal alone is enough;
+ * immediate_exit saves a KVM_RUN that has not begun from entering the guest. */
 static void kick(struct vcpu *vcpu)
 {
 	vcpu->run->immediate_exit = 1;

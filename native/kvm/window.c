@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * window.c - the host memory under a memslot: maps it, and makes a part of it that is
- * dead fail in a way that KVM reports.
+ * window.c - the host memory under a memslot: maps it, and changes a part past EOF so that KVM
+ * reports an access to it.
  *
- * Owns no state.  Each change is one system call upon the range, so that no vCPU
- * can see a gap: KVM follows it by its MMU notifier.
+ * Owns no state.  Each change is one system call on the range, so that no vCPU sees a hole; KVM
+ * follows by its MMU notifier.
  */
 #include <errno.h>
 #include <sys/mman.h>
@@ -17,7 +17,7 @@ static int mapped(void *at, uint64_t len, uint64_t *hva)
 {
 	if (at == MAP_FAILED)
 		return kvm_refused("mmap");
-	madvise(at, len, MADV_NOHUGEPAGE);	/* EINVAL: this kernel has none */
+	madvise(at, len, MADV_NOHUGEPAGE);	/* EINVAL: this kernel has no huge pages */
 	madvise(at, len, MADV_DONTFORK);
 	*hva = (uintptr_t)at;
 	return 0;
@@ -28,7 +28,7 @@ static int protection(int writable)
 	return PROT_READ | (writable ? PROT_WRITE : 0);
 }
 
-/* NORESERVE: of hugetlbfs; the fault reports that there is no page. */
+/* NORESERVE is for hugetlbfs: mmap() succeeds, and the fault reports a missing page. */
 #define OF_FILE	(MAP_SHARED | MAP_NORESERVE)
 
 int df_window_file(int fd, uint64_t offset, uint64_t len, int writable, uint64_t *hva)
@@ -46,8 +46,8 @@ int df_window_unmap(uint64_t hva, uint64_t len)
 	return munmap((void *)hva, len) ? kvm_refused("munmap") : 0;
 }
 
-/* Not munmap: the next mapping of this process, its heap perhaps, would lie where the memslot still
- * is, and be the guest's. */
+/* Not munmap(): the memslot still covers the range, so that a later mapping of this process there,
+ * such as its heap, would be accessible to the guest. */
 int df_window_vacate(uint64_t hva, uint64_t len)
 {
 	int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
@@ -69,9 +69,8 @@ int df_window_forbid(uint64_t hva, uint64_t len)
 	return mprotect((void *)hva, len, PROT_NONE) ? kvm_refused("mprotect") : 0;
 }
 
-/* A mapping of a file cannot be poisoned, a move over it can: anonymous memory is
- * poisoned elsewhere and then takes its place.  The markers stay when the userfaultfd
- * that made them is closed. */
+/* A mapping of a file cannot be poisoned.  So anonymous memory is poisoned elsewhere and moved over
+ * it.  The poison markers stay when the userfaultfd is closed. */
 int df_window_poison(uint64_t hva, uint64_t len)
 {
 	uint64_t aside = 0;

@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * access.S - every instruction that touches the window, in ring 0 and in ring 3,
- * and the way to ring 3 and back.
+ * access.S - every instruction that touches the window, in ring 0 and in ring 3, and the switch to
+ * ring 3 and back.
  *
- * Owns the exception table: an entry is the address of an instruction and where to
- * go on when it faults.
+ * Owns the exception table: an entry is the address of an instruction, and the address to continue
+ * at when it faults.
  */
 #include "kvm/contract.h"
 
 	.text
 /* ---------------------------------------------------- to ring 3 and back */
 
-/* void enter_user(rip, rsp, a, b, c, rflags): ends when leave_user() is called. */
+/* void enter_user(rip, rsp, a, b, c, rflags): returns when leave_user() is called. */
 	.globl	enter_user
 enter_user:
 	push	%rbx
@@ -54,7 +54,7 @@ leave_user:
 	.popsection
 	.endm
 
-/* uint64_t NAME(to or from...): 0, or the rest when the table was used. */
+/* uint64_t NAME(to or from...): 0, or the number of bytes left when the table was used. */
 	.macro access suffix, tabled
 	.globl	load_\suffix
 load_\suffix:					/* (from, to) */
@@ -92,8 +92,8 @@ count_left:
 
 /* ------------------------------------------------------- code of ring 3 */
 
-/* ud2 is the system call: it is the one gate that works on every backend of KVM
- * that was tried, PVM and an emulated SVM among them. */
+/* ud2 is the system call: it works on all tested backends of KVM, including PVM and an emulated
+ * SVM. */
 	.section .user, "ax"
 	.globl	user_load, user_store, user_copy, user_spin, user_signal
 user_load:
@@ -110,7 +110,7 @@ user_copy:
 user_spin:
 	pause
 	jmp	user_spin
-user_signal:					/* (address), %rcx as it was at the fault */
+user_signal:					/* (address), with %rcx of the fault */
 	ud2
 
 	.section .user_bss, "aw", @nobits

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * entry.S - where the processor enters the guest: its start, and its traps.
+ * entry.S - the entry points of the guest: start and traps.
  *
  * The host starts each vCPU here in long mode, with its number in %rdi and
  * enum df_kvm_boot in %rsi.  Owns the table of the traps' entries.
@@ -34,7 +34,7 @@ boot:
 	.macro trap_entry n
 trap_\n:
 	.if !(\n == 8 || (\n >= 10 && \n <= 14) || \n == 17 || \n == 21 || \n == 29 || \n == 30)
-	push	$0				/* where the CPU pushes no error code */
+	push	$0				/* for vectors without an error code */
 	.endif
 	push	$\n
 	jmp	trap_entered

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * guest.h - the guest's own declarations: a vCPU, a trap's frame, and the
- * instructions that C has no word for.  The host never reads it.
+ * guest.h - the guest's declarations: a vCPU, a trap's frame, and privileged instructions.  Not
+ * used by the host.
  */
 #ifndef DAXFAULT_KVM_GUEST_H
 #define DAXFAULT_KVM_GUEST_H
@@ -43,7 +43,7 @@ struct cpu {
 	bool spin;
 	volatile struct df_kvm_mailbox *mailbox;
 	volatile struct df_kvm_area *area;
-	/* the step that is being run */
+	/* of the current step */
 	volatile struct df_kvm_result *result;
 	volatile bool signalled;
 	volatile uint64_t left;		/* bytes of a ring 3 copy not done */
@@ -51,7 +51,7 @@ struct cpu {
 	struct tss tss;
 };
 
-/* As entry.S pushes it. */
+/* Pushed by entry.S. */
 struct frame {
 	uint64_t r15, r14, r13, r12, r11, r10, r9, r8, rbp, rdi, rsi, rdx, rcx, rbx, rax;
 	uint64_t vector, code, rip, cs, rflags, rsp, ss;
@@ -73,7 +73,7 @@ uint64_t store_bare(uint64_t to, uint8_t byte);
 uint64_t copy_tabled(uint64_t to, uint64_t from, uint64_t count);
 uint64_t copy_bare(uint64_t to, uint64_t from, uint64_t count);
 
-/* main.c: `traps` are the addresses of their entries. */
+/* main.c: `traps` are the addresses of the trap entries. */
 void guest_main(uint64_t number, uint64_t flags, const uint64_t traps[256]);
 
 /* trap.c */

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * main.c - the guest's life: start a vCPU, ring for a script, run its steps.
+ * main.c - the guest's main loop: start a vCPU, ring for a script, run its steps.
  *
- * Owns the steps.  Must not touch the window but through access.S, whose
- * instructions the trap code and the host can tell apart.
+ * Owns the steps.  Must touch the window only through access.S, whose instructions the trap code
+ * and the host recognize.
  */
 #include "guest.h"
 
@@ -99,9 +99,9 @@ static void send_ipi(const struct cpu *cpu, uint64_t to)
 		wrmsr(MSR_X2APIC_ICR, to << 32 | DF_KVM_VECTOR_IPI);
 }
 
-/* EN, INT and ACK as asm/kvm_para.h has them since Linux 5.8.  KVM answers the
- * enabling with one page ready of token ~0 (kvm_async_pf_wakeup_all()), which is
- * let in here so that no later wait ends by it. */
+/* EN, INT and ACK of asm/kvm_para.h since Linux 5.8.  When it is enabled, KVM sends one "page
+ * ready" of token ~0 (kvm_async_pf_wakeup_all()).  It is taken here, so that it does not end a
+ * later wait. */
 static void set_apf(struct cpu *cpu, uint64_t flags)
 {
 	uint64_t before = cpu->mailbox->wake_all;
@@ -118,7 +118,7 @@ static _Noreturn void triple_fault(void)
 {
 	struct { uint16_t limit; uint64_t base; } __attribute__((packed)) none = { 0, 0 };
 
-	/* nothing is mapped at 0, and there is no trap for it */
+	/* nothing is mapped at 0, and the IDT is empty */
 	__asm__ volatile("lidt %0; movb 0, %%al" : : "m"(none) : "rax");
 	__builtin_unreachable();
 }

@@ -58,7 +58,7 @@ static void load_gdt(struct cpu *cpu)
 	cpu->gdt[DF_KVM_TSS / 8] = (sizeof(cpu->tss) - 1) | (tss & 0xffffff) << 16 | 0x89ULL << 40 |
 				   (tss >> 24 & 0xff) << 56;
 	cpu->gdt[DF_KVM_TSS / 8 + 1] = tss >> 32;
-	/* not the vCPU's own stack, which has its frames from before ring 3 */
+	/* not the vCPU's stack, which holds the frames of enter_user()'s callers */
 	cpu->tss.rsp[0] = (uint64_t)trap_stacks + DF_KVM_STACK_LEN * (cpu->number + 1);
 	cpu->tss.iomap = sizeof(cpu->tss);
 	__asm__ volatile("lgdt %0\n"
@@ -99,7 +99,7 @@ void trap_init(struct cpu *cpu, const uint64_t traps[256])
 	load_gdt(cpu);
 	load_idt(traps);
 	if (cpu->apic) {
-		/* x2APIC: no page of MMIO to map; KVM's irqchip always has it */
+		/* x2APIC: needs no MMIO page; KVM's irqchip always has it */
 		wrmsr(MSR_APIC_BASE, rdmsr(MSR_APIC_BASE) | 0xc00);
 		wrmsr(MSR_X2APIC_SVR, 0x1ff);
 	}
@@ -113,7 +113,7 @@ static const struct ex_entry *table_entry(uint64_t rip)
 	return NULL;
 }
 
-/* The whole study is about coming here. */
+/* An error that the host has reported. */
 static void page_error(struct cpu *cpu, struct frame *frame, uint64_t gva, uint32_t via, uint64_t code)
 {
 	volatile struct df_kvm_result *result = cpu->result;
@@ -129,7 +129,7 @@ static void page_error(struct cpu *cpu, struct frame *frame, uint64_t gva, uint3
 	result->rip = frame->rip;
 	result->code = code;
 	if (user) {
-		/* the signal's frame: ring 3 goes on in its own signal code */
+		/* the signal's frame: ring 3 continues in its signal handler */
 		result->outcome = DF_KVM_SIGBUS;
 		cpu->signalled = true;
 		cpu->left = frame->rcx;
@@ -150,8 +150,8 @@ static void page_not_present(struct cpu *cpu)
 
 	cpu->area->reason = DF_KVM_REASON_NONE;
 	cpu->mailbox->not_present++;
-	/* Where Linux puts the task to sleep, or halts (kvm_async_pf_task_wait()).  Under
-	 * QEMU's emulated SVM a nested guest's "sti; hlt" stalled: it may spin instead. */
+	/* Linux puts the task to sleep here, or halts (kvm_async_pf_task_wait()).  Under QEMU's
+	 * emulated SVM a nested guest's "sti; hlt" stalled, so it can spin instead. */
 	while (cpu->mailbox->ready == before) {
 		if (cpu->spin)
 			__asm__ volatile("sti; nop; pause; cli" : : : "memory");
@@ -177,8 +177,8 @@ static void page_fault(struct cpu *cpu, struct frame *frame)
 		   frame->code);
 }
 
-/* A bank says where in guest physical memory; Linux looks through its mappings of
- * that page (memory_failure()).  Here each ring has one. */
+/* A bank has a guest physical address; Linux searches its mappings of that page (memory_failure()).
+ * Here each ring has one mapping. */
 static void machine_check(struct cpu *cpu, struct frame *frame)
 {
 	uint32_t banks = (uint32_t)rdmsr(MSR_MCG_CAP) & 0xff;
@@ -229,7 +229,7 @@ static void error_event(struct cpu *cpu, struct frame *frame)
 	page_error(cpu, frame, gva, DF_KVM_VIA_EVENT, 0);
 }
 
-/* ud2 in ring 3 is the way out. */
+/* ud2 in ring 3 is the system call that returns to ring 0. */
 static void invalid_opcode(struct cpu *cpu, struct frame *frame)
 {
 	if ((frame->cs & 3) != 3)
