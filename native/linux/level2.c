@@ -1,17 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * level2.c - daxfault-level2: the only program of a Linux guest, its init.
+ * level2.c - daxfault-level2: init, the only program of a Linux guest.
  *
- * Maps the window, BAR 2 of QEMU's ivshmem, as any process of root may
- * (Documentation/PCI/sysfs-pci.rst), and has a child of its own load a byte of it again and again.  Twice a second it says on the second serial
- * port, which the kernel does not use, how far the child is: a JSON object a line.  Must not know
- * why a load does not end.
+ * Maps the window, BAR 2 of QEMU's ivshmem (Documentation/PCI/sysfs-pci.rst), and has a child load
+ * a byte of it again and again.  Twice a second it prints the child's progress on the second serial
+ * port, which the kernel does not use, as a JSON object per line.  Must not know why a load does
+ * not complete.
  *
- *	{"gva": of the byte, "touches": loads done, "value": of the last, "state": the child's, as in /proc/PID/stat,
- *	 "told": interrupts of the hypervisor, -1 when async page faults are off}
- *	{"sigbus": si_code, "gva": si_addr}
- *	{"ended": wait status}
- *	{"error": text}
+ * 	{"gva": of the byte, "touches": loads done, "value": of the last,
+ * 	 "state": of the child, as in /proc/PID/stat,
+ * 	 "told": interrupts of the hypervisor, -1 when async page faults are off}
+ * 	{"sigbus": si_code, "gva": si_addr}
+ * 	{"ended": wait status}
+ * 	{"error": text}
  */
 #include <dirent.h>
 #include <errno.h>
@@ -47,7 +48,7 @@ static void nap(long nanoseconds)
 	nanosleep(&(struct timespec){ .tv_nsec = nanoseconds }, NULL);
 }
 
-/* Nothing is above init to return an error to: its end is a kernel panic, which the host notices. */
+/* When init exits, the kernel panics, and the host notices that. */
 static void die(const char *what)
 {
 	printf("{\"error\": \"%s: %s\"}\n", what, strerror(errno));
@@ -71,7 +72,7 @@ static uint8_t *map_bar(const char *device, size_t *size)
 	void *at;
 	int fd;
 
-	/* memory decoding is off until a driver, or this, turns it on */
+	/* turn memory decoding on, as a driver would */
 	snprintf(path, sizeof(path), DEVICES "/%s/enable", device);
 	fd = open(path, O_WRONLY | O_CLOEXEC);
 	if (fd < 0 || write(fd, "1", 1) != 1)
@@ -145,8 +146,8 @@ static char state(pid_t child)
 	return end && end[1] == ' ' ? end[2] : '?';
 }
 
-/* "page ready" is that interrupt, and on KVM nothing else is (arch/x86/kernel/kvm.c,
- * sysvec_kvm_asyncpf_interrupt); the line is there once it has come. */
+/* On KVM only "page ready" is this interrupt (arch/x86/kernel/kvm.c, sysvec_kvm_asyncpf_interrupt).
+ * /proc/interrupts has its line after the first one. */
 static long long interrupts(void)
 {
 	static char text[1 << 16];
@@ -196,5 +197,5 @@ int main(void)
 		touch(progress, window);
 	watch(child, progress, window);
 	for (;;)
-		pause();	/* an init that ends is a kernel panic */
+		pause();	/* if init exits, the kernel panics */
 }

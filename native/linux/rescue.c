@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * rescue.c - daxfault-rescue: ends a loop of another process's virtual machine, from outside.
+ * rescue.c - daxfault-rescue: ends a fault loop in the virtual machine of another process.
  *
- *	daxfault-rescue PID FILE unmap|forbid|poison
+ * 	daxfault-rescue PID FILE unmap|forbid|poison
  *
- * The process's mappings of FILE beyond FILE's end are unmapped, forbidden (PROT_NONE) or replaced by
- * poisoned memory.  The process's first thread is stopped meanwhile, by ptrace(2), and made to
- * do the system calls; its vCPUs run on.  Must not touch the mapping before FILE's end.
+ * Unmaps the process's mappings of FILE beyond FILE's end, makes them PROT_NONE, or replaces them
+ * by poisoned memory.  Stops the process's first thread by ptrace(2) and has it make the system
+ * calls; the vCPUs go on.  Must not touch the mapping before FILE's end.
  *
- * Prints the range.  Exit codes: 0 done, 1 refused by the kernel, 2 the arguments make no sense, 3 nothing
- * of FILE is mapped beyond its end.
+ * Prints the range.  Exit status: 0 done, 1 refused by the kernel, 2 invalid arguments, 3 FILE is
+ * not mapped beyond its end.
  */
 #include <elf.h>
 #include <errno.h>
@@ -38,11 +38,11 @@ struct tail {
 	uint64_t start, len;
 };
 
-/* The thread that makes our system calls. */
+/* The thread that makes the system calls. */
 struct lent {
 	pid_t pid;
-	uint64_t gate;			/* a `syscall` instruction of it */
-	struct user_regs_struct regs;	/* as they were */
+	uint64_t gate;			/* the address of a `syscall` instruction */
+	struct user_regs_struct regs;	/* to restore */
 };
 
 static int failed(const char *what)
@@ -72,7 +72,7 @@ static bool add_tail(const struct maps_area *area, void *arg)
 	return s->count == MOST_TAILS;
 }
 
-/* -> -1 and errno when they cannot be read */
+/* -> -1 and errno when the mappings cannot be read */
 static int each_mapping(pid_t pid, bool (*visit)(const struct maps_area *, void *), void *arg)
 {
 	int maps CLEANUP_CLOSE = maps_open(pid);
@@ -83,7 +83,7 @@ static int each_mapping(pid_t pid, bool (*visit)(const struct maps_area *, void 
 	return error < 0 ? -1 : 0;
 }
 
-/* -> how many, or -1 */
+/* -> the number of tails, or -1 */
 static int find_tails(pid_t pid, const char *path, struct tail *tails)
 {
 	struct stat file;
@@ -103,7 +103,7 @@ static bool is_vdso(const struct maps_area *area, void *vdso)
 	return true;
 }
 
-/* The vdso has the instruction in every process, and does not move. */
+/* The vdso of every process has the instruction, at a fixed address. */
 static uint64_t find_gate(pid_t pid)
 {
 	struct maps_area vdso = { 0 };
@@ -151,7 +151,7 @@ static int borrow(pid_t pid, struct lent *thread)
 	return 0;
 }
 
-/* The kernel restarts the system call it was in, if any: rax and orig_rax are as they were
+/* Restores rax and orig_rax, so that the kernel restarts an interrupted system call
  * (arch/x86/kernel/signal.c, arch_do_signal_or_restart()). */
 static void give_back(struct lent *thread)
 {
@@ -183,13 +183,13 @@ static int64_t make(struct lent *thread, long number, const uint64_t arguments[6
 		return -errno;
 	if (ptrace(PTRACE_GETREGS, thread->pid, 0, &regs))
 		return -errno;
-	/* anything else came before the step; it is lost, and nothing was done */
+	/* another signal came before the step: it is lost, and the call was not made */
 	return signal == SIGTRAP && regs.rip == thread->gate + 2 ? (int64_t)regs.rax : -EINTR;
 }
 
 #define MAKE(thread, number, ...) make(thread, number, (const uint64_t[6]){ __VA_ARGS__ })
 
-/* A userfaultfd belongs to the address space that made it, whichever process holds it: theirs is
+/* A userfaultfd belongs to the address space that made it, in any process.  So theirs is
  * duplicated, used here, and closed there. */
 static int64_t poison_aside(struct lent *thread, uint64_t aside, uint64_t len)
 {
