@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""native: everything that talks to the kernel in C, and the only door to it from Python.
+"""native: the C part of daxfault, and its only interface to Python.
 
 Owns userfaultfd, the fault engine's threads, the page cache of each file, and the guest's
-side.  Must not know FUSE or policy, and prints nothing.
+side.  Must not know FUSE or policy, nor print.
 """
 
 from __future__ import annotations
@@ -65,26 +65,28 @@ RANGE_SIZE: int = lib.DF_RANGE_SIZE
 
 
 def uffd_probe(*, user_mode_only: bool = False) -> int:
-    """The feature bits this kernel offers (ioctl_userfaultfd(2), UFFDIO_API).
+    """The feature bits of this kernel (ioctl_userfaultfd(2), UFFDIO_API).
 
-    OSError EPERM when neither /dev/userfaultfd nor the system call is allowed here.
+    OSError EPERM when neither /dev/userfaultfd nor the system call is permitted.
     """
     return check(lib.df_uffd_probe(user_mode_only), "userfaultfd")
 
 
 def poison_code() -> int:
-    """The si_code of the SIGBUS that a page poisoned with UFFDIO_POISON raises here.
+    """The si_code of the SIGBUS that a page poisoned with UFFDIO_POISON raises.
 
-    4, BUS_MCEERR_AR, or 2, BUS_ADRERR, from a kernel built without CONFIG_MEMORY_FAILURE.
-    A child process of this one touches such a page; the kernel may log that.
-    OSError EINVAL before Linux 6.6, EPERM where userfaultfd is not allowed.
+    4, BUS_MCEERR_AR, or 2, BUS_ADRERR, on a kernel built without CONFIG_MEMORY_FAILURE.
+    A child process touches such a page; the kernel may log that.
+    OSError EINVAL before Linux 6.6, EPERM when userfaultfd is not permitted.
     """
     return check(lib.df_probe_poison(), "UFFDIO_POISON")
 
 
 def keep_socket(fd: int) -> None:
-    """Register a socket with the keeper, which closes the connection when this process dies; not kept any
-    more, by keep_no_socket(), before it is closed."""
+    """Register a socket with the keeper, which shuts it down when this process dies.
+
+    Call keep_no_socket() before closing it.
+    """
     lib.df_keep_socket(fd)
 
 
@@ -95,8 +97,7 @@ def keep_no_socket(fd: int) -> None:
 def cache_limit(size: int) -> None:
     """Limit the page caches of this process to `size` bytes together; 0: no limit.
 
-    Clean pages are evicted first.  Dirty pages are never evicted: cache_full_fd() signals that they have
-    to be written back.
+    Evicts clean pages only; cache_full_fd() signals that dirty pages must be written back.
     """
     check(lib.df_cache_limit(size), "limit of page caches")
 

@@ -3,9 +3,8 @@
 
 Headers are included by their path below ROOT.
 
-The contract headers are plain declarations between their DF_CDEF markers, so
-the very text the C compiler reads is the text cffi reads: a struct is declared
-once and cannot drift.
+cffi reads the text between the DF_CDEF markers, which is plain declarations, from the headers
+that the C compiler reads.  So each struct is declared once.
 """
 
 import re

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many descriptors this process may have, and which of them are left for what must not fail
-(native/base/reserve.h).
+"""The limit of descriptors, and the reserve for calls that must not fail (native/base/reserve.h).
 
 Owns the limit.  Must not know what the descriptors are for.
 """
@@ -20,18 +19,18 @@ def raise_limit() -> int:
     """Raise the soft RLIMIT_NOFILE to the hard one; -> the limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY:
-        return 1 << 20  # fs.nr_open's default; the limit cannot in fact be infinite
+        return 1 << 20  # the default of fs.nr_open, which bounds the limit
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
 
 
 def limit_at_start() -> int:
-    """The soft limit that this process was started with: of the programs that it starts, too."""
+    """The soft limit at the start of this process; programs that it starts get it again."""
     return _soft_at_start
 
 
 def for_file(fd: int) -> int:
-    """`fd`, which is for a file; OSError EMFILE, and it is closed, when only the reserve is left."""
+    """Return `fd`, a file's descriptor.  If only the reserve is left: close it, OSError EMFILE."""
     return check(lib.df_reserve(fd, lib.DF_RESERVE_FILES), "descriptors")
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fault engine and its guests, as Python sees them.
+"""The Python binding of the fault engine and its guests.
 
-Owns the lifetime of the C objects and the shape of a failure.  Must not decide
-what becomes of a failed fault.
+Owns the lifetime of the C objects and the fields of a failure.  Must not choose the answer to a
+failed fault.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _TRACE_BATCH = 4096
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Failure:
-    """One failed fault; see struct df_failure in abi.h for the units."""
+    """One failed fault; see struct df_failure in abi/host.h for the units."""
 
     id: int
     guest: int
@@ -49,9 +49,9 @@ _FAILURE = tuple(f.name for f in dataclasses.fields(Failure))
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Counters:
-    """Totals since the engine began; see struct df_counters in engine.h.
+    """Totals since the engine started; see struct df_counters in abi/host.h.
 
-    `latency[b]` counts faults answered with a page within [2**b, 2**(b+1)) ns.
+    `latency[b]` counts faults that got a page after [2**b, 2**(b+1)) ns.
     """
 
     faults: int
@@ -72,7 +72,7 @@ class Counters:
 
 
 def _ids(fill: Callable[[Any, int], int]) -> set[int]:
-    """All ids of a call that returns how many there are, and keeps as many as there is room for."""
+    """All ids from `fill`, which returns how many there are and stores as many as fit."""
     most = 64
     while True:
         ids = ffi.new("uint64_t[]", most)
@@ -83,9 +83,9 @@ def _ids(fill: Callable[[Any, int], int]) -> set[int]:
 
 
 def process_files(pid: int, start: int, length: int) -> set[int]:
-    """Ids of the files whose page caches [start, start + length) of a process shows.
+    """Ids of the files whose page caches are mapped in [start, start + length) of a process.
 
-    From /proc/PID/maps, so it does not matter which guest serves the process.  OSError: ESRCH when it has
+    Reads /proc/PID/maps, so the process may belong to any guest.  OSError: ESRCH when it has
     ended, EACCES when this process may not inspect it.
     """
     return _ids(lambda ids, most: lib.df_process_files(pid, start, length, ids, most))
@@ -111,7 +111,7 @@ class Guest:
         )
 
     def doorbell(self) -> int:
-        """The guest's end of its doorbell: a descriptor, once, that is the caller's to close."""
+        """The guest's end of its doorbell, once: a descriptor, which the caller closes."""
         return check(lib.df_guest_doorbell(self._live()), f"doorbell of guest {self.id}")
 
     def unmap(self, start: int, length: int) -> None:
@@ -122,11 +122,11 @@ class Guest:
         )
 
     def adopt(self, pid: int, start: int, length: int) -> int:
-        """Register and serve what [start, start + length) of process `pid`, a program, shows of page
-        caches; -> how many mappings.
+        """Register and serve the page caches mapped in [start, start + length) of program `pid`;
+        -> the number of mappings.
 
-        From /proc/PID/maps.  OSError: EINVAL misaligned, EACCES when this process may not inspect that one,
-        ESRCH when it has ended, else as UFFDIO_REGISTER.
+        Reads /proc/PID/maps.  OSError: EINVAL misaligned, EACCES when this process may not inspect
+        that one, ESRCH when it has ended, otherwise as UFFDIO_REGISTER.
         """
         return check(
             lib.df_guest_adopt(self._live(), pid, start, length),
@@ -134,12 +134,12 @@ class Guest:
         )
 
     def files(self) -> set[int]:
-        """Ids of the files that the guest maps, as far as they are served."""
+        """Ids of the served files that the guest maps."""
         return _ids(lambda ids, most: lib.df_guest_files(self._live(), ids, most))
 
     @property
     def alive(self) -> bool:
-        """Its address space exists: exec(2) ends one, too."""
+        """Its address space exists; exec(2) also ends one."""
         return bool(lib.df_guest_alive(self._live()))
 
     def _live(self) -> Any:
@@ -148,7 +148,7 @@ class Guest:
         return self._guest
 
     def close(self) -> None:
-        """End the service.  What is still registered is poisoned: a guest that lives on gets
+        """End the service, and poison what is still registered: a guest that goes on gets
         SIGBUS, never zeros.  Safe to call twice."""
         handle, self._guest = self._guest, None
         if handle is not None:
@@ -157,7 +157,7 @@ class Guest:
 
 
 class Engine:
-    """Threads that resolve the faults of guests without Python, and report those that fail."""
+    """Threads that resolve the faults of guests without Python, and report failed ones."""
 
     def __init__(
         self,
@@ -167,8 +167,8 @@ class Engine:
         spin_microseconds: float = 0.0,
         fill_threads: int = 32,
     ) -> None:
-        """`answer_seconds`: a failure without an answer is poisoned after this.  `source_seconds`: a page
-        source that does not answer counts as ETIMEDOUT after this."""
+        """`answer_seconds`: poison a failed fault that has no answer after this.  `source_seconds`:
+        a read of a page source fails with ETIMEDOUT after this."""
         options = ffi.new("struct df_engine_options *")
         options.answer_ns = int(answer_seconds * 1e9)
         options.source_ns = int(source_seconds * 1e9)
@@ -181,7 +181,7 @@ class Engine:
         self._records = ffi.new("struct df_failure[]", _BATCH)
 
     def failures_fd(self) -> int:
-        """Readable when failures() has something."""
+        """A descriptor that is readable when failures() has records."""
         return int(lib.df_engine_failures_fd(self._live()))
 
     def failures(self) -> list[Failure]:
@@ -199,11 +199,11 @@ class Engine:
         return found
 
     def unmapped_fd(self) -> int:
-        """Readable when unmapped() has something."""
+        """A descriptor that is readable when unmapped() has records."""
         return int(lib.df_engine_unmapped_fd(self._live()))
 
     def unmapped(self) -> list[tuple[int, int]]:
-        """(guest, file) ids: a program that may have lost its last mapping of a file; never blocks."""
+        """(guest, file) ids of programs that may have unmapped a file; never blocks."""
         records = ffi.new("struct df_unmapped[]", _BATCH)
         n = lib.df_engine_unmapped(self._live(), records, _BATCH)
         return [(records[i].guest, records[i].file) for i in range(n)]
@@ -230,12 +230,12 @@ class Engine:
         posted: Posted = Posted(0),  # noqa: B008
         token_id: int = 0,
     ) -> Guest:
-        """Serve the address space behind `uffd`; both descriptors are taken over.
+        """Serve the address space behind `uffd`; takes over both descriptors.
 
-        `features` are the UFFD_FEATURE bits it was enabled with (ioctl_userfaultfd(2)).
-        `area` is the guest's shared area, a sealed memfd (struct df_slot), laid out as in
-        `abi`; `cpuid` are the bits the guest was granted.  `token_id` is that of each vCPU's
-        first token: it wraps after 2**20.
+        `features`: the UFFD_FEATURE bits it was enabled with (ioctl_userfaultfd(2)).
+        `area`: the guest's shared area, a sealed memfd (struct df_slot), laid out as in
+        `abi`; `cpuid`: the bits granted to the guest.  `token_id`: the id in each vCPU's
+        first token; it wraps after 2**20.
         """
         out = ffi.new("struct df_guest **")
         options = ffi.new("struct df_guest_options *")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The enumerations of the contract, as Python has them.
+"""The enums of the contract in Python.
 
-Owns their names.  Their values are those of native/abi and engine.h: none is written here.
+Owns their names.  Their values come from the headers in native: none is written here.
 """
 
 from __future__ import annotations

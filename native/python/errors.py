@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one place where a negative errno from C becomes an exception.
+"""Turns a negative errno from C into an exception.
 
-Owns nothing else.  An outcome of a fault is a value and never passes here.
+The outcome of a fault is a value and must not pass here.
 """
 
 from __future__ import annotations

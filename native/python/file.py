@@ -22,13 +22,13 @@ CHANGED_CONTENT: int = lib.DF_CHANGED_CONTENT
 log = logging.getLogger(__name__)
 
 _files: weakref.WeakValueDictionary[int, File] = weakref.WeakValueDictionary()
-# By file id.  A C object outlives its File while guests map it, so C holds the id and no reference.
+# By file id.  C holds the id and no reference, because a mapped C object outlives its File.
 _fetches: dict[int, Callable[[int, int], None]] = {}
 
 
 @ffi.def_extern(error=errno.EIO)  # type: ignore[untyped-decorator]
 def daxfault_fetch(context: Any, offset: int, length: int) -> int:
-    """Bring bytes of a file to its backing file: the callback of df_file_fetch()."""
+    """Fetch bytes of a file into its backing file: the callback of df_file_fetch()."""
     id = int(ffi.cast("uintptr_t", context))
     fetch = _fetches.get(id)
     if fetch is None:
@@ -44,7 +44,7 @@ def daxfault_fetch(context: Any, offset: int, length: int) -> int:
 
 
 class SyncErrors:
-    """Which errors of File.sync() one user of a file knows."""
+    """The errors of File.sync() that one user of a file has received."""
 
     def __init__(self, number: int) -> None:
         self.number: Any = ffi.new("uint64_t *", number)
@@ -52,7 +52,7 @@ class SyncErrors:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FileState:
-    """A snapshot of a file; see struct df_file_state in engine.h for the units."""
+    """A snapshot of a file; see struct df_file_state in abi/host.h for the units."""
 
     id: int
     size: int
@@ -84,7 +84,7 @@ class File:
         self.writable = writable
         state = self.state()
         self.id: int = state.id
-        self.local = bool(state.local)  # looking at the backing file asks no server, and cannot hang
+        self.local = bool(state.local)  # fstat(2) of the backing file asks no server and cannot hang
         _files[self.id] = self
 
     @classmethod
@@ -105,7 +105,7 @@ class File:
         return self._file is None
 
     def fileno(self) -> int:
-        """The backing descriptor; it stays this object's."""
+        """The backing descriptor; this object still owns it."""
         return int(lib.df_file_fd(self.handle))
 
     def state(self) -> FileState:
@@ -170,47 +170,47 @@ class File:
         )
 
     def truncate(self, size: int) -> None:
-        """Set the size.  When it returns, no guest sees a byte past it, and bytes that it has
-        restored are readable again."""
+        """Set the size.  When it returns, no guest sees a byte past the new size, and pages that
+        failed below it are readable again."""
         if size < 0:
             raise ValueError("a file's size is not negative")
         check(lib.df_file_truncate(self.handle, size), f"file {self.id}, truncating to {size}")
 
     def recheck(self) -> int:
-        """Check the backing file; -> CHANGED_SIZE | CHANGED_CONTENT, when another process changed it."""
+        """Check the backing file for changes by other processes; -> CHANGED_SIZE | CHANGED_CONTENT."""
         return check(lib.df_file_recheck(self.handle), f"file {self.id}, fstat")
 
     def attributes_set(self) -> None:
-        """Attributes were just changed for a client: recheck() does not take the new ctime for a change."""
+        """Have recheck() ignore the new ctime, after a client's change of attributes."""
         lib.df_file_attributes_set(self.handle)
 
     def write_back(self) -> bool:
-        """Write the stores of guests to the backing file; -> whether there were any."""
+        """Write dirty pages of guests to the backing file; -> whether there were any."""
         return check(lib.df_file_write_back(self.handle), f"file {self.id}, writing back") > 0
 
     @property
     def unwritten(self) -> int:
-        """Bytes of pages that guests may have stored to since they were last written back."""
+        """Bytes of pages that may be dirty: writable by guests since the last write-back."""
         return int(lib.df_file_unwritten(self.handle))
 
     def sync(self, seen: SyncErrors | None = None, *, datasync: bool = False) -> None:
         """write_back(), then fsync(2) or fdatasync(2).
 
-        OSError, also when a sync() of somebody else has failed since `seen` was last passed to one: each
-        user of the file gets each error once.  What was written is dirty again after one.
+        OSError, also when another user's sync() has failed since `seen` was last passed to one:
+        each user of the file gets each error once.  After an error the pages are dirty again.
         """
         seen = seen or self.sync_errors()
         check(lib.df_file_sync(self.handle, datasync, seen.number), f"file {self.id}, fsync")
 
     def sync_errors(self) -> SyncErrors:
-        """For a new user of the file, to whom errors until now are no news."""
+        """For a new user of the file, which does not get earlier errors."""
         return SyncErrors(lib.df_file_sync_errors(self.handle))
 
     def heal(self) -> int:
-        """Read every poisoned page again; -> how many there were.
+        """Read every poisoned page again; -> the number of pages.
 
-        Waits for a second at most.  Pages that the page source delivers in that time are readable in
-        the guests when this returns, later ones soon after they arrive.
+        Waits at most a second.  Pages that the page source delivers in that time are readable in
+        the guests when this returns, later ones when they arrive.
         """
         return check(lib.df_file_heal(self.handle), f"file {self.id}, healing")
 
@@ -230,14 +230,14 @@ class File:
         evict: bool = False,
         tag: int = 0,
     ) -> None:
-        """Make the page source answer faults in [start, start + length) with errno `error`, or `delay`
-        seconds late, or truncate the file to `truncate` bytes before the read, or all of these.
+        """Add a rule for faults in [start, start + length): fail with errno `error`, wait `delay`
+        seconds, truncate the file to `truncate` bytes before the read, or several of these.
 
-        The first `after` faults pass, the next `count` are injected, 0: all of them, each with
-        `probability`, from a generator that `seed` starts; with `stores` only stores.  Pages that are in
-        the page cache cause no fault; `evict` drops the clean ones.  inject_remove() removes it by its
-        `tag`, if that is not 0, as inject_clear() does.
-        OSError EINVAL: misaligned, without an effect, or a delay of more than an hour.
+        It lets the first `after` faults pass and hits the next `count` (0: all), each with
+        `probability`, from a generator seeded with `seed`; with `stores`, only stores.  Pages in the
+        page cache cause no fault; `evict` drops the clean ones.  inject_remove() removes rules by a
+        `tag` that is not 0, inject_clear() removes all.
+        OSError EINVAL: misaligned, no effect, or a delay of more than an hour.
         """
         wanted: Any = ffi.new("struct df_inject_options *")
         wanted.start, wanted.len, wanted.error, wanted.delay_ns = start, length, error, round(delay * 1e9)
@@ -253,18 +253,18 @@ class File:
         )
 
     def inject_remove(self, tag: int) -> None:
-        """Remove the inject() with this tag; its delays under way end."""
+        """Remove the rules with this tag; ends their pending delays."""
         lib.df_file_inject_remove(self.handle, tag)
 
     def inject_clear(self) -> None:
-        """Remove every inject(); delays under way end."""
+        """Remove all rules; ends their pending delays."""
         lib.df_file_inject_clear(self.handle)
 
     def cache_fd(self, *, writable: bool, sized: bool = False) -> int:
-        """A fresh descriptor of the page cache, for a guest to map; the caller's to close.
+        """A new descriptor of the page cache, for a guest to map; the caller closes it.
 
-        `sized`: its i_size is the file's, so that the kernel itself fails accesses past the end; otherwise
-        the host decides each such fault.  OSError EBUSY: a guest maps the other kind.
+        `sized`: its i_size is the file's, so that the kernel itself fails accesses past the end;
+        otherwise the host resolves such faults.  OSError EBUSY: a guest maps the other kind.
         """
         flags = (lib.DF_CACHE_WRITABLE if writable else 0) | (lib.DF_CACHE_SIZED if sized else 0)
         return check(lib.df_file_cache_fd(self.handle, flags), f"file {self.id}, page cache")
@@ -272,22 +272,22 @@ class File:
     def retire(self) -> bool:
         """write_back(), then release the page cache.
 
-        OSError EBUSY: a guest maps the file; else that of write_back().  The page cache stays then.
+        OSError EBUSY: a guest maps the file; otherwise as write_back().  The page cache stays then.
         """
         return check(lib.df_file_retire(self.handle), f"file {self.id}, giving up its page cache") > 0
 
     def end(self) -> tuple[int, int]:
-        """write_back(), then take the page cache away: an access by a guest is SIGBUS from then on.
+        """write_back(), then truncate the page cache to 0: every access by a guest raises SIGBUS.
 
-        No store succeeds after the last write.  -> the bytes that could not be written, and the errno of
-        that.  Only for a `sized` page cache.
+        No store succeeds after the last write.  -> the number of bytes that could not be written,
+        and the errno.  Only for a `sized` page cache.
         """
         lost = ffi.new("uint64_t *")
         error = lib.df_file_end(self.handle, lost)
         return int(lost[0]), -error
 
     def close(self) -> None:
-        """Let go.  The C object lives on while guests map it, and until calls of other threads that
-        use it have returned: each holds a reference to it.  Safe to call twice."""
+        """Drop this object's reference.  The C object stays while guests map it or calls of other
+        threads use it.  Safe to call twice."""
         self._file = None
         _fetches.pop(self.id, None)

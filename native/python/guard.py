@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guard of the calling thread, as native/guard has it: what it noted, and how to go on.
+"""The Python binding of native/guard: guards of threads, and their notes.
 
-Owns the lifetime of the C object.  Must not decide what is raised, nor when.
+Owns the lifetime of the C object.  Must not decide which exception is raised, nor when.
 """
 
 from __future__ import annotations
@@ -33,30 +33,30 @@ class GuardFault(NamedTuple):
 
 
 class Guard:
-    """Guards the calling thread from now on, until leave()."""
+    """Guards the thread that makes it, until leave()."""
 
     def __init__(self, spans: Sequence[tuple[int, int]], *, threads: bool) -> None:
-        """`spans`: (address, length) of the memory that is guarded; without any, all.  `threads`: catch
-        faults of other threads, too.  OSError as df_guard_enter()."""
+        """`spans`: (address, length) of the guarded memory; empty: all.  `threads`: also catch
+        faults of other threads.  OSError as df_guard_enter()."""
         out = ffi.new("struct df_guard **")
         given = ffi.new("struct df_guard_span[]", spans)
         check(lib.df_guard_enter(given, len(given), threads, out), "guard")
         self._guard: Any = out[0]
 
     def __bool__(self) -> bool:
-        """Something was noted."""
+        """The guard has a note."""
         return bool(lib.df_guard_faults(self._guard, ffi.NULL))
 
     def faults(self) -> tuple[list[GuardFault], int]:
-        """The faults so far, at most MOST_FAULTS, and how many there were."""
+        """The faults so far, at most MOST_FAULTS, and their number."""
         return self._noted(lib.df_guard_faults)
 
     def take(self) -> tuple[list[GuardFault], int]:
-        """faults(), once: the pages are put back."""
+        """faults(); then clears the notes and puts the pages back."""
         return self._noted(lib.df_guard_take)
 
     def leave(self) -> None:
-        """Catch nothing from now on."""
+        """Stop catching, and put the pages back."""
         lib.df_guard_leave(self._guard)
 
     def free(self) -> None:
@@ -70,11 +70,11 @@ class Guard:
 
 
 def span(buffer: ReadableBuffer) -> tuple[int, int]:
-    """(address, length) of a buffer; TypeError or ValueError when it is none, or not in one piece."""
+    """(address, length) of a buffer; TypeError or ValueError if it is not a contiguous buffer."""
     with memoryview(buffer) as view, ffi.from_buffer(view) as start:
         return int(ffi.cast("uintptr_t", start)), view.nbytes
 
 
 def notify_python() -> None:
-    """Call daxfault.guards._fault_noted() in the main thread, soon after a guard of it has noted a fault."""
+    """Have daxfault.guards._fault_noted() called in the main thread after its guard noted a fault."""
     lib.df_guard_notify_python()

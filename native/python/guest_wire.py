@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The messages of guests (abi.h, guest <-> host).
 
-Owns their fields and which values make sense.  No I/O, no policy.
+Owns their fields and the checks of values.  No I/O, no policy.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from daxfault.native.wire import ProtocolError
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Hello(wire.Message):
-    """A guest presents itself, with its userfaultfd and its shared area."""
+    """The first message of a guest, with its userfaultfd and its shared area."""
 
     TYPE = lib.DF_HELLO
     STRUCT = "struct df_hello"
@@ -119,7 +119,7 @@ def parse(data: bytes, fds: int) -> wire.Message:
 
 
 def hello_reply(hello: Hello, cpuid: int) -> bytes:
-    """`cpuid`: the bits that are granted."""
+    """`cpuid`: the granted bits."""
     return wire.result(
         hello,
         version=lib.DF_WIRE_VERSION,

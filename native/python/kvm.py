@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The KVM machine, as Python sees it: vCPUs, exits, memslots, injection.
+"""The Python binding of the KVM machine: vCPUs, exits, memslots, injection.
 
-Owns the lifetime of the C objects and the shape of an exit.  Must not decide what becomes
-of an exit.  Every method may be called from any thread and releases the GIL; OSError names
-the ioctl.  Addresses and lengths are bytes; gva, gpa and hva are said where they are meant.
+Owns the lifetime of the C objects and the fields of an exit.  Must not act on an exit.  Any thread
+may call every method; each releases the GIL; OSError names the ioctl.  Addresses and lengths are
+in bytes; names say whether an address is a gva, gpa or hva.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WINDOW_USER: int = lib.DF_KVM_WINDOW_USER
 
 
 class Ring(enum.IntEnum):
-    """What a guest says with its doorbell, if it is a good one (enum df_kvm_ring)."""
+    """The values that a correct guest writes to its doorbell (enum df_kvm_ring)."""
 
     READY = lib.DF_KVM_RING_READY
     PANIC = lib.DF_KVM_RING_PANIC
@@ -65,7 +65,7 @@ class ExitKind(enum.IntEnum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Exit:
-    """One exit of a vCPU; see struct df_kvm_exit in kvm/kvm.h for which field is whose."""
+    """One exit of a vCPU; struct df_kvm_exit in kvm/kvm.h says which kinds set which fields."""
 
     vcpu: int
     kind: ExitKind
@@ -83,7 +83,7 @@ class Exit:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Registers:
-    """struct df_kvm_registers; `exception` says that one is still to be delivered, `vector` which."""
+    """struct df_kvm_registers; `exception`: one is pending, with `vector`."""
 
     rax: int
     rbx: int
@@ -122,7 +122,7 @@ class Registers:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Abilities:
-    """What this KVM can do; see struct df_kvm_abilities."""
+    """The features of this KVM; see struct df_kvm_abilities."""
 
     api: int
     long_mode: bool
@@ -173,8 +173,8 @@ class Kvm:
         self.irqchip = irqchip
 
     def ram(self, gpa: int, length: int) -> memoryview:
-        """[gpa, gpa + length) of the guest's memory, which it writes to as it pleases; not to be
-        used after close()."""
+        """[gpa, gpa + length) of the guest's memory, which the guest may change at any time; must
+        not be used after close()."""
         if not 0 <= gpa <= gpa + length <= RAM_LENGTH:
             raise ValueError(f"gpa {gpa:#x}, {length:#x} bytes: not in the guest's memory")
         start = ffi.cast("char *", lib.df_kvm_ram(self._live())) + gpa
@@ -185,7 +185,7 @@ class Kvm:
         _check(lib.df_kvm_memslot(self._live(), slot, gpa, length, hva), f"memslot {slot}")
 
     def exits_fd(self) -> int:
-        """Readable when exits() has something."""
+        """A descriptor that is readable when exits() has records."""
         return int(lib.df_kvm_exits_fd(self._live()))
 
     def exits(self) -> list[Exit]:
@@ -202,20 +202,20 @@ class Kvm:
         return found
 
     def resume(self, vcpu: int) -> None:
-        """OSError EBUSY when it runs already, or its exit has not been read."""
+        """Let the vCPU run.  OSError EBUSY when it runs already, or its exit has not been read."""
         check(lib.df_kvm_resume(self._live(), vcpu), f"vCPU {vcpu}: resume")
 
     def stop(self, vcpu: int) -> bool:
-        """Have it exit, and soon; -> False when it does not run.  What comes is STOPPED, or
-        an exit that happened first."""
+        """Make the vCPU exit; -> False when it does not run.  The exit is STOPPED, or one that
+        happened first."""
         return bool(lib.df_kvm_stop(self._live(), vcpu) == 0)
 
     def cpu_seconds(self, vcpu: int) -> float:
-        """Processor time of its thread, so far; KVM's own work for it is in it."""
+        """CPU time of the vCPU's thread so far, including KVM's work in it."""
         return check(lib.df_kvm_cpu_ns(self._live(), vcpu), f"vCPU {vcpu}: its clock") / 1e9
 
     def registers(self, vcpu: int) -> Registers:
-        """Of a vCPU that has exited; OSError EBUSY when it runs."""
+        """The registers of a vCPU that has exited; OSError EBUSY when it runs."""
         out = ffi.new("struct df_kvm_registers *")
         _check(lib.df_kvm_registers(self._live(), vcpu, out), f"vCPU {vcpu}")
         fields = {name: getattr(out, name) for name in _REGISTERS}
@@ -223,13 +223,13 @@ class Kvm:
         return Registers(**fields)
 
     def set_registers(self, vcpu: int, registers: Registers) -> None:
-        """Only rax ... rflags are taken over."""
+        """Set rax ... rflags; the other fields are ignored."""
         given = ffi.new("struct df_kvm_registers *", dataclasses.asdict(registers))
         _check(lib.df_kvm_set_registers(self._live(), vcpu, given), f"vCPU {vcpu}")
 
     def exception(self, vcpu: int, vector: int, code: int | None = None, cr2: int | None = None) -> None:
-        """Inject one, to be delivered before the next instruction.  OSError EAGAIN when another
-        is still to be delivered."""
+        """Inject an exception, delivered before the next instruction.  OSError EAGAIN when another
+        is pending."""
         _check(
             lib.df_kvm_exception(
                 self._live(), vcpu, vector, -1 if code is None else code, cr2 is not None, cr2 or 0
@@ -247,18 +247,18 @@ class Kvm:
         _check(lib.df_kvm_machine_check(self._live(), vcpu, given), f"vCPU {vcpu}, bank {bank}")
 
     def report(self, vcpu: int, via: Via, *, gva: int, gpa: int, write: bool, user: bool) -> None:
-        """Report to the guest that the access at which the vCPU stands failed; `via`: AREA, PF, MC or
-        EVENT.  OSError EAGAIN when another event is still to be delivered, or has not been read."""
+        """Report to the guest that the access at its rip failed; `via`: AREA, PF, MC or EVENT.
+        OSError EAGAIN when another event is pending, or the last report has not been read."""
         failure = ffi.new("struct df_kvm_failure *")
         failure.gva, failure.gpa, failure.write, failure.user = gva, gpa, write, user
         _check(lib.df_kvm_report(self._live(), vcpu, via, failure), f"vCPU {vcpu}, gva {gva:#x}")
 
     def msi(self, vcpu: int, vector: int) -> None:
-        """An interrupt from nowhere in particular; needs the irqchip."""
+        """Send an interrupt as an MSI; needs the irqchip."""
         _check(lib.df_kvm_msi(self._live(), vcpu, vector), f"vCPU {vcpu}, MSI {vector:#x}")
 
     def translate(self, vcpu: int, gva: int) -> int | None:
-        """gva -> gpa by the guest's page tables; None when they have none."""
+        """gva -> gpa by the guest's page tables; None when it is not mapped."""
         out = ffi.new("uint64_t *")
         error = lib.df_kvm_translate(self._live(), vcpu, gva, out)
         if error == -2:  # ENOENT, our own
@@ -267,7 +267,7 @@ class Kvm:
         return int(out[0])
 
     def tsc_khz(self, vcpu: int) -> int:
-        """Cycles of the guest's TSC in a millisecond; of a vCPU that has exited."""
+        """Cycles of the guest's TSC per millisecond; the vCPU must have exited."""
         return _check(lib.df_kvm_tsc_khz(self._live(), vcpu), f"vCPU {vcpu}")
 
     def stats(self, vcpu: int) -> dict[str, int]:
@@ -277,7 +277,7 @@ class Kvm:
         return {ffi.string(stat.name).decode(): int(stat.value) for stat in out[0:n]}
 
     def faults(self, vcpu: int) -> tuple[int, int]:
-        """Faults taken and fixed, by those counters; cheaper than stats()."""
+        """Faults taken and fixed, by KVM's counters; cheaper than stats()."""
         out = ffi.new("struct df_kvm_faults *")
         _check(lib.df_kvm_faults(self._live(), vcpu, out), f"vCPU {vcpu}")
         return int(out.taken), int(out.fixed)
@@ -288,15 +288,15 @@ class Kvm:
         return self._kvm
 
     def close(self) -> None:
-        """End the vCPUs, wherever they are, and the machine.  Waits for the page that a vCPU is
-        waiting for, so its server must still run.  Safe to call twice."""
+        """End the vCPUs and the machine.  A vCPU may be waiting for a page: its server must still
+        run, because this waits too.  Safe to call twice."""
         kvm, self._kvm = self._kvm, None
         if kvm is not None:
             lib.df_kvm_free(kvm)
 
 
 class Mapping:
-    """Host memory for a memslot to lie over.  `hva` is its start; it is never touched here."""
+    """The host memory of a memslot.  `hva` is its start; this class never touches it."""
 
     def __init__(self, hva: int, length: int, *, writable: bool = True) -> None:
         self.hva = hva
@@ -305,7 +305,7 @@ class Mapping:
 
     @classmethod
     def of_file(cls, fd: int, offset: int, length: int, *, writable: bool = True) -> Mapping:
-        """MAP_SHARED of a file, which may lie on our own mount: mmap(2) does not wait for the mount."""
+        """MAP_SHARED of a file; it may be on our own mount, because mmap(2) does not wait for it."""
         out = ffi.new("uint64_t *")
         _check(lib.df_window_file(fd, offset, length, writable, out), f"descriptor {fd}, {length:#x} bytes")
         return cls(int(out[0]), length, writable=writable)
@@ -317,19 +317,19 @@ class Mapping:
         return cls(int(out[0]), length)
 
     def unmap_tail(self, start: int) -> None:
-        """Nothing is mapped any more from `start`, an offset, on; the range stays ours."""
+        """Replace the mapping from offset `start` on by reserved PROT_NONE memory."""
         self._tail(lib.df_window_vacate, start)
 
     def forbid_tail(self, start: int) -> None:
-        """What is mapped becomes PROT_NONE."""
+        """mprotect() the mapping from offset `start` on to PROT_NONE."""
         self._tail(lib.df_window_forbid, start)
 
     def poison_tail(self, start: int) -> None:
-        """Move poisoned anonymous memory over it.  OSError EINVAL before Linux 6.6."""
+        """Replace the mapping from offset `start` on by poison.  OSError EINVAL before Linux 6.6."""
         self._tail(lib.df_window_poison, start)
 
     def map_tail_again(self, fd: int, offset: int, start: int) -> None:
-        """The file again; `offset` is that of the mapping's start in the file."""
+        """Map the file again from offset `start` on; the mapping begins at `offset` of the file."""
         hva, length = self.hva + start, self.length - start
         if length > 0:
             error = lib.df_window_again(fd, offset + start, hva, length, self._writable)
@@ -348,7 +348,7 @@ class Mapping:
 
 
 def probe_program() -> Path:
-    """daxfault-kvm-probe, which tries how this kernel's KVM handles a page that is gone."""
+    """daxfault-kvm-probe, which tries how this kernel's KVM handles an access to a removed page."""
     return program("daxfault-kvm-probe")
 
 
@@ -358,7 +358,7 @@ def level2_program() -> Path:
 
 
 def rescue_program() -> Path:
-    """daxfault-rescue, which ends another process's loop."""
+    """daxfault-rescue, which ends a fault loop in another process's virtual machine."""
     return program("daxfault-rescue")
 
 
@@ -373,7 +373,7 @@ def unsupported() -> str | None:
 
 
 def lacking(can: Abilities) -> str | None:
-    """What the guest needs and this KVM cannot do, or None."""
+    """The feature that the guest needs and this KVM lacks, or None."""
     if can.api != 12:
         return f"/dev/kvm: API version {can.api}, not 12"
     if not can.long_mode:

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scripts for the KVM guest, and the results that it reports.
 
-Owns the mailbox's bytes.  Trusts nothing in it: a mailbox that makes no sense raises Nonsense,
-whatever the guest wrote.
+Owns the mailbox's bytes.  The guest may write anything to it: an invalid mailbox raises Nonsense.
 """
 
 from __future__ import annotations
@@ -80,8 +79,7 @@ def async_pf(*, always: bool = False) -> Step:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Result:
-    """struct df_kvm_result, as the guest reports it; `address` is a gva, `tsc` cycles from the step's begin
-    to its end."""
+    """struct df_kvm_result, as reported by the guest; `address` is a gva, `tsc` the cycles of the step."""
 
     got: Got
     via: Via
@@ -131,12 +129,12 @@ class Mailbox:
 
     @property
     def _box(self) -> Any:
-        # looked up each time: a machine that is closed refuses
+        # looked up each time, because a closed machine refuses
         page = self._kvm.ram(lib.DF_KVM_MAILBOX + lib.DF_PAGE_SIZE * self._vcpu, lib.DF_PAGE_SIZE)
         return ffi.from_buffer("struct df_kvm_mailbox *", page, require_writable=True)
 
     def write(self, steps: Sequence[Step]) -> None:
-        """The next script; at most DF_KVM_STEPS steps."""
+        """Write the next script, at most DF_KVM_STEPS steps; otherwise ValueError."""
         if len(steps) > lib.DF_KVM_STEPS:
             raise ValueError(f"{len(steps)} steps: at most {lib.DF_KVM_STEPS} fit in a script")
         box = self._box
@@ -149,7 +147,7 @@ class Mailbox:
         box.ran = 0
 
     def results(self, count: int) -> list[Result]:
-        """The results of the script's `count` steps, all of which have been run."""
+        """The results of the script's `count` steps; Nonsense unless all have been run."""
         box = self._copy()
         if (box.magic, box.vcpu, box.ran) != (lib.DF_KVM_MAGIC, self._vcpu, count):
             raise Nonsense(f"magic {box.magic:#x}, vCPU {box.vcpu}, {box.ran} results of {count} steps")

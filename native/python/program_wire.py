@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The messages of programs (abi.h, programs).
 
-Owns their fields and which values make sense.  No I/O, no policy.
+Owns their fields and the checks of values.  No I/O, no policy.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from daxfault.native import wire
 from daxfault.native._daxfault import lib
 from daxfault.native.wire import ProtocolError
 
-ADDRESSES = 1 << 47  # of user space, 4-level paging; a program must ask for more (mm/mmap.c)
+ADDRESSES = 1 << 47  # of user space, 4-level paging; mmap() goes beyond it only with a hint above it
 _MAP_TYPE = 0xF
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Attach(wire.Message):
-    """A program presents itself."""
+    """The first message of a program."""
 
     TYPE = lib.DF_ATTACH
     STRUCT = "struct df_attach"
@@ -44,7 +44,7 @@ class Serve(wire.Message):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Mmap(wire.Message):
-    """mmap(2) of descriptor `fd` of thread `tid`; `shared` and `write` are what the errno depends on."""
+    """mmap(2) of descriptor `fd` of thread `tid`; the errno depends on `shared` and `write`."""
 
     TYPE = lib.DF_MMAP
     STRUCT = "struct df_mmap"
@@ -58,7 +58,7 @@ class Mmap(wire.Message):
 
     @classmethod
     def from_struct(cls, m: Any) -> Self:
-        # the kernel judges everything else
+        # the kernel checks everything else
         shared, write = m.flags & _MAP_TYPE != mmap.MAP_PRIVATE, bool(m.prot & mmap.PROT_WRITE)
         return cls(m.h.seq, m.offset, m.len, shared, write, m.fd, m.tid)
 
@@ -80,7 +80,7 @@ class Msync(wire.Message):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Mapped(wire.Message):
-    """Where it was mapped, whole pages; `len` 0: nowhere."""
+    """The address range that was mapped, whole pages; `len` 0: the mmap() failed."""
 
     TYPE = lib.DF_MAPPED
     STRUCT = "struct df_mapped"
@@ -97,7 +97,7 @@ class Mapped(wire.Message):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sigbus(wire.Message):
-    """A SIGBUS it had no handler for, and its stack, innermost first."""
+    """A SIGBUS without a handler, and the stack, innermost frame first."""
 
     TYPE = lib.DF_SIGBUS
     STRUCT = "struct df_sigbus"

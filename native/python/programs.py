@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the programs and libraries of native are.
+"""The paths of native's programs and libraries.
 
-Owns nothing else: their callers know their options.
+Must not know their options.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def standin() -> Path:
 
 
 def keeper() -> Path:
-    """The executable that holds a host's page caches after the host's death."""
+    """The executable that keeps a host's page caches after the host's death."""
     return program("daxfault-keeper")
 
 
@@ -30,5 +30,5 @@ def preload() -> Path:
 
 
 def tracer() -> Path:
-    """The executable that makes any program a guest (ptrace(2))."""
+    """The executable that has any program served (ptrace(2))."""
     return program("daxfault-tracer")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine's trace, one entry at a time.
+"""Entries of the engine's trace.
 
-Owns the shape of an entry.  Must not interpret it.
+Owns their fields.  Must not interpret them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from daxfault.native._daxfault import lib
 
 
 class TraceKind(enum.IntEnum):
-    """What happened (enum df_trace_kind, abi.h, which says what `value` is)."""
+    """The kind of an entry (enum df_trace_kind, abi/host.h, which explains `value`)."""
 
     FAULT = lib.DF_TRACE_FAULT
     FILL_BEGIN = lib.DF_TRACE_FILL_BEGIN
@@ -36,7 +36,7 @@ class TraceKind(enum.IntEnum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Trace:
-    """One entry of the engine's trace; see struct df_trace in abi.h for the units."""
+    """One entry of the engine's trace; see struct df_trace in abi/host.h for the units."""
 
     time_ns: int
     guest: int

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""userfaultfd(2) for Python: for experiments, tests and guests; the engine does not use it.
+"""userfaultfd(2) for Python, for experiments, tests and guests; the engine does not use it.
 
 Owns one descriptor.  Every method is one system call of ioctl_userfaultfd(2), releases the
-GIL, and raises OSError with the kernel's errno; addresses and lengths are bytes.  A thread that
-holds the GIL must not touch memory whose faults are resolved in Python: it would wait for ever.
+GIL, and raises OSError with the kernel's errno; addresses and lengths are in bytes.  A thread that
+holds the GIL must not touch memory whose faults are resolved in Python: it would deadlock.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class EventKind(enum.IntEnum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Event:
-    """One message; see struct df_uffd_event in uffd.h for which field is whose."""
+    """One message; struct df_uffd_event in base/uffd.h says which kinds set which fields."""
 
     kind: EventKind
     tid: int
@@ -55,8 +55,8 @@ def is_userfaultfd(fd: int) -> bool:
 
 
 def enable(fd: int, features: int) -> None:
-    """UFFDIO_API, once for each userfaultfd.  OSError EINVAL when the kernel lacks a feature, EPERM when
-    this process may not have it."""
+    """UFFDIO_API, once for each userfaultfd.  OSError EINVAL when the kernel lacks a feature, EPERM
+    when this process has no permission for one."""
     check(lib.df_uffd_api(fd, features), f"UFFDIO_API with features {features:#x}")
 
 
@@ -64,8 +64,8 @@ class Uffd:
     """A userfaultfd, non-blocking and close-on-exec."""
 
     def __init__(self, features: int = 0, *, user_mode_only: bool = False) -> None:
-        """Open one and enable `features`.  OSError EPERM when that is not allowed here, EINVAL
-        when the kernel lacks a feature."""
+        """Open one and enable `features`.  OSError EPERM when this process has no permission,
+        EINVAL when the kernel lacks a feature."""
         self._fd = check(lib.df_uffd_open(user_mode_only), "userfaultfd")
         try:
             enable(self._fd, features)
@@ -77,7 +77,7 @@ class Uffd:
         return self._fd
 
     def close(self) -> None:
-        """Close it.  When it is the last reference, threads blocked on it read zeros."""
+        """Close it.  If this is the last reference, threads blocked on it read zeros."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
@@ -89,7 +89,7 @@ class Uffd:
         self.close()
 
     def register(self, start: int, length: int, modes: Mode) -> int:
-        """-> a bit for each ioctl number that works on the range."""
+        """UFFDIO_REGISTER; -> a bit for each ioctl number that works on the range."""
         out = ffi.new("uint64_t *")
         check(lib.uffd_register(self._fd, start, length, modes, out), _at("UFFDIO_REGISTER", start, length))
         return int(out[0])
@@ -102,7 +102,7 @@ class Uffd:
         return self._done("UFFDIO_COPY", lib.uffd_copy, start, ffi.from_buffer(data), len(data), protect)
 
     def copy_from(self, start: int, source: int, length: int, *, protect: bool = False) -> int:
-        """copy() from an address of this process.  EFAULT when there is nothing to read there."""
+        """copy() from an address of this process.  EFAULT when that is not readable."""
         pointer = ffi.cast("void *", source)
         return self._done("UFFDIO_COPY", lib.uffd_copy, start, pointer, length, protect)
 
@@ -111,7 +111,7 @@ class Uffd:
         return self._done("UFFDIO_ZEROPAGE", lib.uffd_zeropage, start, length)
 
     def continue_(self, start: int, length: int, *, protect: bool = False) -> int:
-        """Map what the page cache has at `start`; -> bytes done."""
+        """Map pages that the page cache has at `start`; -> bytes done."""
         return self._done("UFFDIO_CONTINUE", lib.uffd_continue, start, length, protect)
 
     def poison(self, start: int, length: int) -> int:
@@ -134,7 +134,7 @@ class Uffd:
     def _done(self, name: str, function: object, start: int, *rest: object) -> int:
         done = ffi.new("uint64_t *")
         error = function(self._fd, start, *rest, done)  # type: ignore[operator]
-        if error == -errno.EAGAIN and done[0]:  # a short count, as write(2) has it
+        if error == -errno.EAGAIN and done[0]:  # a short count, as of write(2)
             return int(done[0])
         check(error, _at(name, start))
         return int(done[0])

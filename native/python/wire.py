@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Messages on a connection to the host: bytes in, checked values out (abi.h, guest <-> host).
 
-Owns what every message has: its header, its length, its descriptors, its reply.  guest_wire has the
+Owns the parts that all messages have: header, length, descriptors, reply.  guest_wire has the
 messages of guests, program_wire those of programs.  No I/O, no policy.
 """
 
@@ -20,24 +20,24 @@ _HEADER: int = ffi.sizeof("struct df_header")
 
 
 class ProtocolError(Exception):
-    """The peer broke the protocol, which costs it its connection: `str()` says how."""
+    """The peer broke the protocol; its connection must be closed.  `str()` says how."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Message:
-    """A request; its reply repeats `seq`.  A subclass names its type, its struct, and how many descriptors
-    it carries; its fields are the struct's unless it has a from_struct() of its own."""
+    """A request; its reply repeats `seq`.  A subclass defines its type, its struct, and the number of
+    its descriptors.  Its fields are the struct's, unless it overrides from_struct()."""
 
     TYPE: ClassVar[int]
     STRUCT: ClassVar[str]
     FDS: ClassVar[int] = 0
-    VARIABLE: ClassVar[bool] = False  # in length: check() sees to it
+    VARIABLE: ClassVar[bool] = False  # variable length: check() must check it
 
     seq: int
 
     @classmethod
     def check(cls, m: Any) -> None:
-        """Raise ProtocolError when the fields of the struct `m` make no sense."""
+        """Raise ProtocolError when the fields of the struct `m` are invalid."""
 
     @classmethod
     def from_struct(cls, m: Any) -> Self:
@@ -60,7 +60,7 @@ def parse(kinds: Mapping[int, type[Message]], data: bytes, fds: int) -> Message:
         raise ProtocolError(f"{name}: {len(data)} bytes, not {size}")
     if fds != kind.FDS:
         raise ProtocolError(f"{name}: carries {fds} descriptors, not {kind.FDS}")
-    # a pointer to the struct must not point past its memory, however short the message
+    # pad a short message, so that the pointer covers the whole struct
     whole = data.ljust(size, b"\0")
     m = ffi.from_buffer(f"{name} *", whole)
     kind.check(m)
@@ -73,14 +73,14 @@ def check_version(m: Any) -> None:
 
 
 def reply(message: Message, error: int = 0) -> bytes:
-    """The header alone: success without a result, or a refusal with its errno."""
+    """The header alone: success without a result, or a refusal with `error`."""
     m = ffi.new("struct df_header *")
     _fill_header(m, message, ffi.sizeof(m[0]), error)
     return bytes(ffi.buffer(m))
 
 
 def refusal(data: bytes, error: int) -> bytes:
-    """The refusal of a packet that cannot be parsed.  ProtocolError when it has not even a header."""
+    """The refusal of a packet that cannot be parsed.  ProtocolError if it is shorter than a header."""
     if len(data) < _HEADER:
         raise ProtocolError(f"a message of {len(data)} bytes is shorter than its header ({_HEADER})")
     m = ffi.new("struct df_header *")
