@@ -50,7 +50,7 @@ class Attributes:
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
         node = self._inodes.get(inode)
         if self._direct_io and node.file is not None:
-            self._changes.recheck(node)  # a program that reads a new size may rely on it in a mapping
+            await self._changes.recheck(node)  # a program that reads a new size may rely on it in a mapping
         return self._replies.attributes(node, os.fstat(self._inodes.fd(node)))
 
     async def setattr(

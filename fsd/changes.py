@@ -12,9 +12,12 @@ once such a store was seen, the kernel's pages are dropped at every poll for as 
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+
+import trio
 
 from daxfault import native
 from daxfault.fsd.in_use import FilesInUse
@@ -22,6 +25,8 @@ from daxfault.fsd.inodes import Inode
 from daxfault.fsd.invalidation import Invalidation
 from daxfault.fsd.threads import Threads
 from daxfault.fsd.watch import ATTRIBUTES, Watch
+
+Changed = list[int]  # enum df_change bits, of each file
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +45,18 @@ class Changes:
         self._watch = watch
         self._invalidation = invalidation
         self._threads = threads
+        self._nursery: trio.Nursery | None = None
+        self._looking: set[Inode] = set()  # files that are not local, and are being looked at
 
-    def recheck(self, inode: Inode) -> bool:
+    async def recheck(self, inode: Inode) -> bool:
         """Whether the file of `inode`, which is in use, was changed behind the mount; if so, guests and
         the kernel are notified."""
         assert inode.file is not None
-        change = inode.file.recheck()
+        inode.uses += 1
+        try:
+            change = await self._threads.look(inode.file, inode.file.recheck)
+        finally:
+            self._in_use.unuse(inode)
         if not change:
             return False
         inode.event_due = True
@@ -54,19 +65,41 @@ class Changes:
 
     async def run(self) -> None:
         """Serve changes behind the mount until cancelled."""
-        await self._watch.run(self._look_at)
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            await self._watch.run(self._look_at)
 
     async def _look_at(self, found: Sequence[tuple[Inode, int]]) -> bool:
         """Check files that may have changed, each with its events (watch.py); True when one has.
 
-        In a thread: dropping the pages past a new end of file can take long.
+        Those that are not local are not waited for: one may not answer.
         """
+        assert self._nursery is not None
+        local = [(inode, events) for inode, events in found if inode.file is None or inode.file.local]
+        for inode, events in found:
+            if inode.file is not None and not inode.file.local and inode not in self._looking:
+                self._looking.add(inode)
+                self._nursery.start_soon(self._look_apart, inode, inode.file, events)
+        return await self._check(local, self._threads.storage)
+
+    async def _look_apart(self, inode: Inode, file: native.File, events: int) -> None:
+        try:
+            await self._check([(inode, events)], functools.partial(self._threads.of, file))
+        finally:
+            self._looking.discard(inode)
+
+    async def _check(
+        self,
+        found: Sequence[tuple[Inode, int]],
+        run: Callable[[Callable[[], list[int]]], Awaitable[list[int]]],
+    ) -> bool:
+        """In a thread: dropping the pages past a new end of file can take long."""
         files = [inode.file for inode, _ in found]
         for inode, _ in found:
             inode.uses += 1
         try:
             try:
-                changes = await self._threads.storage(lambda: [_recheck(file) for file in files])
+                changes = await run(lambda: [_recheck(file) for file in files])
             except Exception:  # no thread can be started, for instance: the mount goes on
                 log.exception("%d files: taken for changed, since they cannot be checked", len(files))
                 changes = [native.CHANGED_CONTENT] * len(files)

@@ -133,12 +133,12 @@ class Files:
             if flags & os.O_TRUNC:
                 if ctx.uid != 0:
                     self._clear_set_id(inode)
-                await self._threads.storage(file.truncate, 0)
+                await self._threads.of(file, file.truncate, 0)
                 inode.size_settled(0)
             if first:
                 keep_cache = self._in_use.unchanged_since_closed(inode)
             else:
-                keep_cache = not self._changes.recheck(inode)
+                keep_cache = not await self._changes.recheck(inode)
             if time.monotonic() < inode.stores_until:  # pages may have changed without a trace (changes.py)
                 keep_cache = False
             return self._handle_of(inode, flags, ctx, keep_cache=keep_cache)
@@ -166,7 +166,7 @@ class Files:
         try:
             found = file.read(off, size, nowait=True)
         except BlockingIOError:
-            found = await self._threads.storage(file.read, off, size)
+            found = await self._threads.of(file, file.read, off, size)
         if handle.inode.older_sizes and not handle.direct_io:
             # whole pages are asked for, and only if they begin below the size (mm/readahead.c)
             handle.inode.size_at_least((off + size - 1) // mmap.PAGESIZE * mmap.PAGESIZE + 1)
@@ -187,19 +187,20 @@ class Files:
         handle.written = True
         if handle.direct_io and handle.by_user:
             self._clear_set_id(handle.inode)
-        write = _file(handle).write
+        file = _file(handle)
+        write = file.write
         begin = time.monotonic()
         self.writes_begun += 1
         try:
             append = handle.append and _is_append(handle.inode, off)
-            at = os.fstat(_file(handle).fileno()).st_size if append else off
+            at = (await self._threads.look(file, os.fstat, file.fileno())).st_size if append else off
             if begin < self.storage_slow_until:
-                written = await self._threads.storage(write, at, buf)
+                written = await self._threads.of(file, write, at, buf)
             else:
                 try:
                     written = write(at, buf, nowait=True)
                 except BlockingIOError:  # not local, or another call is changing the file
-                    written = await self._threads.storage(write, at, buf)
+                    written = await self._threads.of(file, write, at, buf)
                 else:
                     if time.monotonic() - begin > SLOW_WRITE:
                         self.storage_slow_until = time.monotonic() + SLOW_PERIOD
@@ -221,15 +222,15 @@ class Files:
         handle = self._handles.get(fh)
         file = _file(handle)
         if handle.writes and file.unwritten:
-            await self._threads.storage(file.write_back)
+            await self._threads.of(file, file.write_back)
         if handle.written:
             handle.written = False
-            await self._threads.storage(os.close, os.dup(file.fileno()))
+            await self._threads.of(file, os.close, os.dup(file.fileno()))
 
     async def fsync(self, fh: int, datasync: bool) -> None:
         handle = self._handles.get(fh)
         file, seen = _file(handle), handle.sync_errors
-        await self._threads.storage(lambda: file.sync(seen, datasync=datasync))
+        await self._threads.of(file, lambda: file.sync(seen, datasync=datasync))
 
     async def release(self, fh: int) -> None:
         handle = self._handles.remove(fh)

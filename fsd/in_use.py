@@ -14,13 +14,15 @@ import errno
 import fcntl
 import logging
 import os
+import queue
 import stat
+import threading
 import time
 from collections.abc import Iterator
 
 from daxfault import native
 from daxfault.fsd.inodes import Inode, Inodes, proc_path
-from daxfault.fsd.threads import Threads
+from daxfault.fsd.threads import END_SECONDS, Threads
 from daxfault.fsd.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -86,7 +88,7 @@ class FilesInUse:
         file, inode.file = inode.file, None
         if file is not None:  # None: the mount has ended
             self._watch.remove(inode)
-            inode.closed_state = _state(file)
+            inode.closed_state = _state(file) if file.local else None  # asking a server takes a thread
             file.close()
         self._inodes.drop_unused(inode)
 
@@ -112,24 +114,37 @@ class FilesInUse:
         """
         file = self.use(inode, writable=True)
         try:
-            await self._threads.storage(file.truncate, size)
+            await self._threads.of(file, file.truncate, size)
         finally:
             self.unuse(inode)
 
     def close(self) -> None:
         """Write back what guests stored and close every file; a second call does nothing.
 
-        Where writing back fails, that is logged: no client is left to report it to.
+        Where writing back fails, or does not end, that is logged: no client is left to report it to.
         """
-        for file in self:
-            try:
-                file.write_back()
-            except OSError as exc:
-                log.error("file %d: stores of guests could not be written back: %s", file.id, exc)
+        files = {file.id: file for file in self}
+        ended: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for file in files.values():
+            threading.Thread(target=_write_back, args=(file, ended), name="write-back", daemon=True).start()
+        until = time.monotonic() + END_SECONDS
+        with contextlib.suppress(queue.Empty):
+            while files:
+                del files[ended.get(timeout=max(0, until - time.monotonic()))]
+        for id in files:
+            log.error("file %d: its storage does not answer: stores of guests may be lost", id)
         for inode in self._inodes:
             if inode.file is not None:
                 inode.file.close()
                 inode.file = None
+
+
+def _write_back(file: native.File, ended: queue.SimpleQueue[int]) -> None:
+    try:
+        file.write_back()
+    except OSError as exc:
+        log.error("file %d: stores of guests could not be written back: %s", file.id, exc)
+    ended.put(file.id)
 
 
 def _state(file: native.File) -> tuple[int, int, int] | None:

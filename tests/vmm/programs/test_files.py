@@ -107,7 +107,7 @@ async def test_file_whose_storage_does_not_answer_holds_up_no_other(file: Gated,
     held = Files(Server(file, other), lambda _: None)
     hung, goes_on = await held.hold(0, lambda: "file"), await held.hold(1, lambda: "other")
 
-    def wait(**_: bool) -> bool:
+    def wait(*_: object, **__: bool) -> bool:
         file.reached.set()
         assert file.opened.wait(PATIENCE)
         return False
