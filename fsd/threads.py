@@ -70,6 +70,14 @@ class Threads:
         return await trio.to_thread.run_sync(call, *args, limiter=self._kernel, abandon_on_cancel=True)
 
 
+async def cache_fd(file: native.File, *, writable: bool, sized: bool = False) -> int:
+    """File.cache_fd(), which looks at the backing file: in a thread if that may hang."""
+    call = functools.partial(file.cache_fd, writable=writable, sized=sized)
+    if file.local:
+        return call()
+    return await trio.to_thread.run_sync(call, limiter=trio.CapacityLimiter(1))
+
+
 async def to_its_end(call: Callable[[], T], limiter: trio.CapacityLimiter) -> T:
     """Run `call()` in a worker thread, to its end; when cancelled, END_SECONDS longer at most."""
     ended = trio.Event()

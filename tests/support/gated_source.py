@@ -72,6 +72,14 @@ class Gated:
         found: list[list[int]] = await self._ask("reads", name)
         return found
 
+    def stop(self) -> None:
+        """Stop the child: from now on no call is answered, stat(2) and close(2) among them."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let the child answer again."""
+        self._process.send_signal(signal.SIGCONT)
+
     def kill(self) -> None:
         """End the child with SIGKILL: from now on everything is ENOTCONN."""
         self._process.send_signal(signal.SIGKILL)

@@ -19,6 +19,7 @@ from typing import Protocol
 
 import trio
 
+from daxfault.fsd.threads import cache_fd
 from daxfault.native import Abi, Engine, File, Guest
 from daxfault.native import guest_wire as wire
 from daxfault.native.uffd import is_userfaultfd
@@ -266,7 +267,7 @@ class Session:
         start = self._hello.window + message.moffset
         self.guest.map(start, message.len, file, message.foffset, writable=message.write)
         try:
-            cache = file.cache_fd(writable=message.write)
+            cache = await cache_fd(file, writable=message.write)
         except OSError:
             self.guest.unmap(start, message.len)
             raise

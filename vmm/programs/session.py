@@ -21,6 +21,7 @@ from typing import Protocol
 import trio
 
 from daxfault import native
+from daxfault.fsd.threads import cache_fd
 from daxfault.native import Engine, Guest, GuestFlag, SyncErrors
 from daxfault.native import program_wire as wire
 from daxfault.native.uffd import enable as enable_features
@@ -326,7 +327,7 @@ class ProgramSession:
         try:
             stores = message.shared and writable
             async with held.lock:
-                cache = held.file.cache_fd(writable=stores, sized=True)
+                cache = await cache_fd(held.file, writable=stores, sized=True)
             try:
                 await self._peer.send(wire.mmap_reply(message, private=not stores), cache)
             finally:
