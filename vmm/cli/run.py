@@ -54,7 +54,11 @@ def run(
         typer.Option("--fault", "-f", metavar="RULE", help="Inject a fault: see `daxfault inject --help`."),
     ] = None,
     cache: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Limit the memory of the page caches: 64M, 2G.")
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Limit the memory of the page caches: 64M, 2G, or 0 for none; else half of what there is.",
+        ),
     ] = None,
     stacks: Annotated[
         bool, typer.Option("--stacks", help="Report the stack of a program that dies of a mapping.")
@@ -79,7 +83,7 @@ def run(
     from daxfault.vmm.programs.served_mount import Options
 
     check_fuse(allow_other=user is not None)
-    limit = _size(cache) if cache is not None else 0
+    limit = _size(cache) if cache is not None else None
     if mount is not None and (served := _served(mount)) is not None:
         if source is not None or fault or cache or stacks or report:
             raise UsageError(

@@ -217,6 +217,7 @@ def _look() -> Machine:
             settings.user_allow_other(),
             settings.unprivileged_userfaultfd(allowed_anyway=uffd.kernel_faults),
             settings.descriptors(),
+            settings.page_caches(),
             settings.inotify("max_user_watches", settings.FEW_WATCHES),
             settings.inotify("max_user_instances", 1),
             settings.memory_failure(poison),

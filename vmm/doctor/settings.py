@@ -12,6 +12,8 @@ import resource
 import shutil
 from dataclasses import dataclass
 
+from daxfault.vmm.host import memory
+
 FEW_DESCRIPTORS = 4096  # one for each file that the kernel remembers of a mount
 FEW_WATCHES = 8192  # one for each open file of a mount
 
@@ -59,6 +61,12 @@ def descriptors() -> Setting:
         enough,
         None if enough else f"prlimit --nofile={FEW_DESCRIPTORS}:{FEW_DESCRIPTORS} --pid $$",
     )
+
+
+def page_caches() -> Setting:
+    """What the page caches of a host may have unless it is said (`run --cache`)."""
+    limit = memory.default_limit()
+    return Setting("page caches", f"{limit >> 20} MiB", "memory of page caches, by default", True, None)
 
 
 def inotify(name: str, least: int) -> Setting:

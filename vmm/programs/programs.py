@@ -22,6 +22,7 @@ from daxfault import native
 from daxfault.native import File
 from daxfault.native.program_wire import Sigbus
 from daxfault.vmm.errors import logged
+from daxfault.vmm.host import memory
 from daxfault.vmm.host.host import Host
 from daxfault.vmm.host.records import Newest
 from daxfault.vmm.host.session import FileServer
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 
 WRITE_BACK_SECONDS = 5.0  # as the kernel's own flusher (vm.dirty_writeback_centisecs)
 FULL_SECONDS = 0.02  # between two attempts, while the page caches are over their limit
+PRESSURE_SECONDS = 1.0  # between two looks at the machine's memory
 DEATHS_KEPT = 1024  # with their stacks; a program may report its death without end
 
 
@@ -62,10 +64,13 @@ class Death:
 class Programs:
     """Serves programs through `host`."""
 
-    def __init__(self, host: Host, server: FileServer, mount: Path, *, cache_limit: int = 0) -> None:
-        """`mount` is where `server` serves; `cache_limit`: bytes that page caches may have, 0: no limit."""
-        native.cache_limit(cache_limit)
-        self.cache_limit = cache_limit
+    def __init__(
+        self, host: Host, server: FileServer, mount: Path, *, cache_limit: int | None = None
+    ) -> None:
+        """`mount` is where `server` serves; `cache_limit`: bytes that page caches may have, 0: no limit,
+        None: a share of the memory there is."""
+        self.cache_limit = memory.default_limit() if cache_limit is None else cache_limit
+        native.cache_limit(self.cache_limit)
         self.host = host
         self.files = Files(server, self._opened)
         self.rules = Rules(self._mapped)
@@ -119,6 +124,8 @@ class Programs:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch_unmapped)
             nursery.start_soon(self._write_back)
+            if self.cache_limit:
+                nursery.start_soon(self._ease)
             nursery.start_soon(self.files.reap)
             nursery.start_soon(self.rules.watch)
             await self.host.accept(path, self.make, user=user, task_status=task_status)
@@ -143,6 +150,14 @@ class Programs:
                 with trio.move_on_after(WRITE_BACK_SECONDS):
                     await self._full()
                 self.files.start_write_back(nursery)
+
+    async def _ease(self) -> None:
+        """Keep to less than the limit while the machine is short of memory: the next faults evict."""
+        while True:
+            await trio.sleep(PRESSURE_SECONDS)
+            with logged(log, "looking at the machine's memory"):
+                left, all = memory.available(), memory.total()
+                native.cache_limit(memory.eased(self.cache_limit, native.cache_used(), left, all))
 
     async def _full(self) -> None:
         """Return when stores have to be written back to free memory."""

@@ -30,15 +30,15 @@ class Options:
     """How a directory is served to programs.
 
     `mount` None: at a temporary directory.  `user` may use it, too.  `rules` are faults on purpose,
-    `cache_limit` is in bytes for all page caches together, 0: no limit.  `daemon`: standard error is about to
-    be closed.
+    `cache_limit` is in bytes for all page caches together, 0: no limit, None: as
+    host/memory.py has it.  `daemon`: standard error is about to be closed.
     """
 
     source: Path
     mount: Path | None = None
     user: pwd.struct_passwd | None = None
     rules: tuple[Rule, ...] = ()
-    cache_limit: int = 0
+    cache_limit: int | None = None
     allow_other: bool = False
     attr_timeout: float = 1.0
     daemon: bool = False
