@@ -2,11 +2,10 @@
  *
  * access.c - the accesses of a task to the window.
  *
- * Owns the accesses: user mode as plain loads and stores, guest kernel mode
- * through guest_kernel.S, and real system calls on window memory.  Each counts
- * the bytes it has done in t->result as it goes, because any of them can end at
- * any byte by siglongjmp() from a signal handler.  For the same reason none may
- * hold a lock or own memory while it touches the window.
+ * Owns the accesses: plain loads and stores in user mode, guest_kernel.S in guest kernel mode, and
+ * real system calls on window memory.  An access may end at any byte, by siglongjmp() from a signal
+ * handler.  So each counts its bytes in t->result as it goes, and must not hold a lock or own
+ * memory while it touches the window.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -91,7 +90,7 @@ static void user_fill(struct task *t, struct access *a)
 		*at(a->offset + t->result.done) = a->byte;
 }
 
-/* Also goes on after a fault: see access_run(). */
+/* May continue after a fault: see access_run(). */
 static void user_scan(struct task *t, struct access *a)
 {
 	struct result *r = &t->result;
@@ -109,7 +108,7 @@ static void user_laps(struct task *t, struct access *a)
 	t->result.done = a->len;
 }
 
-/* As fast as the vCPU lets this task: its value measures the pace. */
+/* The value is the work done in the given time, so it shows the task's share of the vCPU. */
 static void user_work(struct task *t, struct access *a)
 {
 	uint64_t end = now_ns() + a->milliseconds * 1000000;
@@ -172,7 +171,7 @@ static void kernel_store(struct task *t, struct access *a)
 
 /* ------------------------------------------------------------------ system calls */
 
-/* errno is the call's. */
+/* Uses errno of the call. */
 static void system_call_returned(struct task *t, const struct access *a, ssize_t n)
 {
 	struct result *r = &t->result;
@@ -208,8 +207,8 @@ static uint64_t fnv1a_of_file(int fd, uint64_t len)
 	return hash;
 }
 
-/* To a memfd, because /dev/null never reads the buffer; the value is of the bytes
- * that arrived there. */
+/* Writes to a memfd, because /dev/null never reads the buffer.  The value is the hash of the
+ * bytes in the memfd. */
 static void system_write(struct task *t, struct access *a)
 {
 	int fd CLEANUP_CLOSE = memfd_create("daxfault-sys-write", MFD_CLOEXEC);
@@ -281,14 +280,14 @@ const struct op_description ops[OP_COUNT] = {
 	[OP_SIGBUS] = { "sigbus", "d", 0, system_sigbus, DF_CPU_SYSCALL, false },
 };
 
-/* The others work on the address space, not on its pages. */
+/* The other accesses work on the address space, not on its pages. */
 static bool touches_window(enum op op)
 {
 	return op != OP_FORK && op != OP_DONTNEED && op != OP_REMAP && op != OP_SIGBUS &&
 	       op != OP_WORK;
 }
 
-/* Bytes the access needs beside the window. */
+/* Bytes of buffer that the access needs. */
 static size_t buffer_size(const struct access *a)
 {
 	if (a->op == OP_KCOPY || a->op == OP_KCOPY_BARE || a->op == OP_KSTORE)
@@ -314,7 +313,7 @@ static void run(struct task *t, struct access *a)
 	exception_leave(t);
 }
 
-/* Runs one access to its end, whichever that is, and leaves it in t->result. */
+/* Run one access until it ends or fails; the result is in t->result. */
 void access_run(struct task *t)
 {
 	struct access *a = t->access;

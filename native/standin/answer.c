@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * answer.c - answers and events out: one JSON object a line on stdout.
+ * answer.c - writes answers and events to stdout, one JSON object per line.
  *
- * Owns the writer's lock.  A line is built in the caller's own buffer and written as a
- * whole, so that those of several vCPUs never mix.  Must not know what the fields mean.
+ * Owns the writer's lock.  A line is built in the caller's buffer and written as a whole, so that
+ * lines of several vCPUs never mix.  Must not know the meaning of the fields.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -36,7 +36,7 @@ void answer_end(struct answer *a)
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0)
-			break;		/* no reader: the exit code remains */
+			break;		/* no reader; the exit status still shows the result */
 		written += (size_t)n;
 	}
 	pthread_mutex_unlock(&writer);

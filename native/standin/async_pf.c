@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * async_pf.c - the guest's half of asynchronous page faults.
+ * async_pf.c - the guest side of asynchronous page faults.
  *
- * Owns the shared area and a vCPU's slot in it: the layout of each ABI, the MSRs, the
- * state word, and the answer to "page ready": wake the sleeper, free the token,
- * acknowledge, as arch/x86/kernel/kvm.c does.  Runs with the vCPU's signals blocked,
- * in its handlers for the most part: no allocation, no output.  The host may be
- * hostile: each of its words is read once, and may change at any time.
+ * Owns the shared area and a vCPU's slot in it: the layout of each ABI, the MSRs, the state word,
+ * and the handling of "page ready": wake the sleeper, free the token, acknowledge, as
+ * arch/x86/kernel/kvm.c does.  Runs with the vCPU's signals blocked, mostly in its handlers: no
+ * allocation, no output.  The host may be hostile and change any word at any time, so each is read
+ * once.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -26,8 +26,7 @@ struct guest guest = { .doorbell = -1 };
 
 static struct df_slot *slots;
 
-/* The shared area: its descriptor is for the host.  Sealed, so that neither side
- * can shrink it under the other's feet. */
+/* -> a descriptor of the shared area for the host.  Sealed, so that neither side can shrink it. */
 int async_pf_area(void)
 {
 	int fd = memfd_create("daxfault-events", MFD_CLOEXEC | MFD_ALLOW_SEALING);
@@ -77,7 +76,7 @@ static uint64_t wants_errors(void)
 	}
 }
 
-/* "I wrote to an MSR".  A full doorbell rings already. */
+/* Notify the host of a write to an MSR.  If the doorbell is full, the host is already notified. */
 void async_pf_ring(void)
 {
 	int saved = errno;
@@ -102,9 +101,9 @@ void async_pf_enable(struct vcpu *v, bool async)
 	async_pf_ring();
 }
 
-/* A WRMSR that turns async pf on is an exit, and the wake-all comes with the next entry.
- * The host that has heard the doorbell leaves it in irr: interrupts are still off.  One
- * that does not answer is not waited for. */
+/* On KVM a WRMSR that enables async pf exits, and the wake-all comes with the next entry.  Here the
+ * host puts it into irr after the doorbell, because interrupts are off.  Bounded wait: the host may
+ * not answer. */
 void async_pf_entered(const struct vcpu *v)
 {
 	struct timespec pause = { .tv_nsec = 20000 };
@@ -134,16 +133,16 @@ uint32_t irq_save(struct vcpu *v)
 	return before;
 }
 
-/* True when an interrupt had been left in irr and was taken instead: the state is
- * not restored then, and the caller may decide again. */
+/* -> true: an interrupt was pending in irr and was taken.  The state is not restored then, so that the
+ * caller can decide again. */
 bool irq_restore(struct vcpu *v, uint32_t state)
 {
 	set_state(v, state);
 	if (!(state & DF_CPU_IF) || !__atomic_load_n(&v->slot->irr, __ATOMIC_SEQ_CST))
 		return false;
 	if (guest.abi == DF_ABI_RFC_V1) {
-		/* An exception waits.  The host delivers it, and only while it
-		 * finds interrupts on: so leave them on. */
+		/* An exception is pending.  The host delivers it only while interrupts are on, so
+		 * leave them on. */
 		__atomic_store_n(&v->slot->irr, 0, __ATOMIC_SEQ_CST);
 		count_one(&v->count.deferred);
 		trace(v, -1, TRACE_DEFERRED, 0, 0);
@@ -170,8 +169,8 @@ static void wake(struct vcpu *v, unsigned int id, const struct wakeup *wakeup)
 	v->reschedule = true;
 }
 
-/* As posted, a sleeper's is_err is on its stack, and only kvm_async_pf_task_wake()
- * sets it: after a wake-all it has an old value. */
+/* As posted, is_err is on the sleeper's stack, and only kvm_async_pf_task_wake() sets it: after a
+ * wake-all it is uninitialised. */
 static void wake_all(struct vcpu *v)
 {
 	struct wakeup wakeup = {
@@ -208,8 +207,8 @@ void async_pf_token_done(struct vcpu *v, uint32_t token, const struct wakeup *wa
 
 /* ------------------------------------------------------------------ the shared area */
 
-/* Without an address there is no BUS_ADRERR to give: SEND_SIG_PRIV is what the June
- * patches sent.  RFC v1 took an address of 0 for one. */
+/* BUS_ADRERR needs an address; without one the June patches sent SEND_SIG_PRIV.  RFC v1 took 0
+ * for an address. */
 static int bus_code(uint64_t address)
 {
 	if (guest.abi == DF_ABI_JUNE_2020 || guest.abi == DF_ABI_GONE)
@@ -260,8 +259,8 @@ static void read_error(const struct vcpu *v, struct fault *f)
 	f->attempts = __atomic_load_n(&report->attempts, __ATOMIC_RELAXED);
 }
 
-/* The host's words are read before `flags` is taken: from then on the host may write
- * the next.  It may also withdraw a PAGE_ERROR at any moment. */
+/* Reads the host's words before it takes `flags`, because the host may write the next event after
+ * that.  The host may withdraw a PAGE_ERROR at any time. */
 void async_pf_take_exception(struct vcpu *v, struct exception *e)
 {
 	uint32_t *at = &v->slot->apf.mainline.flags;
@@ -270,7 +269,7 @@ void async_pf_take_exception(struct vcpu *v, struct exception *e)
 	*e = (struct exception){ .kind = EXCEPTION_NONE };
 	if (guest.abi == DF_ABI_RFC_V1) {
 		take_rfc_v1(v, e);
-		async_pf_ring();	/* its tokens come this way, one after the other */
+		async_pf_ring();	/* the host can deliver the next token */
 		return;
 	}
 	flags = __atomic_load_n(at, __ATOMIC_ACQUIRE);
@@ -316,7 +315,7 @@ void async_pf_take_interrupt(struct vcpu *v)
 	async_pf_take_orders(v);
 	if (guest.abi == DF_ABI_RFC_V1) {
 		if (was_left)
-			async_pf_ring();	/* now its exception can be delivered */
+			async_pf_ring();	/* the host can deliver the exception now */
 		return;
 	}
 	token = __atomic_load_n(slot, __ATOMIC_ACQUIRE);
@@ -332,7 +331,7 @@ void async_pf_take_interrupt(struct vcpu *v)
 	async_pf_ring();
 }
 
-/* From other threads of this process. */
+/* Take orders from other threads of this process. */
 void async_pf_take_orders(struct vcpu *v)
 {
 	uint32_t orders = atomic_exchange(&v->orders, 0);

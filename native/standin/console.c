@@ -1,11 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * console.c - commands in, one a line.
+ * console.c - reads commands, one per line.
  *
- * Owns stdin and the table of commands.  A line is checked in full before
- * anything is done; one that does not parse, or that the host refuses, is
- * answered by an "error" event and changes nothing.  Must not touch the
- * window's memory: this thread has no exception entry.
+ * Owns stdin and the table of commands.  A line is checked completely before it has an effect.  A
+ * line that does not parse, or that the host refuses, causes an "error" event and changes nothing.
+ * Must not touch the window's memory: this thread has no exception handlers.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,7 +18,7 @@ enum {
 
 struct command {
 	const char *name;
-	int words;			/* with the command itself; -1: any number */
+	int words;			/* including the command; -1: any number */
 	const char *(*run)(char **words, int n);	/* NULL, or the error */
 };
 
@@ -189,7 +188,7 @@ bool console_run(void)
 
 	while (!quitting && (len = getline(&line, &room, stdin)) >= 0) {
 		line_number++;
-		/* strlen() would take the rest of such a line for unwritten */
+		/* strlen() would ignore the rest of such a line */
 		wrong = memchr(line, '\0', (size_t)len) ? "a NUL byte" : run_line(line);
 		if (!wrong)
 			continue;

@@ -2,17 +2,15 @@
  *
  * exception.c - the guest kernel's exception and interrupt entries.
  *
- * Owns the signal handlers of the vCPU threads.  DF_APF_EXCEPTION plays the guest's
- * #PF.  "Not present" parks the task.  An error is handled by where the interrupted
- * instruction lies, as in a kernel: in guest kernel code the exception table has the
- * fixup, or the guest panics; anywhere else the user gets SIGBUS.  A SIGBUS of the
- * processor, from poison or past the end of a file, is handled the same way.
- * DF_APF_INTERRUPT plays the "page ready" interrupt.
+ * Owns the signal handlers of the vCPU threads.  DF_APF_EXCEPTION models the guest's #PF.  "Not
+ * present" parks the task.  An error is handled by the address of the interrupted instruction, as
+ * in a kernel: in guest kernel code by the exception table's fixup, or else a panic; anywhere else
+ * by SIGBUS to the user.  A SIGBUS from this kernel, for poison or past EOF, is handled the same
+ * way. DF_APF_INTERRUPT models the "page ready" interrupt.
  *
- * A handler runs on the stack of the task it interrupts and may switch to another:
- * its frame waits there until the task runs again.  Guest kernel code other than an
- * access has these signals blocked, so none ever interrupts the holder of a lock.
- * Handlers themselves allocate nothing and print nothing.
+ * A handler runs on the stack of the interrupted task and may switch to another task; its frame
+ * stays there until the task runs again.  Guest kernel code outside an access has these signals
+ * blocked, so that they never interrupt the holder of a lock.  Handlers must not allocate or print.
  */
 #include <errno.h>
 #include <string.h>
@@ -35,7 +33,7 @@ static bool in_guest_kernel(uintptr_t ip)
 	return ip >= (uintptr_t)guest_kernel_start && ip < (uintptr_t)guest_kernel_end;
 }
 
-/* As search_exception_table() and ex_fixup_addr(); unsorted, it is short. */
+/* As search_exception_table() and ex_fixup_addr(); the table is short, so it is not sorted. */
 static uintptr_t fixup_of(uintptr_t ip)
 {
 	const struct ex_entry *e;
@@ -70,11 +68,10 @@ static void kernel_fault(struct task *t, ucontext_t *uc, const struct fault *f)
 	siglongjmp(t->escape, 1);
 }
 
-/* As force_sig_fault() (kernel/signal.c, force_sig_info_to_task()): a
- * process that blocks or ignores the signal dies.  send_sig_info(), which June 2020 used,
- * does not force it, and the access is repeated.  The signal stays pending until this
- * handler returns, because SIGBUS is in its mask, and is then delivered with
- * the faulting instruction still the current one. */
+/* As force_sig_fault() (kernel/signal.c, force_sig_info_to_task()): a process that blocks or
+ * ignores the signal dies.  June 2020 used send_sig_info(), which does not force it, so that the
+ * access is repeated.  SIGBUS is in this handler's mask: it stays pending until the handler
+ * returns, and is then delivered at the faulting instruction. */
 static void user_fault(struct task *t, ucontext_t *uc, const struct fault *f)
 {
 	struct sigaction old;
@@ -97,12 +94,12 @@ static void user_fault(struct task *t, ucontext_t *uc, const struct fault *f)
 	si.si_signo = SIGBUS;
 	si.si_code = f->si_code;
 	si.si_addr = (void *)(uintptr_t)f->address;
-	/* A si_code of the kernel's is allowed to the thread itself, and to
-	 * no other thread (kernel/signal.c, do_rt_tgsigqueueinfo()). */
+	/* Only the thread itself may send a si_code of the kernel (kernel/signal.c,
+	 * do_rt_tgsigqueueinfo()). */
 	syscall(SYS_rt_tgsigqueueinfo, getpid(), t->vcpu->tid, SIGBUS, &si);
 }
 
-/* Handle the task's error where it was interrupted. */
+/* Handle an error of the task at the interrupted instruction. */
 static void fail_access(struct task *t, ucontext_t *uc, const struct fault *f)
 {
 	t->vcpu->last_error = *f;
@@ -121,10 +118,9 @@ static bool touches(const struct task *t, uint64_t address)
 	return t && t->in_access && address >= t->from && address < t->to;
 }
 
-/* Whether the interrupted context can be the one that faulted there.  A fault
- * that is woken without an answer is raised a second time, and may be reported
- * a second time when the vCPU has long gone on.  Such an event is dropped: the next
- * access to the page faults again. */
+/* Whether the interrupted context can be the one that faulted there.  A fault that is woken
+ * without an answer is raised again, and may be reported again after the vCPU has gone on.  Such
+ * an event is dropped: the next access to the page faults again. */
 static bool concerns(const struct task *t, const ucontext_t *uc, uint64_t address)
 {
 	uint64_t at;
@@ -134,15 +130,14 @@ static bool concerns(const struct task *t, const ucontext_t *uc, uint64_t addres
 	if (!in_guest_kernel((uintptr_t)uc->uc_mcontext.gregs[REG_RIP]))
 		return address == t->from + t->result.done;
 
-	/* %rcx counts down.  An implementation may report a byte of the string
-	 * that is a little ahead of it. */
+	/* %rcx counts down.  A CPU may report an address a little ahead of it. */
 	at = t->to - (uint64_t)uc->uc_mcontext.gregs[REG_RCX];
 	return address >= at && address < at + DF_PAGE_SIZE;
 }
 
 /* ------------------------------------------------------------------ tokens */
 
-/* SIGKILL: a task ends before it runs another instruction in user mode. */
+/* SIGKILL ends a task before its next instruction in user mode. */
 static void end_if_killed(struct task *t, uint32_t state)
 {
 	if (!t->killed || !t->in_access || t->has_pending || state & DF_CPU_KERNEL ||
@@ -152,8 +147,8 @@ static void end_if_killed(struct task *t, uint32_t state)
 	siglongjmp(t->escape, 1);
 }
 
-/* kvm_handle_async_pf(): a kernel that cannot schedule where it was interrupted has
- * no use for a token.  Linux panics; we repeat the access. */
+/* kvm_handle_async_pf(): the task can sleep on a token only if the kernel can schedule at the
+ * interrupted instruction.  Otherwise Linux panics; we repeat the access. */
 static bool can_sleep(const struct vcpu *v, const struct task *t, uint32_t state)
 {
 	uint64_t msr = __atomic_load_n(&v->slot->msr_en, __ATOMIC_RELAXED);
@@ -165,18 +160,18 @@ static bool can_sleep(const struct vcpu *v, const struct task *t, uint32_t state
 	return !(state & DF_CPU_KERNEL) || msr & DF_MSR_SEND_ALWAYS;
 }
 
-/* The task that faulted may have been preempted before the exception.  Then no task
- * sleeps on the token, and that task takes its fault again. */
+/* The faulting task may have been preempted before the exception.  Then no task sleeps on the
+ * token, and that task faults again. */
 static bool is_of(const struct task *t, const ucontext_t *uc, uint64_t fault)
 {
 	if (!fault)
 		return true;
 	if (t && t->in_access && t->access->op == OP_LAPS)
-		return touches(t, fault);	/* counts nothing as it goes */
+		return touches(t, fault);	/* it does not count its progress */
 	return concerns(t, uc, fault);
 }
 
-/* Counts last: a reader of the count finds the outcome. */
+/* Counts last, so that a reader of the count finds the outcome. */
 static enum sleepers_park park(struct vcpu *v, const ucontext_t *uc, const struct exception *e,
 			       uint32_t state, struct wakeup *early)
 {
@@ -219,10 +214,10 @@ static void not_present(struct vcpu *v, ucontext_t *uc, const struct exception *
 	if (!wakeup.error)
 		return;
 	if (guest.abi == DF_ABI_JUNE_2020 && state & DF_CPU_KERNEL)
-		return;			/* it knew of user mode only */
+		return;			/* it handled user mode only */
 	if (guest.posted & DF_POSTED_NO_ENTRY_LOOPS && state & DF_CPU_KERNEL &&
 	    !fixup_of((uintptr_t)uc->uc_mcontext.gregs[REG_RIP]))
-		return;			/* fixup_exception()'s answer was not looked at */
+		return;			/* it ignored the result of fixup_exception() */
 	fail_access(t, uc, &wakeup.fault);
 }
 
@@ -234,7 +229,7 @@ static bool may_yield(const struct task *t, uint32_t state)
 	       state & DF_CPU_IF && t->preemptible;
 }
 
-/* Back to the interrupted context, after the other tasks that may run. */
+/* Run other tasks that are ready, then return to the interrupted context. */
 static void go_back(struct vcpu *v, uint32_t state)
 {
 	struct task *t = v->current;
@@ -259,7 +254,7 @@ static void exception_entry(int sig, siginfo_t *unused, void *context)
 	if (!v)
 		return;
 	state = irq_save(v);
-	/* A wake-all ordered before this token was given must not hit it. */
+	/* A wake-all that was ordered before this token must not wake it. */
 	async_pf_take_orders(v);
 	async_pf_take_exception(v, &e);
 	switch (e.kind) {
@@ -285,7 +280,7 @@ static void exception_entry(int sig, siginfo_t *unused, void *context)
 	errno = saved;
 }
 
-/* From the host, from another thread of ours, or from the vCPU's own timer. */
+/* From the host, from another thread of this process, or from the vCPU's timer. */
 static void interrupt_entry(int sig, siginfo_t *si, void *context)
 {
 	struct vcpu *v = this_vcpu;
@@ -304,8 +299,7 @@ static void interrupt_entry(int sig, siginfo_t *si, void *context)
 	errno = saved;
 }
 
-/* The guest kernel's handling of a fault of the processor, and the handler of a user
- * program, in one. */
+/* Both the guest kernel's handler of a real fault, and a user program's handler. */
 static void fault_signal(int sig, siginfo_t *si, void *context)
 {
 	struct vcpu *v = this_vcpu;
@@ -318,7 +312,7 @@ static void fault_signal(int sig, siginfo_t *si, void *context)
 	uint32_t state;
 
 	if (!expected && !touches(t, address)) {
-		signal(sig, SIG_DFL);	/* a bug of ours: taken again, and deadly */
+		signal(sig, SIG_DFL);	/* a bug of the stand-in: raised again, and fatal */
 		return;
 	}
 	state = irq_save(v);
@@ -348,8 +342,8 @@ int exception_install(void)
 	return 0;
 }
 
-/* Into t->mode.  A system call keeps its signals for later: with one pending, a fault
- * inside it would be retried without end (handle_userfault() returns at once). */
+/* Enter t->mode.  Signals stay blocked during a system call: with one pending, a fault inside it
+ * would be retried endlessly (handle_userfault() returns at once). */
 void exception_enter(struct task *t)
 {
 	struct vcpu *v = t->vcpu;
@@ -363,7 +357,7 @@ void exception_enter(struct task *t)
 		signals_allow(v, t->mode & DF_CPU_IF);
 }
 
-/* Out of it, by its end or by an escape. */
+/* Leave t->mode, at the end of the access or after an escape. */
 void exception_leave(struct task *t)
 {
 	signals_block();
@@ -371,9 +365,8 @@ void exception_leave(struct task *t)
 	t->in_access = 0;
 }
 
-/* The disposition is the process's, the mask the calling vCPU's.  With anything
- * but SIGBUS_HANDLE, poison is deadly in guest kernel mode too: the processor's
- * SIGBUS is its only report. */
+/* Sets the disposition of the process and the mask of the calling vCPU.  Unless it is
+ * SIGBUS_HANDLE, poison is fatal in guest kernel mode too, because SIGBUS is its only report. */
 int exception_sigbus(struct vcpu *v, enum sigbus_disposition disposition)
 {
 	v->sigbus_blocked = disposition == SIGBUS_BLOCK;

@@ -2,9 +2,8 @@
  *
  * files.c - the guest's open files and their mappings.
  *
- * Owns the names a script gives to files, and the descriptors behind them.
- * Each function is a command of the console; it gets the command's words and
- * returns NULL or the error.  Main thread only.
+ * Owns the names that a script gives to files, and their descriptors.  Each function is a command
+ * of the console: it takes the command's words and returns NULL or the error.  Main thread only.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -23,7 +22,7 @@ struct file {
 };
 
 static struct file *files;
-static char reason[128];		/* an error put together */
+static char reason[128];		/* a formatted error */
 
 static const char *because(const char *what, int error)
 {
@@ -150,8 +149,7 @@ static void mapping_done(const char *event, const char *name, uint64_t moffset, 
 	answer_end(&answer);
 }
 
-/* Only pages are checked here: that ranges are multiples of DF_RANGE_SIZE is
- * for the host to demand. */
+/* Checks page alignment only; the host must check for multiples of DF_RANGE_SIZE. */
 const char *file_map(char **words, int n)
 {
 	struct df_setupmapping msg = { .h.type = DF_SETUPMAPPING };
@@ -212,8 +210,8 @@ const char *file_unmap(char **words, int n)
 	if (!page_aligned(len) || !page_aligned(moffset))
 		return "not a multiple of the page size";
 
-	/* The host first, as virtiofs does: a page that a vCPU touches in between is
-	 * registered still, and the host has no file for it any more. */
+	/* The host first, as virtiofs does: a page that a vCPU touches in between is still
+	 * registered, and the host fails the fault. */
 	error = remove_mapping(moffset, len);
 	if (error)
 		return refused(error);

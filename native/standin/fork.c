@@ -2,15 +2,14 @@
  *
  * fork.c - a touch by a forked child.
  *
- * Owns the child from fork() to wait.  The child's memory is registered with a
- * userfaultfd that the kernel gives to the reader of EVENT_FORK, the host, alone.
- * The child is not a vCPU: it has no slot, so poison is the only way to report an
- * error to it.  Between fork() and _exit() it may call async-signal-safe functions
- * only, because the other vCPUs' locks are copied in any state.
+ * Owns the child from fork() to wait.  The child's memory is registered with a userfaultfd that the
+ * kernel gives only to the reader of EVENT_FORK, the host.  The child is not a vCPU: it has no
+ * slot, so poison is the only way to report an error to it.  Between fork() and _exit() it may call
+ * only async-signal-safe functions, because locks of the other vCPUs may be held.
  *
- * When the host is lost, its children are too.  A host that died leaves them to
- * zeros, which the child notices (window_registered()).  One that only hung up
- * leaves them blocked, so they are killed.  takeover() serves a child forked later.
+ * When the host is lost, nothing serves the existing children.  If the host died, they read zeros,
+ * which the child notices (window_registered()).  If it only hung up, they stay blocked, so they
+ * are killed.  takeover() serves children forked later.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -41,7 +40,7 @@ static int pipe_out = -1;		/* the child's end */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pid_t children[VCPU_COUNT];	/* not yet waited for */
 
-/* Returns to the same instruction, which then kills the child. */
+/* Returns to the faulting instruction, which then kills the child. */
 static void child_signal(int sig, siginfo_t *si, void *context)
 {
 	struct got got = {
@@ -87,8 +86,7 @@ static void failed(struct task *t, int error)
 	t->result.error = error;
 }
 
-/* Only a child in the table may be killed: once it is waited for, its number
- * may be another's. */
+/* Only a child in the table may be killed: after wait(), its pid may be reused. */
 static void set_child(int id, pid_t pid)
 {
 	GUARD(&lock);
@@ -144,7 +142,7 @@ void access_fork(struct task *t, struct access *a)
 	int fds[2];
 	pid_t pid;
 
-	/* Without EVENT_FORK the child would read zeros, silently. */
+	/* Without EVENT_FORK the child would silently read zeros. */
 	if (!window_sees_fork()) {
 		failed(t, EPERM);
 		return;
@@ -166,8 +164,8 @@ void access_fork(struct task *t, struct access *a)
 		failed(t, error);
 	} else {
 		set_child(t->vcpu->id, pid);
-		/* Lost in between: fork_abandon() may have run too early to
-		 * see it, and the reader of its EVENT_FORK is not known. */
+		/* If the host was lost during the fork, fork_abandon() may have missed the child,
+		 * and the reader of its EVENT_FORK is unknown. */
 		if (!was_lost && wire_lost())
 			fork_abandon();
 		parent(t, pid, fds[0]);

@@ -3,13 +3,12 @@
  * guest_kernel.S - the code of "guest kernel mode".
  *
  * Owns the text section .guest_kernel and the exception table of that text.
- * A fault is the guest kernel's own when the instruction lies between
- * guest_kernel_start and guest_kernel_end: nothing else may be placed here,
- * and this code must not call out of it.
+ * A fault belongs to the guest kernel if the instruction is between guest_kernel_start and
+ * guest_kernel_end.  No other code may be placed here, and this code must not call functions
+ * elsewhere.
  *
- * The table has the shape of Linux's __ex_table before it carried handler
- * types: pairs of 32-bit offsets, each relative to its own place, the faulting
- * instruction first and the instruction to go on at second.
+ * The table has the format of Linux's __ex_table before handler types were added: pairs of 32-bit
+ * offsets, each relative to its own address: the faulting instruction, then the one to continue at.
  */
 
 	.macro	EX_ENTRY insn, fixup
@@ -41,9 +40,8 @@ guest_kernel_start:
 /*
  * size_t guest_copy(void *to, const void *from, size_t len)
  *
- * As rep_movs_alternative() of arch/x86/lib/copy_user_64.S (6.4): a string
- * instruction that faults leaves in %rcx the number of bytes it has not
- * copied, and that is the answer, whether it faulted or not.
+ * As rep_movs_alternative() of arch/x86/lib/copy_user_64.S (6.4): returns %rcx, in which a string
+ * instruction leaves the number of bytes not copied, with or without a fault.
  */
 	.balign	16
 GUEST_FUNCTION guest_copy
@@ -56,8 +54,8 @@ GUEST_FUNCTION guest_copy
 	.size	guest_copy, . - guest_copy
 
 /*
- * The same with no table entry: guest kernel code that does not expect its
- * memory to fail.  A fault here cannot be fixed up, it is the guest's end.
+ * The same without a table entry: guest kernel code that does not expect its memory to fail.  A
+ * fault here cannot be fixed up: the guest panics.
  */
 	.balign	16
 GUEST_FUNCTION guest_copy_bare

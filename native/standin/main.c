@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * main.c - daxfault-standin: a process that plays a virtual machine.
+ * main.c - daxfault-standin: a process that models a virtual machine.
  *
- * Owns the arguments, the order of the start and the exit code.  Must not know
- * of single faults.
+ * Owns the arguments, the order of startup and the exit status.  Must not know individual faults.
  */
 #include <errno.h>
 #include <getopt.h>
@@ -22,20 +21,20 @@ static const char HELP[] =
 "usage: daxfault-standin (--fd N | --socket PATH) [--window BYTES] [--abi NAME]\n"
 "                        [--no-errors] [--no-async] [--as-posted NAME[,NAME...]]\n"
 "\n"
-"Plays a virtual machine whose memory is served by a daxfault host: vCPUs are\n"
-"threads, and a window of address space takes the place of a virtiofs DAX\n"
-"window. Commands are read from standard input, one a line; answers are written\n"
-"to standard output, one JSON object a line.\n"
+"Models a virtual machine whose memory a daxfault host serves: vCPUs are\n"
+"threads, and a window of address space is in place of a virtiofs DAX window.\n"
+"Reads commands from standard input, one per line; writes answers to standard\n"
+"output, one JSON object per line.\n"
 "\n"
 "  --fd N          connected SOCK_SEQPACKET socket of the host\n"
 "  --socket PATH   listening SOCK_SEQPACKET socket of the host\n"
 "  --window BYTES  size of the window, a multiple of 2M (default 1G)\n"
 "  --abi NAME      mainline, rfc-v1, june-2020, gone, retry or report (default):\n"
 "                  the kvm_para.h that the guest kernel was built with\n"
-"  --no-errors     do not ask for reports of page errors\n"
+"  --no-errors     do not request reports of page errors\n"
 "  --no-async      do not enable asynchronous page faults\n"
 "  --as-posted NAME[,NAME...]\n"
-"                  leave defects of RFC v1 in: success-is-error, gla-or, foll-write,\n"
+"                  keep defects of RFC v1: success-is-error, gla-or, foll-write,\n"
 "                  no-entry-loops, no-gva-flag, wake-all-uninit, stale-gva\n"
 "  --help          this text\n"
 "\n"
@@ -49,8 +48,8 @@ static const char HELP[] =
 "                                    vCPU N (0..62)\n"
 "  kill N T                          SIGKILL for a task\n"
 "  async on|off                      write MSR_KVM_ASYNC_PF_EN of every vCPU\n"
-"  trace on|off|dump                 what happened, event by event\n"
-"  wait [N]                          until nothing is queued (on vCPU N)\n"
+"  trace on|off|dump                 the events of each vCPU\n"
+"  wait [N]                          until no access is queued (on vCPU N)\n"
 "  stat                              counters of every vCPU\n"
 "  quit                              at once; end of input waits first\n"
 "\n"
@@ -61,9 +60,9 @@ static const char HELP[] =
 "  write OFF HEX                     up to 4096 bytes\n"
 "  fill OFF LEN BYTE\n"
 "  scan OFF LEN STRIDE               a load every STRIDE, up to the first fault\n"
-"  scan_all OFF LEN STRIDE           the same, and on after each fault\n"
+"  scan_all OFF LEN STRIDE           the same, but continue after a fault\n"
 "  laps OFF LEN STRIDE SEED          timed loads, shuffled unless SEED is 0\n"
-"  work MS                           compute for so long, value is the units done\n"
+"  work MS                           compute for MS ms, value is the units done\n"
 "  fork OFF                          a forked child loads a byte\n"
 "  dontneed OFF LEN                  madvise(MADV_DONTNEED)\n"
 "  remap OFF LEN NEWOFF              mremap() inside the window\n"
@@ -77,8 +76,8 @@ static const char HELP[] =
 "  sys_write OFF LEN                 write(2) from the window\n"
 "  sys_read OFF LEN                  read(2) of zeros into it\n"
 "\n"
-"Exit status: 0 all done, 1 a guest kernel panicked, 2 usage, script or system\n"
-"error, 3 the host refused or went away.\n";
+"Exit status: 0 done, 1 a guest kernel panicked, 2 usage, script or system error,\n"
+"3 the host refused or ended.\n";
 
 struct options {
 	int fd;
@@ -165,7 +164,7 @@ static uint32_t parse_posted(char *names)
 	return posted;
 }
 
-/* The CPUID bits a guest of this ABI asks for. */
+/* The CPUID bits that a guest of this ABI requests. */
 static uint32_t wanted(const struct options *o)
 {
 	uint32_t error = DF_CPUID_ERROR;
@@ -245,7 +244,7 @@ static void parse_options(int argc, char **argv, struct options *o)
 		need_socket(o->fd);
 }
 
-/* Gives the host the descriptors and addresses of this guest. */
+/* Send the descriptors and addresses of this guest to the host. */
 static void hello(const struct options *o, int event_area)
 {
 	struct df_hello msg = {
@@ -261,14 +260,14 @@ static void hello(const struct options *o, int event_area)
 	int error = wire_call(&msg.h, sizeof(msg), fds, 2, &guest.doorbell);
 
 	if (error < 0)
-		fail(EXIT_HOST, "the host went away before it said hello");
+		fail(EXIT_HOST, "the host closed the connection before its hello");
 	if (error > 0)
 		fail(EXIT_HOST, "the host refused: %s", strerror(error));
 	if (msg.version != DF_WIRE_VERSION)
 		fail(EXIT_HOST, "the host speaks version %u, not %d", msg.version,
 		     DF_WIRE_VERSION);
 	if (msg.cpuid & ~wanted(o))
-		fail(EXIT_HOST, "the host granted CPUID bits 0x%x that were not asked for",
+		fail(EXIT_HOST, "the host granted CPUID bits 0x%x that were not requested",
 		     msg.cpuid & ~wanted(o));
 	guest.abi = o->abi;
 	guest.cpuid = msg.cpuid;
@@ -290,7 +289,7 @@ static void ready(void)
 	answer_end(&answer);
 }
 
-/* In the wire's thread, which answers this guest's faults from now on. */
+/* Runs in the wire's thread, which answers this guest's faults from now on. */
 static void host_lost(const char *why)
 {
 	struct answer answer;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * parse.c - numbers, ranges and accesses as a script writes them.
+ * parse.c - parses numbers, ranges and accesses of a script.
  *
- * Owns nothing; no side effects.  An access that passes stays inside the window.
+ * Owns no state; no side effects.  A valid access is inside the window.
  */
 #include <ctype.h>
 #include <errno.h>
@@ -22,7 +22,7 @@ bool parse_number(const char *word, uint64_t *value)
 
 	if (hex ? !isxdigit((unsigned char)*digits) : !isdigit((unsigned char)*digits))
 		return false;
-	/* strtoull() would take a second 0x */
+	/* strtoull() would accept a second 0x */
 	if (hex && (digits[1] == 'x' || digits[1] == 'X'))
 		return false;
 	errno = 0;

@@ -2,7 +2,7 @@
  *
  * report.c - the result of an access, and `stat`.
  *
- * Owns the fields of these lines.  Must not know how an access came to its end.
+ * Owns the fields of these lines.  Must not know how an access ended.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -42,7 +42,7 @@ static void report_value(struct json *j, const struct access *a, const struct re
 		json_uint(j, "value", r->value);
 		return;
 	}
-	/* 64 bits do not survive every JSON reader as a number. */
+	/* some JSON readers lose bits of a 64-bit number */
 	snprintf(hash, sizeof(hash), "%016llx", (unsigned long long)r->value);
 	json_text(j, "value", hash);
 }

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * signals.c - when a vCPU's thread takes its signals.
+ * signals.c - blocks and unblocks the signals of a vCPU's thread.
  *
- * Owns the thread's signal mask.  Blocked is the rule: the scheduler, the console's
- * answers and system calls run so.  Open only inside an access, and while idle.
+ * Owns the thread's signal mask.  The signals are blocked in the scheduler, in the console's
+ * answers and in system calls; they are open only inside an access, and while idle.
  */
 #include <pthread.h>
 
@@ -18,7 +18,7 @@ static void vcpu_signals(sigset_t *set)
 	sigaddset(set, DF_APF_INTERRUPT);
 }
 
-/* On the stack that was interrupted, so that a task's frame stays with the task. */
+/* Handlers run on the interrupted stack, so that a task's frame stays with the task. */
 int signals_install(int sig, void (*handler)(int, siginfo_t *, void *))
 {
 	struct sigaction sa = {
@@ -50,7 +50,7 @@ void signals_allow(const struct vcpu *v, bool interrupts)
 	pthread_sigmask(SIG_UNBLOCK, &set, NULL);
 }
 
-/* Until a signal has been taken.  One that came before the call counts. */
+/* Wait until a signal has been taken.  One that was pending before the call counts. */
 void signals_wait(void)
 {
 	sigset_t set;

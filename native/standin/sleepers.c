@@ -2,11 +2,10 @@
  *
  * sleepers.c - which task sleeps on which token.
  *
- * Owns the answer to three orders of events: NOT_PRESENT before READY (the usual
- * one), READY before NOT_PRESENT (a dummy waits for its sleeper, as Linux has it),
- * and a NOT_PRESENT without a sleeper, whose READY must not leave a dummy behind.
- * Pure: no signals, no input or output, no memory of its own.  The tables are
- * short, so they are searched from end to end.
+ * Handles three orders of events: NOT_PRESENT before READY (the usual one), READY before
+ * NOT_PRESENT (a dummy waits for its sleeper, as in Linux), and a NOT_PRESENT without a sleeper,
+ * after which READY must not leave a dummy.  Pure: no signals, no I/O, no state.  The tables are
+ * short, so they are searched linearly.
  */
 #include <string.h>
 
@@ -67,12 +66,12 @@ enum sleepers_park sleepers_park(struct sleepers *s, uint32_t token, unsigned in
 	}
 	i = find_declined(s, token);
 	if (i >= 0)
-		s->declined[i] = 0;	/* given again: this time its READY counts */
+		s->declined[i] = 0;	/* used again: now its READY counts */
 	s->parked[task] = token;
 	return SLEEPERS_PARKED;
 }
 
-/* No task can sleep where "not present" arrived: the access is repeated instead. */
+/* The interrupted task cannot sleep: the access is repeated instead. */
 void sleepers_decline(struct sleepers *s, uint32_t token)
 {
 	int i;
@@ -113,8 +112,8 @@ int sleepers_wake(struct sleepers *s, uint32_t token, const struct wakeup *wakeu
 	return SLEEPERS_DUMMY;
 }
 
-/* Token ~0.  The host has forgotten every token it gave: no READY will follow, so
- * the dummies go as well (apf_task_wake_all()).  -> how many, and which, wake. */
+/* Token ~0.  The host has dropped all its tokens and sends no READY for them, so the dummies are
+ * removed too (apf_task_wake_all()).  -> the number of tasks to wake; `tasks` has them. */
 unsigned int sleepers_wake_all(struct sleepers *s, uint8_t tasks[TASK_COUNT])
 {
 	unsigned int n = 0, task;

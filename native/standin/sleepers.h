@@ -10,14 +10,14 @@
 
 enum {
 	TASK_COUNT = 96,		/* on one vCPU: more than ASYNC_PF_PER_VCPU */
-	/* An honest host has no more than 64 tokens outstanding.  A dishonest one
-	 * pushes the oldest out. */
+	/* A correct host has at most 64 outstanding tokens.  With a hostile one, the oldest
+	 * entry is overwritten. */
 	SLEEPERS_EARLY_MAX = 128,
 	SLEEPERS_DECLINED_MAX = 128,
 };
 
-/* An exception as the guest kernel saw it: from the shared area, or, for a
- * poisoned page, from the processor, with no more than an address. */
+/* An exception that the guest kernel took: from the shared area, or, with the address only, from a
+ * SIGBUS of this kernel. */
 struct fault {
 	uint64_t address;
 	int si_code;
@@ -27,12 +27,12 @@ struct fault {
 };
 
 struct wakeup {
-	bool error;			/* the page failed, `fault` says how */
+	bool error;			/* the page failed, as `fault` says */
 	struct fault fault;
 };
 
-/* The tokens of one vCPU.  Linux (arch/x86/kernel/kvm.c) has one table for
- * all of them, for there a task may move to another CPU. */
+/* The tokens of one vCPU.  Linux (arch/x86/kernel/kvm.c) has one table for all CPUs, because tasks
+ * migrate. */
 struct sleepers {
 	uint32_t parked[TASK_COUNT];	/* 0: this task does not sleep */
 	struct {
@@ -46,12 +46,12 @@ struct sleepers {
 enum sleepers_park {
 	SLEEPERS_PARKED,		/* the task must not run before its wake-up */
 	SLEEPERS_WAS_EARLY,		/* READY came first: no sleep */
-	SLEEPERS_REFUSED,		/* no such token can be, or another sleeps on it */
+	SLEEPERS_REFUSED,		/* the token is invalid, or another task sleeps on it */
 };
 
 enum {					/* beside the number of the task that wakes */
 	SLEEPERS_DUMMY = -1,		/* no task sleeps on it yet */
-	SLEEPERS_DROPPED = -2,		/* none ever will */
+	SLEEPERS_DROPPED = -2,		/* no task will sleep on it */
 };
 
 enum sleepers_park sleepers_park(struct sleepers *s, uint32_t token, unsigned int task,

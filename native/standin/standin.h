@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * standin.h - what the files of the guest stand-in share.
+ * standin.h - shared by the files of the guest stand-in.
  *
  * Owns no state.  The layouts that cross to the host are in abi.h; nothing
  * here may be sent.
@@ -8,21 +8,20 @@
  *	main.c		arguments, start, exit code
  *	wire.c		the connection to the host
  *	window.c	the DAX window and its userfaultfd
- *	takeover.c	answers faults once the host is gone
- *	console.c	commands in
- *	parse.c		their words
+ *	takeover.c	answers faults after the host is gone
+ *	console.c	reads commands
+ *	parse.c		parses their words
  *	files.c		open files and their mappings
- *	answer.c	answers out
+ *	answer.c	writes answers
  *	vcpu.c		vCPU threads, their queues, and which task runs
  *	task.c		tasks: contexts on a vCPU's thread
- *	switch.S	from one stack to another
+ *	switch.S	switches stacks
  *	report.c	the result of an access
  *	access.c	the accesses to the window
- *	laps.c		the same with a stop-watch
- *	fork.c		the same in a forked child
+ *	fork.c		an access in a forked child
  *	exception.c	the guest kernel's exception and interrupt entries
- *	signals.c	when a vCPU's thread takes its signals
- *	async_pf.c	the guest's half of asynchronous page faults
+ *	signals.c	the signal mask of a vCPU's thread
+ *	async_pf.c	the guest side of asynchronous page faults
  *	sleepers.c	which task sleeps on which token
  *	trace.c		the events of the guest kernel
  *	guest_kernel.S	guest kernel code and its exception table
@@ -44,7 +43,7 @@ enum {
 	EXIT_DONE = 0,
 	EXIT_PANIC = 1,			/* a guest kernel panicked */
 	EXIT_USAGE = 2,			/* arguments, script, or this system */
-	EXIT_HOST = 3,			/* the host refused or went away */
+	EXIT_HOST = 3,			/* the host refused or ended */
 };
 
 /* ------------------------------------------------------------------ answer.c */
@@ -99,8 +98,8 @@ struct op_description {
 	const char *arguments;
 	uint64_t len_max;		/* 0: the window */
 	void (*run)(struct task *t, struct access *a);
-	uint32_t mode;			/* enum df_cpu_state, beside DF_CPU_IF */
-	bool preemptible;		/* holds nothing that another task may want */
+	uint32_t mode;			/* enum df_cpu_state, without DF_CPU_IF */
+	bool preemptible;		/* holds no resource that another task may need */
 };
 
 extern const struct op_description ops[OP_COUNT];
@@ -140,16 +139,16 @@ void task_switch(void **save, void *to);
 
 /* ------------------------------------------------------------------ async_pf.c */
 
-/* How this guest was built, and its granted bits; written before any vCPU runs. */
+/* The configuration of this guest; written before any vCPU runs. */
 struct guest {
 	enum df_abi abi;
 	uint32_t cpuid;			/* granted */
-	uint32_t posted;		/* enum df_posted: defects left in */
+	uint32_t posted;		/* enum df_posted: defects to keep */
 	bool async;			/* --no-async is not given */
 	int doorbell;
 };
 
-/* The host's words beside its signal. */
+/* An event that the host wrote to the shared area. */
 struct exception {
 	enum {
 		EXCEPTION_NONE,
@@ -227,7 +226,7 @@ void signals_wait(void);
 
 /* ------------------------------------------------------------------ parse.c, files.c */
 
-/* The functions that return a text return NULL or the error. */
+/* Functions that return a string return NULL or the error. */
 bool parse_number(const char *word, uint64_t *value);
 bool parse_vcpu(const char *word, int *vcpu, unsigned int *task);
 const char *check_range(uint64_t offset, uint64_t len);
@@ -239,6 +238,6 @@ const char *file_unmap(char **words, int n);
 
 /* ------------------------------------------------------------------ console.c */
 
-bool console_run(void);			/* false when a line was in error */
+bool console_run(void);			/* false when a line had an error */
 
 #endif

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * switch.S - from one stack to another.
+ * switch.S - switches from one stack to another.
  *
- * Owns the registers that the System V ABI makes a callee save: six registers, MXCSR's and the x87
- * unit's control bits.  Everything else is dead across a call.  The signal mask is
- * not touched: the caller has the vCPU's signals blocked, on both stacks.
+ * Saves the callee-saved state of the System V ABI: six registers, and the control bits of MXCSR
+ * and the x87 unit.  Does not change the signal mask: the vCPU's signals are blocked on both
+ * stacks.
  */
 
 	.text

@@ -1,20 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * takeover.c - answers faults once the host is gone.
+ * takeover.c - answers faults after the host is gone.
  *
- * Owns the guest's copy of the userfaultfd from the moment the connection is
- * lost, and answers every missing page with poison: SIGBUS in user mode, a fixup
- * or a panic in guest kernel mode, EFAULT in system calls.  Never with a page:
- * its bytes are not known.
+ * Owns the guest's copy of the userfaultfd after the connection is lost.  Answers every missing
+ * page with poison: SIGBUS in user mode, a fixup or a panic in guest kernel mode, EFAULT in system
+ * calls. Must not install pages: their contents are unknown.
  *
- * Nothing is poisoned ahead of its fault.  One UFFDIO_WAKE over the window makes
- * every blocked thread fault again, also after the host has read its fault
- * already, and from then on each fault passes here.  So ranges that are later
- * emptied (MADV_DONTNEED clears poison), moved or mapped again fail as well, and
- * pages that the host had installed stay.
+ * Pages are poisoned only when they fault.  One UFFDIO_WAKE over the window makes every blocked
+ * thread fault again, also if the host has already read its fault; from then on all faults come
+ * here.  So ranges that are later emptied (MADV_DONTNEED clears poison), moved or mapped again fail
+ * too, and installed pages stay.
  *
- * The other events must be read too: the thread that causes one sleeps in the
- * kernel until it is read.
+ * The other events must be read too: a thread that causes one sleeps in the kernel until it is
+ * read.
  */
 #include <errno.h>
 #include <poll.h>
@@ -30,7 +28,7 @@
 enum {
 	UFFDS_MAX = 64,			/* the guest's own and forked children's */
 	DEFERRED_MAX = 256,
-	BATCH = 16,			/* messages a read */
+	BATCH = 16,			/* messages per read */
 	RETRY_MS = 1,
 };
 
@@ -38,7 +36,7 @@ struct fault_to_answer {
 	int uffd;
 	pid_t tid;
 	uint64_t page;
-	bool protected;			/* a store to a page that is there */
+	bool protected;			/* a store to a present page */
 };
 
 static struct pollfd uffds[UFFDS_MAX];
@@ -46,9 +44,8 @@ static nfds_t nuffds;
 static struct fault_to_answer deferred[DEFERRED_MAX];
 static unsigned int ndeferred;
 
-/* Before 6.6 there is no poison.  The next best is to take the page's access
- * away: SIGSEGV, and EFAULT in system calls, which cannot be mistaken for the
- * file's bytes.  A child's memory is out of reach, so the child ends. */
+/* Before 6.6 there is no poison.  Instead the page becomes PROT_NONE: SIGSEGV, and EFAULT in system
+ * calls.  This process cannot change a child's memory, so it kills the child. */
 static void deny(int uffd, uint64_t page, pid_t tid)
 {
 	if (uffd != window_uffd)
@@ -58,9 +55,9 @@ static void deny(int uffd, uint64_t page, pid_t tid)
 	uffd_wake(uffd, page, DF_PAGE_SIZE);
 }
 
-/* Write protection outlives its page: MADV_DONTNEED leaves a marker in the page
- * table, which UFFDIO_POISON does not overwrite (6.18, mm/userfaultfd.c,
- * mfill_atomic_pte_poison()).  So EEXIST is believed only without the marker. */
+/* MADV_DONTNEED of a write-protected page leaves a marker in the page table, which UFFDIO_POISON
+ * does not overwrite (6.18, mm/userfaultfd.c, mfill_atomic_pte_poison()).  So EEXIST means
+ * "present" only after the marker was removed. */
 static int poison(int uffd, uint64_t page)
 {
 	uint64_t done;
@@ -69,14 +66,14 @@ static int poison(int uffd, uint64_t page)
 	if (error != -EEXIST)
 		return error;
 	error = uffd_unmark(uffd, page, DF_PAGE_SIZE);
-	if (error)			/* else: not registered for write protection */
+	if (error)			/* EAGAIN, or not registered for write protection */
 		return error == -EAGAIN ? error : -EEXIST;
 	return uffd_poison(uffd, page, DF_PAGE_SIZE, &done);
 }
 
-/* A page that the host had installed keeps its bytes, and takes stores as the page
- * cache of a disk that is gone does.  It cannot be poisoned, because it is present,
- * and woken without an answer it would fault for ever. */
+/* An installed page keeps its bytes and accepts stores, like the page cache of a failed disk.
+ * It cannot be poisoned because it is present, and a wake-up without an answer would make it
+ * fault in a loop. */
 static int resolve(const struct fault_to_answer *f)
 {
 	if (f->protected)
@@ -84,7 +81,7 @@ static int resolve(const struct fault_to_answer *f)
 	return poison(f->uffd, f->page);
 }
 
-/* False when it must be tried again after the other events have been read. */
+/* -> false: try again after the other events have been read. */
 static bool answer(const struct fault_to_answer *f)
 {
 	int error;
@@ -99,24 +96,23 @@ static bool answer(const struct fault_to_answer *f)
 	/* EAGAIN: an unread event is about to change the mappings. */
 	if (error == -EAGAIN)
 		return false;
-	/* EEXIST: another thread was faster.  ENOENT: no longer mapped.  EFAULT: past
-	 * the end of the page cache, a SIGBUS of its own (mm/userfaultfd.c,
-	 * mfill_file_over_size()).  ESRCH: the child is gone. */
+	/* EEXIST: another thread was faster.  ENOENT: no longer mapped.  EFAULT: past the end of
+	 * the page cache, where the kernel raises SIGBUS (mm/userfaultfd.c,
+	 * mfill_file_over_size()). ESRCH: the child is gone. */
 	uffd_wake(f->uffd, f->page, DF_PAGE_SIZE);
 	return true;
 }
 
 static void add_uffd(int uffd)
 {
-	/* One too many stays open, unread: its child blocks, killably, where
-	 * closing the descriptor would feed it zeros. */
+	/* Beyond the limit it stays open but unread: its child blocks, and can be killed.  If the
+	 * descriptor were closed, the child would read zeros. */
 	if (nuffds < UFFDS_MAX)
 		uffds[nuffds++] = (struct pollfd){ .fd = uffd, .events = POLLIN };
 }
 
-/* A fault that cannot be answered yet is not woken either.  It would be raised
- * again at once, and read() returns faults before events (userfaultfd_ctx_read()),
- * so the event that stands in the way might never be reached. */
+/* A fault that cannot be answered yet is not woken.  It would be raised again at once, and read()
+ * returns faults before events (userfaultfd_ctx_read()), so that the event might never be read. */
 static void fault(int uffd, const struct uffd_msg *msg)
 {
 	struct fault_to_answer f = {
@@ -134,8 +130,8 @@ static void fault(int uffd, const struct uffd_msg *msg)
 		uffd_wake(f.uffd, f.page, DF_PAGE_SIZE);
 }
 
-/* One batch, so that a busy guest does not keep its children waiting.  For
- * remap, remove and unmap, to have been read is all they need. */
+/* Reads one batch, so that a busy guest does not keep its children waiting.  Remap, remove and
+ * unmap need only to be read. */
 static void read_events(int uffd)
 {
 	struct uffd_msg msgs[BATCH];

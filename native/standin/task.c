@@ -2,9 +2,9 @@
  *
  * task.c - tasks: contexts on a vCPU's thread.
  *
- * Owns their stacks, and the switch between the thread's own stack, on which the
- * scheduler of vcpu.c runs, and theirs, and which vCPU a thread is.  A task runs one access after the other and
- * never ends: one that is dead is never switched to again.  Must not choose the next task.
+ * Owns their stacks, the switch between them and the thread's stack, on which the scheduler of
+ * vcpu.c runs, and the thread's pointer to its vCPU.  A task runs one access after another and
+ * never returns; a dead task is never switched to.  Must not choose the next task.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -14,7 +14,7 @@
 #include "standin.h"
 
 enum {
-	STACK_SIZE = 65536,		/* beside the frame of a signal */
+	STACK_SIZE = 65536,		/* without the frame of a signal */
 	INITIAL_MXCSR = 0x1f80,
 	INITIAL_X87_CONTROL = 0x37f,
 };
@@ -53,20 +53,20 @@ static void task_main(void)
 	}
 }
 
-/* The frame that task_switch() leaves: MXCSR and the x87 control word, six registers,
- * the return address; and nothing to return to from there. */
+/* The frame that task_switch() expects: MXCSR and the x87 control word, six registers, the return
+ * address. */
 static void *first_frame(uint8_t *top)
 {
 	uint64_t *sp = (uint64_t *)(void *)top;
 
-	*--sp = 0;			/* the ABI wants a call's misalignment here */
+	*--sp = 0;			/* the stack alignment that the ABI requires after a call */
 	*--sp = (uint64_t)(uintptr_t)task_main;
 	sp -= 6;
 	*--sp = INITIAL_MXCSR | (uint64_t)INITIAL_X87_CONTROL << 32;
 	return sp;
 }
 
-/* NULL: no memory.  Below the stack lies a page without access. */
+/* -> NULL: no memory.  The page below the stack is a guard page. */
 struct task *task_new(struct vcpu *v, unsigned int id, void (*body)(struct task *t))
 {
 	size_t page = DF_PAGE_SIZE;
@@ -99,7 +99,7 @@ struct task *task_new(struct vcpu *v, unsigned int id, void (*body)(struct task 
 	return t;
 }
 
-/* From the scheduler to the task, until it leaves. */
+/* Switch from the scheduler to the task; returns when it leaves. */
 void task_run(struct task *t)
 {
 	struct vcpu *v = t->vcpu;
@@ -114,7 +114,7 @@ void task_run(struct task *t)
 	v->current = NULL;
 }
 
-/* From the task to the scheduler, until it is run again. */
+/* Switch from the task to the scheduler; returns when the task is run again. */
 void task_leave(struct task *t, enum task_state state)
 {
 	struct vcpu *v = t->vcpu;

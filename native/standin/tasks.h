@@ -83,15 +83,15 @@ struct access {
 	uint8_t *bytes;			/* write: the source; k...: the kernel's buffer; owned */
 };
 
-/* Written while the access runs, by the task and by its vCPU's signal handlers,
- * and read after a siglongjmp(): hence in memory, and the counts are volatile. */
+/* The task and its vCPU's signal handlers write it while the access runs, and it is read after a
+ * siglongjmp().  So the counts are volatile. */
 struct result {
 	volatile enum outcome outcome;
 	volatile uint64_t done;		/* bytes */
 	volatile uint64_t steps;	/* scan, scan_all: loads that succeeded */
-	volatile uint64_t faults;	/* how many failed */
+	volatile uint64_t faults;	/* accesses that failed */
 	int error;			/* positive errno of a system call */
-	int signal;			/* that killed the forked child */
+	int signal;			/* the signal that killed the forked child */
 	struct fault fault;		/* the first */
 	uint64_t instruction;		/* of a panic */
 	uint32_t events;		/* errors taken from the shared area */
@@ -108,7 +108,7 @@ enum task_state {
 	TASK_READY,
 	TASK_RUNNING,
 	TASK_PARKED,			/* sleeps until its token is ready */
-	TASK_DONE,			/* its access is, and not yet reported */
+	TASK_DONE,			/* its access has ended, but is not reported yet */
 	TASK_DEAD,
 };
 
@@ -147,7 +147,7 @@ struct task {
 
 enum vcpu_state {
 	VCPU_ABSENT,
-	VCPU_IDLE,			/* nothing to run: all done, or all parked */
+	VCPU_IDLE,			/* no task can run: all done or parked */
 	VCPU_RUNNING,
 	VCPU_DEAD,			/* its kernel panicked */
 };
@@ -160,11 +160,11 @@ enum vcpu_order {			/* from other threads, signalled by DF_APF_INTERRUPT */
 struct vcpu_counters {			/* written by the thread, read by the console */
 	_Atomic uint64_t events;	/* errors taken and acted upon */
 	_Atomic uint64_t spurious;	/* signals that found no event */
-	_Atomic uint64_t stray;		/* events for a fault that is over: dropped */
-	_Atomic uint64_t not_present;	/* "not present", all of them */
+	_Atomic uint64_t stray;		/* events for a fault that has ended: dropped */
+	_Atomic uint64_t not_present;	/* all "not present" */
 	_Atomic uint64_t declined;	/* ... on which no task could sleep */
-	_Atomic uint64_t ready;		/* tokens done, without an error */
-	_Atomic uint64_t errors;	/* tokens done, with one */
+	_Atomic uint64_t ready;		/* tokens ended without an error */
+	_Atomic uint64_t errors;	/* tokens ended with an error */
 	_Atomic uint64_t early;		/* ... before their "not present" */
 	_Atomic uint64_t wake_all;
 	_Atomic uint64_t deferred;	/* interrupts found when they were enabled */
@@ -191,12 +191,12 @@ struct vcpu {
 	unsigned int last_task;
 	bool reschedule;		/* another task may run */
 	timer_t tick;
-	uint32_t cpu_state;		/* as in the slot, which the host can write */
+	uint32_t cpu_state;		/* copy of the slot's, which the host could change */
 	bool sigbus_blocked;
 	struct fault last_error;
 	struct sleepers sleepers;
 	void *sp;			/* of the scheduler, while a task runs */
-	void *fake_stack;		/* AddressSanitizer's, and the bounds it wants */
+	void *fake_stack;		/* AddressSanitizer's, and the bounds it needs */
 	const void *stack;
 	size_t stack_size;
 

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * trace.c - the events that a guest kernel's own tracing would show of its page faults.
+ * trace.c - records page fault events, as tracing in a guest kernel would.
  *
- * Owns a ring of events for each vCPU.  Off, it costs a load.  On, each event takes a
- * lock for a few instructions: its vCPU's signals are blocked then, so that a handler
- * never waits for the code it interrupted.
+ * Owns a ring of events for each vCPU.  Costs a load while it is off.  While it is on, each event
+ * holds a lock for a few instructions, with the vCPU's signals blocked, so that a handler never
+ * waits for the code that it interrupted.
  */
 #include <pthread.h>
 #include <stdlib.h>
@@ -14,7 +14,7 @@
 #include "standin.h"
 
 enum {
-	RING = 8192,			/* events of one vCPU; then the oldest go */
+	RING = 8192,			/* events of one vCPU; the oldest are overwritten */
 	LINE_EVENTS = 1024,
 };
 
@@ -34,7 +34,7 @@ static struct ring {
 static atomic_bool on;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
-/* On: begins with no events.  Off: the events stay. */
+/* On: clears the events.  Off: keeps them. */
 void trace_set(bool wanted)
 {
 	int i;
@@ -50,7 +50,7 @@ void trace_set(bool wanted)
 	on = wanted;
 }
 
-/* `task` is -1 where no task is meant. */
+/* `task` is -1 if the event has no task. */
 void trace(const struct vcpu *v, int task, enum trace_what what, uint32_t token, uint64_t gva)
 {
 	struct ring *r = &rings[v->id];
@@ -109,7 +109,7 @@ static void dump_event(struct json *j, int vcpu, const struct event *e)
 	json_object_end(j);
 }
 
-/* Up to LINE_EVENTS of a vCPU, taken off its ring; false when there are none. */
+/* Print and remove up to LINE_EVENTS events of a vCPU; false when there are none. */
 static bool dump_line(int vcpu, uint64_t *lost)
 {
 	struct ring *r = &rings[vcpu];

@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * vcpu.c - vCPU threads, their queues, and which task runs.
+ * vcpu.c - vCPU threads, the queues of their tasks, and the scheduler.
  *
- * Owns the threads and the queues of their tasks.
- * One lock guards all queues: it is taken twice an access and never held while the
- * window is touched, nor where the vCPU's signals are open.
+ * Owns the threads and the queues.  One lock protects all queues.  It is taken twice per access,
+ * and must not be held while the window is touched or the vCPU's signals are open.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -47,7 +46,7 @@ static void account(struct vcpu *v)
 	if (--v->unfinished)
 		return;
 	if (v->state == VCPU_RUNNING)
-		v->state = VCPU_IDLE;	/* a waiter may look at once */
+		v->state = VCPU_IDLE;	/* before the wake-up: a waiter checks at once */
 	pthread_cond_broadcast(&finished);
 }
 
@@ -67,7 +66,7 @@ static void bury(struct task *t)
 	}
 }
 
-/* The host must not signal a thread that is no more. */
+/* The host must not signal a thread that has ended. */
 static void die(struct vcpu *v)
 {
 	int i;
@@ -83,8 +82,7 @@ static void die(struct vcpu *v)
 	}
 }
 
-/* A vCPU that computes is interrupted, one that idles is woken.  In a system call it
- * will look when that is over. */
+/* Interrupts a vCPU that computes, wakes one that idles.  In a system call it checks at its end. */
 static void order(struct vcpu *v, enum vcpu_order what)
 {
 	atomic_fetch_or(&v->orders, what);
@@ -107,7 +105,7 @@ static bool can_run(struct task *t)
 	return t->state == TASK_READY;
 }
 
-/* The next one, in turn, that can run; NULL when all are done or asleep. */
+/* The next runnable task, round robin; NULL when all are done or asleep. */
 static struct task *pick(struct vcpu *v, bool *others)
 {
 	struct task *next = NULL;
@@ -144,7 +142,7 @@ static struct task *next_task(struct vcpu *v)
 	return t;
 }
 
-/* Reported under the lock: `stat` after `done` agrees with `done`. */
+/* Reports under the lock, so that a `stat` after `done` agrees with it. */
 static void finish(struct task *t)
 {
 	struct vcpu *v = t->vcpu;
@@ -167,7 +165,7 @@ static void finish(struct task *t)
 	account(v);
 }
 
-/* `sti; hlt`: a signal after the last look is pending, and ends the wait. */
+/* `sti; hlt`: a signal since the last check is pending, and ends the wait. */
 static void idle(struct vcpu *v)
 {
 	if (!irq_restore(v, DF_CPU_IF | DF_CPU_KERNEL) && !v->orders) {
@@ -177,7 +175,7 @@ static void idle(struct vcpu *v)
 	irq_save(v);
 }
 
-/* The guest's timer interrupt, for as long as there is another task to run. */
+/* The guest's timer interrupt, while another task can run. */
 static int make_tick(struct vcpu *v)
 {
 	struct sigevent event = {
@@ -292,8 +290,8 @@ int vcpu_kill(int id, unsigned int task)
 	return 0;
 }
 
-/* Writes MSR_EN of every vCPU.  A guest that turns it off wakes its sleepers itself, as
- * kvm_guest_cpu_offline() does: the host forgets them. */
+/* Writes MSR_EN of every vCPU.  When it is turned off, the guest wakes its sleepers itself, as
+ * kvm_guest_cpu_offline() does, because the host drops the tokens. */
 void vcpu_async(bool on)
 {
 	int i;
@@ -309,7 +307,7 @@ void vcpu_async(bool on)
 	}
 }
 
-/* No "page ready" will come any more: let every sleeper repeat its access. */
+/* No "page ready" comes any more: let every sleeper repeat its access. */
 void vcpu_host_lost(void)
 {
 	int i;

@@ -2,15 +2,13 @@
  *
  * window.c - the DAX window: reserved address space and its userfaultfd.
  *
- * Owns the reservation and the mappings in it.  The guest keeps its own
- * copy of the userfaultfd it hands to the host, for as long as it lives: when
- * the last reference is closed, the kernel answers every fault with a page of
- * zeros (userfaultfd_release() in fs/userfaultfd.c).
+ * Owns the reservation and the mappings in it.  The guest sends the userfaultfd to the host and
+ * keeps a copy for life: when the last reference is closed, the kernel resolves every fault with a
+ * zeroed page (userfaultfd_release() in fs/userfaultfd.c).
  *
- * Every change of the window is one atomic step as seen by a vCPU: an address
- * is either reserved (PROT_NONE) or registered, never mapped without being
- * registered, because a touch at that moment would read zeros and, worse, put
- * them into the file's page cache.
+ * A vCPU must see every change of the window as atomic: an address is either reserved (PROT_NONE)
+ * or registered.  An access to a mapping that is not registered would read zeros and put them into
+ * the file's page cache.
  */
 #include <errno.h>
 #include <sys/mman.h>
@@ -23,7 +21,7 @@ uint64_t window_base;
 uint64_t window_len;
 int window_uffd = -1;
 
-static uint64_t features;		/* asked for and granted */
+static uint64_t features;		/* requested and granted */
 static bool has_poison;
 
 /* A new userfaultfd with `wanted` features, or a negative errno.  Async-signal-safe:
@@ -71,15 +69,15 @@ int window_open(uint64_t len)
 		   UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP;
 	if (offered < 0)
 		return (int)offered;
-	/* Write protection until the first store shows the host which pages differ
-	 * from the file; before 6.4 it has to assume all of them. */
+	/* Write protection until the first store shows the host which pages are dirty; before
+	 * 6.4 it must assume all of them. */
 	if (offered & UFFD_FEATURE_WP_UNPOPULATED)
 		features |= UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
 			    UFFD_FEATURE_WP_UNPOPULATED;
 
 	window_uffd = new_uffd(features);
 	if (window_uffd == -EPERM) {
-		/* EVENT_FORK hands out the child's faults: CAP_SYS_PTRACE. */
+		/* EVENT_FORK requires CAP_SYS_PTRACE. */
 		features &= ~(uint64_t)UFFD_FEATURE_EVENT_FORK;
 		window_uffd = new_uffd(features);
 	}
@@ -104,9 +102,8 @@ static void *at(uint64_t offset)
 	return (void *)(uintptr_t)(window_base + offset);
 }
 
-/* Mapped without access, registered, and only then opened: a vCPU that comes
- * too early gets SIGSEGV, as from the reservation, and never an unregistered
- * page.  Takes no ownership of fd. */
+/* Maps PROT_NONE, registers, and then sets the protection: an earlier access gets SIGSEGV, as
+ * from the reservation, and never an unregistered page.  Does not take ownership of fd. */
 int window_map(uint64_t moffset, uint64_t len, int fd, uint64_t foffset, bool writable)
 {
 	int modes = DF_UFFD_MISSING | DF_UFFD_MINOR;
@@ -127,9 +124,9 @@ int window_map(uint64_t moffset, uint64_t len, int fd, uint64_t foffset, bool wr
 	return error;
 }
 
-/* Back to the reservation in one step.  Not UFFDIO_UNREGISTER first, which
- * would spare us the wait for the host to read EVENT_UNMAP, but would leave the
- * range mapped and unregistered for a moment. */
+/* Replaces the mapping by the reservation atomically.  UFFDIO_UNREGISTER first would save the
+ * wait for the host to read EVENT_UNMAP, but would leave the range mapped and unregistered for a
+ * moment. */
 int window_unmap(uint64_t moffset, uint64_t len)
 {
 	void *p = mmap(at(moffset), len, PROT_NONE,
@@ -138,9 +135,8 @@ int window_unmap(uint64_t moffset, uint64_t len)
 	return p == MAP_FAILED ? -errno : 0;
 }
 
-/* Moves part of the window within it.  The hole it leaves belongs to the window
- * and is reserved again, unless another mapping of this process was faster:
- * that one must stay. */
+/* Moves part of the window within it.  Reserves the hole again, unless another mapping of this
+ * process has taken it, which must stay. */
 int window_remap(uint64_t offset, uint64_t len, uint64_t new_offset)
 {
 	if (mremap(at(offset), len, len, MREMAP_MAYMOVE | MREMAP_FIXED, at(new_offset)) ==
@@ -153,11 +149,10 @@ int window_remap(uint64_t offset, uint64_t len, uint64_t new_offset)
 	return 0;
 }
 
-/* Whether the page is registered with some userfaultfd that is not the caller's,
- * for which the kernel refuses a second one (EBUSY).  A forked child's
- * userfaultfd is held by the host alone; when that dies, the kernel unregisters
- * the child's memory before it lets a fault return zeros, so a byte read before
- * a `true` is genuine.  Async-signal-safe. */
+/* Whether the page is registered with another userfaultfd; the kernel then refuses a second one
+ * (EBUSY).  Only the host holds a forked child's userfaultfd.  When the host dies, the kernel
+ * unregisters the child's memory before a fault can return zeros, so that a byte read before a
+ * `true` is valid.  Async-signal-safe. */
 bool window_registered(uint64_t address)
 {
 	uint64_t page = address & ~(uint64_t)(DF_PAGE_SIZE - 1), ioctls;

@@ -2,11 +2,10 @@
  *
  * wire.c - the connection to the host.
  *
- * Owns the socket and the thread that reads it.  Replies are matched to the
- * one outstanding call by their sequence number.  A host that hangs up, that
- * does not answer in time or that breaks the protocol is lost for good: the
- * reader's thread then runs what wire_start() was given.
- * Must not know what a message means beyond its header and its length.
+ * Owns the socket and the thread that reads it.  Replies are matched to the one outstanding call by
+ * their sequence number.  When the host hangs up, does not answer in time or breaks the protocol,
+ * it is lost permanently: the reader's thread then calls the function given to wire_start(). Must
+ * not know more of a message than its header and its length.
  */
 #include <errno.h>
 #include <poll.h>
@@ -24,7 +23,7 @@
 #include "standin.h"
 
 enum {
-	CALL_SECONDS = 60,		/* a host this late is taken for dead */
+	CALL_SECONDS = 60,		/* a later host is taken for dead */
 };
 
 static int host = -1;
@@ -68,18 +67,17 @@ int wire_connect(const char *path)
 	return fd;
 }
 
-/* Why a message is not the reply to the call, or NULL.  A reply is as long as
- * its request.  A bare header suffices for a refusal, and for a request whose reply
- * has no field that the guest does not know. */
+/* -> why a message is not the reply to the call, or NULL.  A reply is as long as its request.  A bare
+ * header is enough for a refusal, and for a request whose reply adds no fields. */
 static const char *mismatch(const struct df_header *reply, size_t len, int nfds)
 {
 	bool refused = reply->error != 0;
 	bool bare_will_do;
 
 	if (!call.msg)
-		return "a message nobody asked for";
+		return "an unexpected message";
 	if (reply->len != len)
-		return "a message whose length is not what it says";
+		return "a message with a wrong length in its header";
 	if (reply->type != call.msg->type + DF_REPLY)
 		return "a reply of another type";
 	if (reply->seq != call.msg->seq)
@@ -95,7 +93,7 @@ static const char *mismatch(const struct df_header *reply, size_t len, int nfds)
 	return NULL;
 }
 
-/* One message, or why there will be none: NULL when all is well. */
+/* Receive one message; -> NULL, or why it failed. */
 static const char *receive(void)
 {
 	union {
@@ -140,8 +138,8 @@ static void *reader(void *unused)
 		why = receive();
 	} while (!why);
 
-	/* Hang up first: a host that is alive but broke the protocol must not
-	 * believe that it still serves this guest. */
+	/* Hang up first: a host that is alive but broke the protocol must notice that it no longer
+	 * serves this guest. */
 	shutdown(host, SHUT_RDWR);
 	atomic_store(&lost, true);
 	pthread_mutex_lock(&lock);
@@ -165,9 +163,8 @@ void wire_start(int fd, void (*host_lost)(const char *why))
 	pthread_detach(thread);
 }
 
-/* Sends `msg` and waits for its reply, which overwrites it.  Returns 0, the
- * errno the host refused with, or -1 when there is no host any more.  The
- * reply's descriptor goes to *reply_fd when that is not NULL. */
+/* Send `msg` and wait for its reply, which overwrites it.  -> 0, the host's positive errno, or
+ * -1 when the host is lost.  *reply_fd, unless it is NULL, is set to the reply's descriptor. */
 int wire_call(struct df_header *msg, size_t len, const int *fds, int nfds, int *reply_fd)
 {
 	uint64_t deadline = now_ns() + CALL_SECONDS * (uint64_t)NS_PER_SECOND;
@@ -184,7 +181,7 @@ int wire_call(struct df_header *msg, size_t len, const int *fds, int nfds, int *
 	call.done = false;
 
 	if (!wire_lost() && !packet_send(host, msg, len, fds, nfds)) {
-		/* The hang-up makes the reader find out, and take over. */
+		/* The hang-up makes the reader thread call host_lost. */
 		while (!call.done && !wire_lost() && clock_wait(&answered, &lock, deadline))
 			;
 		if (!call.done && !wire_lost())
