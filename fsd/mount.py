@@ -220,6 +220,8 @@ async def _unmount(fs: Filesystem, mount: Mount) -> None:
             pyfuse3.terminate()
         await mount.wait_unmounted()
         return
+    if not _is_there(mount):  # umount(2) took its time, on a busy machine
+        return
     log.warning("mount %s: requests were still in flight after %g s", mount.path, GRACE)
     _detach(mount)
 
@@ -272,8 +274,12 @@ def _close(mount: Mount) -> None:
     """Close the connection, which detaches a mount that is still there."""
     pyfuse3.close(unmount=True)
     # libfuse leaves a mount whose connection was aborted (/sys/fs/fuse/connections) where it is
-    if mountpoints.is_mounted(os.readlink(f"/proc/self/fd/{mount.point}")):
+    if _is_there(mount):
         _detach(mount)
+
+
+def _is_there(mount: Mount) -> bool:
+    return mountpoints.is_mounted(os.readlink(f"/proc/self/fd/{mount.point}"))
 
 
 def _detach(mount: Mount) -> None:
@@ -283,4 +289,5 @@ def _detach(mount: Mount) -> None:
         else:
             subprocess.run(["fusermount3", "-u", "-z", "-q", "--", mount.path], check=True)
     except (OSError, subprocess.SubprocessError) as exc:
-        log.error("mount %s: could not be removed: %s", mount.path, exc)
+        if _is_there(mount):
+            log.error("mount %s: could not be removed: %s", mount.path, exc)
