@@ -207,6 +207,26 @@ int calls_error_after(const struct call_decision *d, int error)
 	}
 }
 
+/* They read by the kernel's page cache of the file even where it is open for direct I/O (fs/fuse/file.c,
+ * fuse_splice_read()), and nobody drops that after a store: what they bring must not be there already. */
+static void drop_first(int fd, struct call_view *v)
+{
+	if (v->file(v, fd) >= 0)
+		v->drop(v, fd);
+}
+
+static void decide_splice(const struct call *c, struct call_view *v, struct call_decision *d)
+{
+	(void)d;
+	drop_first((int)c->args[0], v);
+}
+
+static void decide_sendfile(const struct call *c, struct call_view *v, struct call_decision *d)
+{
+	(void)d;
+	drop_first((int)c->args[1], v);
+}
+
 #define ROW(call) #call, SYS_##call
 #define LEFT(call, why) { ROW(call), why, NULL, { { 0 } } }
 
@@ -226,6 +246,10 @@ const struct call_row calls_table[] = {
 	{ ROW(process_madvise), "guards are overwritten", decide_process_advice,
 	  { { TEST_IS, 3, MADV_GUARD_INSTALL } } },
 	{ ROW(remap_file_pages), "zeros", decide_remap_file_pages, { { 0 } } },
+
+	{ ROW(splice), "the kernel's cache is dropped first", decide_splice, { { 0 } } },
+	{ ROW(copy_file_range), "as splice", decide_splice, { { 0 } } },
+	{ ROW(sendfile), "as splice", decide_sendfile, { { 0 } } },
 
 	LEFT(munmap, "UFFD_EVENT_UNMAP"),
 	LEFT(mremap, "UFFD_EVENT_REMAP; the library's own record of demoted mappings follows it"),

@@ -32,6 +32,8 @@ struct call_view {
 	bool demoted;			/* some may be demoted: MAP_PRIVATE in place of MAP_SHARED */
 	/* F_GETFL of a descriptor that is a regular file on the mount, or -1. */
 	int (*file)(struct call_view *, int fd);
+	/* Have the kernel drop what it has cached of the file that was last asked for. */
+	void (*drop)(struct call_view *, int fd);
 	/* -> where the first demoted mapping in [start, end) begins, but not before `start`; or `end`. */
 	uint64_t (*first_demoted)(struct call_view *, uint64_t start, uint64_t end);
 };

@@ -149,6 +149,7 @@ class Files:
         try:
             sync = functools.partial(held.file.sync, seen, datasync=True)
             await trio.to_thread.run_sync(sync, limiter=held.syncing)
+            self._server.mapping_changed(held.pinned.inode)
         finally:
             await self.let_go(held)
 

@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <stdarg.h>
 #include <sys/mman.h>
+#include <sys/sendfile.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -20,6 +21,12 @@ static int file_on_mount(struct call_view *v, int fd)
 {
 	(void)v;
 	return request_is_on(fd, settings()->device) ? (int)syscall(SYS_fcntl, fd, F_GETFL) : -1;
+}
+
+static void drop(struct call_view *v, int fd)
+{
+	(void)v;
+	syscall(SYS_fadvise64, fd, 0, 0, POSIX_FADV_DONTNEED);
 }
 
 static uint64_t first_demoted(struct call_view *v, uint64_t start, uint64_t end)
@@ -59,7 +66,7 @@ static long decided(const struct call *c)
 {
 	struct call_view v = {
 		.task = MAPS_SELF, .mapped = wire_mapped(), .demoted = demoted_any(),
-		.file = file_on_mount, .first_demoted = first_demoted,
+		.file = file_on_mount, .drop = drop, .first_demoted = first_demoted,
 	};
 	struct call_decision d = calls_decide(c, &v);
 	struct map_request q;
@@ -146,6 +153,26 @@ EXPORT int mlock2(const void *addr, size_t len, unsigned int flags)
 EXPORT int mlockall(int flags)
 {
 	return (int)wrap(SYS_mlockall, (uint64_t)flags, 0, 0, 0, 0, 0);
+}
+
+EXPORT ssize_t splice(int in, off64_t *from, int out, off64_t *to, size_t len, unsigned int flags)
+{
+	return wrap(SYS_splice, (uint64_t)in, (uint64_t)from, (uint64_t)out, (uint64_t)to, len, flags);
+}
+
+EXPORT ssize_t copy_file_range(int in, off64_t *from, int out, off64_t *to, size_t len, unsigned int flags)
+{
+	return wrap(SYS_copy_file_range, (uint64_t)in, (uint64_t)from, (uint64_t)out, (uint64_t)to, len, flags);
+}
+
+EXPORT ssize_t sendfile(int out, int in, off_t *from, size_t len)
+{
+	return wrap(SYS_sendfile, (uint64_t)out, (uint64_t)in, (uint64_t)from, len, 0, 0);
+}
+
+EXPORT ssize_t sendfile64(int out, int in, off64_t *from, size_t len)
+{
+	return sendfile(out, in, from, len);
 }
 
 EXPORT void *mremap(void *addr, size_t old_len, size_t new_len, int flags, ...)

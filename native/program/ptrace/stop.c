@@ -48,6 +48,15 @@ static int file_on_mount(struct call_view *base, int fd)
 	return v->fd < 0 ? O_RDWR : fcntl(v->fd, F_GETFL);
 }
 
+static void drop(struct call_view *base, int fd)
+{
+	const struct view *v = (const struct view *)base;
+
+	(void)fd;			/* ours is of the same file */
+	if (v->fd >= 0)
+		posix_fadvise(v->fd, 0, 0, POSIX_FADV_DONTNEED);
+}
+
 /* Demoted mappings are marked: map.c. */
 static uint64_t first_demoted(struct call_view *v, uint64_t start, uint64_t end)
 {
@@ -134,7 +143,10 @@ enum next call_stopped(struct thread *t)
 {
 	struct process *p = process_of(t);
 	struct view v = {
-		.base = { .task = t->tid, .file = file_on_mount, .first_demoted = first_demoted },
+		.base = {
+			.task = t->tid, .file = file_on_mount, .drop = drop,
+			.first_demoted = first_demoted,
+		},
 		.t = t,
 		.fd = -EBADF,
 	};

@@ -14,10 +14,11 @@ from tracing import run_traced, traced_host
 
 # Every system call of x86-64 and aarch64 that can touch a mapping of its own process.
 CALLS = """
-brk clone clone3 close_range execve execveat exit_group fork io_uring_register madvise map_shadow_stack mbind
-memfd_secret migrate_pages mincore mlock mlock2 mlockall mmap move_pages mprotect mremap mseal msync munlock
-munlockall munmap pkey_mprotect process_madvise process_mrelease process_vm_readv process_vm_writev ptrace
-remap_file_pages set_mempolicy_home_node shmat shmdt userfaultfd vfork
+brk clone clone3 close_range copy_file_range execve execveat exit_group fork io_uring_register madvise
+map_shadow_stack mbind memfd_secret migrate_pages mincore mlock mlock2 mlockall mmap move_pages mprotect
+mremap mseal msync munlock munlockall munmap pkey_mprotect process_madvise process_mrelease process_vm_readv
+process_vm_writev ptrace remap_file_pages sendfile set_mempolicy_home_node shmat shmdt splice userfaultfd
+vfork
 """
 
 BEGIN = """
