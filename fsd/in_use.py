@@ -141,9 +141,10 @@ class FilesInUse:
 
 def _write_back(file: native.File, ended: queue.SimpleQueue[int]) -> None:
     try:
-        file.write_back()
+        file.retire()
     except OSError as exc:
-        log.error("file %d: stores of guests could not be written back: %s", file.id, exc)
+        if exc.errno != errno.EBUSY:  # a guest that still maps it keeps its pages
+            log.error("file %d: stores of guests could not be written back: %s", file.id, exc)
     ended.put(file.id)
 
 

@@ -34,6 +34,7 @@ terminal = pytest.StashKey[int]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    os.environ.setdefault("DAXFAULT_VERIFY", "abort")  # every page cache is compared when given up
     session.reset_signals()
     config.stash[temporary] = session.make_temporary_directory()
     config.stash[terminal] = os.dup(2)

@@ -189,6 +189,8 @@ bool exposed_differs(struct df_file *file, const char *page, uint64_t offset);
 void exposed_written(struct df_file *file, const char *bytes, uint64_t offset, uint64_t len);
 /* Somebody else's bytes were written to the backing file, and are about to be to the page cache. */
 void exposed_overwritten(struct df_file *file, const char *bytes, uint64_t offset, uint64_t len);
+/* Pages of a write that failed: the backing file may have any part of it. */
+void exposed_unwritten(struct df_file *file, uint64_t start, uint64_t end);
 /* fsync(2) failed: the kernel takes what was written for clean now, on the disk or not. */
 void exposed_sync_failed(struct df_file *file);
 /* The backing file was cut to `size`, which is not in file->size yet. */

@@ -86,15 +86,8 @@ void exposed_begin(struct df_file *file, uint64_t start, uint64_t end)
 			next += PAGE;
 		take_hashes(file, at, next);
 	}
-	for (uint64_t at = start, next; at < end; at = next) {
-		bool filled;
-
-		next = pages_run(file, at, end, &filled);
-		if (filled) {
-			pages_mark(file, at, next, PAGE_EXPOSED, true);
-			pages_mark(file, at, next, PAGE_DIRTY, true);
-		}
-	}
+	pages_mark(file, start, end, PAGE_EXPOSED, true);
+	pages_mark(file, start, end, PAGE_DIRTY, true);
 }
 
 bool exposed_differs(struct df_file *file, const char *page, uint64_t offset)
@@ -157,14 +150,18 @@ void exposed_cut(struct df_file *file, uint64_t size)
 		replaced(file, page, first, NULL, size, first + PAGE - size, size);
 }
 
+void exposed_unwritten(struct df_file *file, uint64_t start, uint64_t end)
+{
+	pages_mark(file, start, end, PAGE_EXPOSED, true);
+	pages_mark(file, start, end, PAGE_DIRTY, true);
+	for (; start < end; start += PAGE)
+		keep(file, start, UNKNOWN);
+}
+
 void exposed_sync_failed(struct df_file *file)
 {
-	for (uint64_t at = 0, end; pages_next(file, &at, &end, CHUNK_SIZE, PAGE_UNSYNCED); at = end) {
-		pages_mark(file, at, end, PAGE_EXPOSED, true);
-		pages_mark(file, at, end, PAGE_DIRTY, true);
-		for (; at < end; at += PAGE)
-			keep(file, at, UNKNOWN);
-	}
+	for (uint64_t at = 0, end; pages_next(file, &at, &end, CHUNK_SIZE, PAGE_UNSYNCED); at = end)
+		exposed_unwritten(file, at, end);
 }
 
 /* An exposed page may have changed without a fault: by DMA to pages that were pinned before they

@@ -191,7 +191,8 @@ uint64_t pages_run(struct df_file *file, uint64_t offset, uint64_t end, bool *fi
 	return *filled && at < end ? at : end;
 }
 
-/* Sets or clears a bit for each page of [start, end); -> bits that changed. */
+/* Sets or clears a bit for each page of [start, end); -> bits that changed.  Only filled pages are
+ * exposed, and only exposed ones dirty: what is said of others comes too late. */
 static uint64_t mark(struct df_file *file, uint64_t start, uint64_t end, enum page_state state, bool value)
 {
 	uint64_t changed = 0;
@@ -211,6 +212,8 @@ static uint64_t mark(struct df_file *file, uint64_t start, uint64_t end, enum pa
 			if (pages < 64 - first)
 				mask &= ~(~(uint64_t)0 << (first + pages));
 			mask &= value ? ~map[word] : map[word];
+			if (value && state != PAGE_FILLED)
+				mask &= chunk->pages[state == PAGE_DIRTY ? PAGE_EXPOSED : PAGE_FILLED][word];
 			map[word] ^= mask;
 			changed += (unsigned)__builtin_popcountll(mask);
 		}

@@ -61,6 +61,9 @@ int df_file_retire(struct df_file *file);
  * written, or counted in *lost, in bytes.  Only where the page cache's i_size is the file's. */
 int df_file_end(struct df_file *file, uint64_t *lost);
 
+/* With DAXFAULT_VERIFY set: page caches that differed from their backing files when given up. */
+uint64_t df_verify_differences(void);
+
 /* ------------------------------------------------------------------- engine */
 
 int df_engine_new(const struct df_engine_options *options, struct df_engine **out);

@@ -236,6 +236,10 @@ bool change_try(struct df_file *file, enum file_call call);
 void change_end(struct df_file *file);			/* releases both */
 int change_truncate(struct df_file *file, uint64_t size);	/* no locks held */
 
+/* ---- verify.c */
+/* The page cache is about to be given up: is it the backing file's?  Under file->lock. */
+void verify(struct df_file *file);
+
 /* ---- unmapped.c */
 /* These regions were removed; no locks held. */
 void regions_removed(struct df_region *removed);

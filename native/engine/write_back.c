@@ -105,7 +105,7 @@ static bool settle(struct df_file *file, struct slice *slice, const struct run *
 		if (next > end)
 			next = end;
 		if (failed) {
-			pages_mark(file, at, PAGE_UP(next), PAGE_DIRTY, true);
+			exposed_unwritten(file, at, PAGE_UP(next));
 			continue;
 		}
 		exposed_written(file, slice->bytes + (at - slice->start), at, next - at);
@@ -229,6 +229,7 @@ int df_file_retire(struct df_file *file)
 	    (file->source.writable && pages_next(file, &(uint64_t){ 0 }, &end, PAGE, PAGE_DIRTY))) {
 		error = -EBUSY;
 	} else {
+		verify(file);
 		pages_free(file);
 		file_deactivate(file);
 	}
@@ -257,6 +258,8 @@ int df_file_end(struct df_file *file, uint64_t *lost)
 	*lost = some < 0 ? df_file_unwritten(file) : 0;
 	GUARD(&file->changing);
 	GUARD(&file->lock);
+	if (!some)
+		verify(file);
 	pages_free(file);
 	file_deactivate(file);
 	wake_all(file);		/* they touch the page again, and find it gone */

@@ -319,6 +319,7 @@ int main(int argc, char **argv)
 	_Atomic bool answered = false;
 	pthread_t answers, unmapped, keeper, writers[FILES];
 	struct df_counters counters;
+	struct df_file *first;
 	int fd, fds, status, pair[2];
 
 	if (argc != 5 && argc != 6)
@@ -336,8 +337,11 @@ int main(int argc, char **argv)
 		return 2;
 	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	shared->seed = strtoull(argv[4], NULL, 10);
+	/* what opens descriptors that are never closed */
 	if (programs)
-		df_cache_limit(CACHE_BYTES);	/* which opens what is never closed */
+		df_cache_limit(CACHE_BYTES);
+	check(df_file_new(dup(fd), true, &first), "df_file_new");
+	df_file_put(first);
 	fds = open_fds();
 	if (programs) {
 		if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))

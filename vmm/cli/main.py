@@ -12,6 +12,7 @@ Owns exit codes.  Must not know what a command does, nor import what it needs.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated, Any
 
@@ -88,4 +89,11 @@ app.command()(compare)
 
 def main() -> None:
     """Run the command line; the entry point of `daxfault` and of `python -m daxfault`."""
-    app()
+    try:
+        app()
+    finally:
+        if "DAXFAULT_VERIFY" in os.environ:
+            from daxfault import native
+
+            if native.lib.df_verify_differences():
+                sys.exit("daxfault: DAXFAULT_VERIFY: see above")  # 1
