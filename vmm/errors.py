@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Failures that a command reports in one paragraph.
 
-Owns the exceptions that the command line turns into a message and an exit code, and what becomes of
-an exception that must not end a service.  Must not print, and must not be raised for a bug: a bug keeps
-its traceback.
+Owns the exceptions that the command line turns into a message and an exit code, and logged(), for
+exceptions that must not end a service.  Must not print.  A bug must not raise these: it keeps its
+traceback.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Iterator
 
 
 class DaxfaultError(Exception):
-    """Something was refused or failed; the message is shown as it is.
+    """A request was refused or failed; the user sees the message unchanged.
 
-    `exit_code` is that of the command.
+    `exit_code` is the command's exit code.
     """
 
     exit_code = 1
@@ -29,7 +29,7 @@ class Unsupported(DaxfaultError):
 
 
 class UsageError(DaxfaultError):
-    """The request makes no sense: a path that does not exist, a directory in use."""
+    """The request is invalid: a path does not exist, a directory is in use."""
 
     exit_code = 2
 
@@ -47,8 +47,8 @@ def alone(exc: BaseException) -> BaseException:
 
 @contextlib.contextmanager
 def logged(log: logging.Logger, doing: str, *args: object) -> Iterator[None]:
-    """Log an exception of the body with its traceback and go on: one bug must not end the service of
-    everybody else.  Cancellation passes."""
+    """Log an exception of the body with its traceback and go on: a bug must not end the service of
+    other guests.  Cancellation passes."""
     try:
         yield
     except Exception:

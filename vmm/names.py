@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of designs and of defects, as the command line and the documentation write them.
+"""The names of designs and defects, for the command line and the documentation.
 
-Owns each name, once.  Must not import anything of ours: `daxfault --help` has to be quick.
+Owns each name.  Must not import other modules of daxfault: `daxfault --help` must be quick.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import enum
 
 
 class DesignName(enum.StrEnum):
-    """What becomes of a fault that the host cannot resolve."""
+    """How a fault that the host cannot resolve is answered."""
 
     MAINLINE = "mainline"
     RFC_V1 = "rfc-v1"

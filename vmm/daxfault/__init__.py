@@ -6,8 +6,8 @@
     with daxfault.guard():
         total = array.sum()  # raises daxfault.MappingError if a page of it could not be read
 
-Installed as the top-level package `daxfault`, and works for any mapping, with a host or without.
-Owns the names that programs use; docs/guard.md says what it can and cannot do.
+Installed as the top-level package `daxfault`.  Works for any mapping, with or without a host.
+Owns the names that programs use; docs/guard.md has the limits.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ _HOME = {"Fault": "faults", "MappingError": "faults", "Guard": "guards", "guard"
 
 
 def __getattr__(name: str) -> Any:
-    """Import what a name needs when it is first used: the command line needs none of it."""
+    """Import the module of a name at its first use: the command line needs none of them."""
     import importlib
 
     value: object

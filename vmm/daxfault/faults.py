@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A fault that a guard has caught, and the exception that carries it.
+"""A fault that a guard has caught, and its exception.
 
-Owns their shape, and which file an address shows.  Must not catch anything.
+Owns their fields, and finding the file of an address.  Must not catch anything.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Fault:
-    """A page of a mapping that failed, or several in a row.
+    """A page of a mapping that failed, or several adjacent ones.
 
-    `offset` is that of `address` in the file, None when no file is mapped there; `path` as
-    /proc/self/maps has it, None when the mapping is gone.  `write`: a store, which is lost.
-    `tid`: the thread that took it, as threading.get_native_id().  `code`: the SIGBUS' si_code, 2
-    (BUS_ADRERR) or 4 (BUS_MCEERR_AR).  `time_ns`: of time.monotonic_ns().
+    `offset`: of `address` in the file, in bytes; None when no file is mapped there.  `path`: from
+    /proc/self/maps; None when the mapping is gone.  `write`: a store, which is lost.
+    `tid`: the faulting thread, as threading.get_native_id().  `code`: the si_code of the SIGBUS, 2
+    (BUS_ADRERR) or 4 (BUS_MCEERR_AR).  `time_ns`: as time.monotonic_ns().
 
-    In a program that a daxfault host serves, `errno` and `reason` are as in that host's record (docs/abi.md);
-    otherwise EFAULT and None: the kernel does not say why.
+    In a program that a daxfault host serves, `errno` and `reason` are those of the host's record
+    (docs/abi.md); otherwise EFAULT and None, because the kernel does not report the reason.
     """
 
     __module__ = "daxfault"
@@ -54,9 +54,9 @@ class Fault:
 
 
 class MappingError(OSError):
-    """Pages of a mapping could not be read or written: what was computed from them is invalid.
+    """Pages of a mapping could not be read or written: results computed from them are invalid.
 
-    `records` are the faults in order, `omitted` the number of those for which there was no room.
+    `records` are the faults in order, `omitted` the number of further faults that were not kept.
     """
 
     __module__ = "daxfault"
@@ -65,7 +65,7 @@ class MappingError(OSError):
     omitted: int = 0
 
     def covers(self, later: MappingError) -> bool:
-        """It has all the faults that `later`, of the same guard, has."""
+        """Whether it has all the faults of `later`, an error of the same guard."""
         return (len(self.records), self.omitted) == (len(later.records), later.omitted)
 
 
@@ -82,12 +82,12 @@ def error(records: Sequence[Fault], omitted: int) -> MappingError:
 
 
 def paths() -> dict[tuple[int, int], str]:
-    """What this process has mapped: (st_dev, st_ino) -> path; nothing when the kernel does not say."""
+    """The mapped files of this process, (st_dev, st_ino) -> path; empty if maps cannot be read."""
     return {(area.device, area.inode): area.path for area in areas("self") if area.path and area.inode}
 
 
 def faults(notes: Iterable[GuardFault], known: dict[tuple[int, int], str]) -> list[Fault]:
-    """With the paths that `known` has, as paths() returns it."""
+    """The faults of `notes`, with paths from `known`, a result of paths()."""
     return [
         Fault(
             address=note.address,

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""guard(): the `with` block in which a page that fails is an exception.
+"""guard(): a `with` block in which a failing page raises an exception.
 
-Owns when it is raised: when the block ends, at check(), and in the main thread as soon as Python
-code runs again.  Must not move pages, nor decide whose a fault is (native/guard).
+Owns the times when it is raised: at the end of the block, at check(), and in the main thread when
+Python code next runs.  Must not move pages, nor assign faults to guards (native/guard).
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ _entered: list[weakref.ref[Guard]] = []  # of the main thread, the innermost las
 
 
 def guard(*buffers: ReadableBuffer, threads: bool = False) -> Guard:
-    """A context manager: inside, the calling thread's accesses to pages that fail raise MappingError.
+    """A context manager: inside, accesses of the calling thread to failing pages raise MappingError.
 
-    A page that fails (the file was truncated, it cannot be read, its host says so) reads as zeros until
-    C code on the stack has returned; nothing that was computed meanwhile leaves the block without the
-    exception.  `buffers` (mmap, array, memoryview, ...): only accesses to these; otherwise to any mapping.
-    `threads`: also those of threads that are not guarded themselves, such as a library's own.
+    A failing page (the file was truncated, cannot be read, or its host reports an error) reads as zeros
+    until C code on the stack has returned; then the exception is raised, at the latest at the end of the
+    block.  `buffers` (mmap, array, memoryview, ...): guard only these; default: all mappings.
+    `threads`: also guard threads without a guard, such as those of a library.
 
-    Entering raises OSError when the kernel's interfaces cannot be had.  Limits are in docs/guard.md.
+    Entering raises OSError when a kernel interface is not available.  docs/guard.md has the limits.
     """
     return Guard(*buffers, threads=threads)
 
 
 class Guard:
-    """See guard().  Belongs to the thread that has entered it; may be entered again when it was left."""
+    """See guard().  Only the thread that has entered it may use it; can be entered again after its end."""
 
     def __init__(self, *buffers: ReadableBuffer, threads: bool = False) -> None:
         self._native: native.Guard | None = None
@@ -78,9 +78,9 @@ class Guard:
         raise error from exception
 
     def check(self) -> None:
-        """Raise MappingError if a page has failed since the block began or the last check().
+        """Raise MappingError if a page has failed since the start of the block or the last check().
 
-        For the thread that has entered the guard.  The end of the block does it anyway.
+        Only the thread that has entered the guard may call it.  The end of the block does the same.
         """
         self._gather(self._held())
         error, _ = self._take()
@@ -88,13 +88,13 @@ class Guard:
             raise error
 
     def __del__(self) -> None:
-        # entered and never left: the interpreter prints what cannot be raised
+        # entered and never left: the interpreter prints an exception of __del__()
         if self._native is not None:
             self.__exit__(None, None, None)
 
     @property
     def records(self) -> tuple[Fault, ...]:
-        """The faults that the end of the block would raise, were it now."""
+        """The faults that the end of the block would raise now."""
         if self._native is None:
             return ()
         notes, _ = self._native.faults()
@@ -122,10 +122,10 @@ class Guard:
         return error, raised
 
     def _gather(self, held: native.Guard, *, leave: bool = False) -> bool:
-        """Take the notes there are, and have the pages put back.  -> whether there were any."""
+        """Take the notes, and have the pages put back.  -> whether there were any."""
         self._busy = True
         try:
-            # before: a mapping that is no longer there may be known by its pages that were moved aside
+            # before the pages are put back: those moved aside show the path of a removed mapping
             known = faults.paths() if held else {}
             if leave:
                 held.leave()
@@ -154,7 +154,7 @@ def _leads_to(exception: BaseException | None, cause: MappingError | None) -> bo
 
 
 def _fault_noted() -> None:
-    """Called by the interpreter in the main thread, soon after a guard of it has noted a fault."""
+    """Called by the interpreter in the main thread after a guard of that thread has noted a fault."""
     interrupted = sys._getframe().f_back
     if interrupted is not None and interrupted.f_code.co_filename in (__file__, native.__file__):
         return  # in check() or __exit__(), which raise it themselves

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asking the host of this process, under `daxfault run`, why its faults failed.
+"""Requests the reasons of faults from the host of this process, under `daxfault run`.
 
-Owns the request.  Without a host, or without its answer, a fault stays as it is.
+Owns the request.  Without a host, or without its answer, a fault is left unchanged.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .faults import Fault
 
 
 def explained(faults: list[Fault]) -> list[Fault]:
-    """The same, with the file's own path in place of its page cache's, and why each page failed."""
+    """The faults with the path of the file in place of its page cache's, and with errno and reason."""
     mount = os.environ.get("DAXFAULT_MOUNT")  # of programs.served_mount, environment()
     return [_explained(mount, fault) for fault in faults] if mount else faults
 
@@ -25,7 +25,7 @@ def _explained(mount: str, fault: Fault) -> Fault:
     file = cached_file(fault.path or "")
     if file is None:
         return fault
-    # late, for it is slow, and most programs never come here
+    # imported here because it is slow, and most programs do not need it
     from daxfault.vmm.errors import DaxfaultError
     from daxfault.vmm.programs import control
 

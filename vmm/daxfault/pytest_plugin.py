@@ -8,8 +8,8 @@ them mapped.
         daxfault_mount.truncate("data", 0)
         assert reader.wait(10) == EXPECTED
 
-Owns the fixtures, and one host a test session.  Must not import anything heavy: it is loaded
-into every pytest of this environment.
+Owns the fixtures, and one host per test session.  Must not import slow modules: every pytest of this
+environment loads it.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from typing import Any
 
 import pytest
 
-PATIENCE = 60.0  # seconds, for the host to start and to end
-LACKING = 3  # its exit code when this machine lacks something
+PATIENCE = 60.0  # seconds, limit for the host to start and to end
+LACKING = 3  # exit code of a host when this machine lacks something
 
 
 class DaxfaultHost:
-    """A host, and the mount whose files it serves.  One a session."""
+    """A host, and the mount whose files it serves.  One per session."""
 
     def __init__(self, source: Path, mount: Path) -> None:
         self.source = source
@@ -54,18 +54,18 @@ class DaxfaultHost:
         self.environment = environment.of_mount(mount)
 
     def ask(self, do: str, **arguments: Any) -> Any:
-        """One request of daxfault.vmm.programs.control."""
+        """Send a request of daxfault.vmm.programs.control to the host."""
         from daxfault.vmm.programs import control
 
         return control.ask(self.mount, do, **arguments)
 
     def library(self) -> Any:
-        """The library that programs have preloaded, loaded into this very process."""
+        """The library that programs preload, loaded into this process."""
         if self._loaded is None:
             from daxfault.native import preload
 
             wanted = {name: value for name, value in self.environment.items() if name != "LD_PRELOAD"}
-            with pytest.MonkeyPatch.context() as patch:  # it looks once, when it is loaded
+            with pytest.MonkeyPatch.context() as patch:  # it reads the environment only when it is loaded
                 for name, value in wanted.items():
                     patch.setenv(name, value)
                 self._loaded = ctypes.CDLL(os.fspath(preload()), use_errno=True)
@@ -94,8 +94,8 @@ class DaxfaultHost:
 class DaxfaultMount:
     """A directory of the mount, for one test.
 
-    `path` is where the code under test finds it, `source` the same directory without the mount.  Names are
-    relative to it.
+    `path` is the directory on the mount, for the code under test; `source` is the same directory in the
+    backing.  Names are relative to it.
     """
 
     def __init__(self, host: DaxfaultHost, name: str) -> None:
@@ -112,11 +112,11 @@ class DaxfaultMount:
 
     @property
     def environment(self) -> dict[str, str]:
-        """os.environ, and what a program needs for its mappings to be served."""
+        """os.environ with the variables that a program needs to be served."""
         return os.environ | self._host.environment
 
     def start(self, command: Sequence[str | os.PathLike[str]], **options: Any) -> subprocess.Popen[Any]:
-        """subprocess.Popen of a program in `path` whose mappings are served; killed when the test ends."""
+        """subprocess.Popen of a program whose mappings are served, in `path`; killed when the test ends."""
         wanted: dict[str, Any] = {"env": self.environment, "cwd": self.path, **options}
         process = subprocess.Popen(command, **wanted)
         self._started.append(process)
@@ -131,10 +131,10 @@ class DaxfaultMount:
         return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
     def map(self, name: str, *, write: bool = False, offset: int = 0, length: int = 0) -> memoryview:
-        """mmap(2), MAP_SHARED, of a file in this very process, served like a program's, until the test ends.
+        """mmap(2), MAP_SHARED, of a file in this process, served like a program's, until the test ends.
 
-        A failing page is SIGBUS, which ends this process unless something like daxfault.guard() is
-        around the access.  OSError as mmap(2).
+        A failing page raises SIGBUS, which kills this process unless daxfault.guard(), or another
+        handler, catches it.  OSError as mmap(2).
         """
         protection = constants.PROT_READ | (constants.PROT_WRITE if write else 0)
         with open(self.path / name, "r+b" if write else "rb") as file:
@@ -157,7 +157,7 @@ class DaxfaultMount:
         return self.path / name
 
     def truncate(self, name: str, size: int) -> None:
-        """truncate(2) by way of the mount: when it returns, no page past it is mapped anywhere."""
+        """truncate(2) through the mount: when it returns, no page past the new end is mapped."""
         os.truncate(self.path / name, size)
 
     def truncate_behind(self, name: str, size: int) -> None:
@@ -165,7 +165,7 @@ class DaxfaultMount:
         os.truncate(self.source / name, size)
 
     def inject(self, rule: str) -> int:
-        """Any rule of `daxfault inject`, about files of this test unless it says file=; -> its id."""
+        """Add a rule of `daxfault inject`, for files of this test unless it has file=; -> its id."""
         if "file=" not in rule:
             rule += f",file={self._name}/*"
         id: int = self._host.ask("inject", rule=rule)
@@ -173,19 +173,19 @@ class DaxfaultMount:
         return id
 
     def fail(self, name: str, error: str = "EIO", **when: Any) -> int:
-        """Make reads of the file's pages fail: `nth`, `count`, `probability`, `seed`, `offset="0-4K"` as in a
-        rule; -> its id."""
+        """Make reads of the file's pages fail; `nth`, `count`, `probability`, `seed`, `offset="0-4K"` are
+        those of a rule; -> its id."""
         return self.inject(self._rule(error, name, when))
 
     def delay(self, name: str, seconds: float, **when: Any) -> int:
-        """Make them arrive late."""
+        """Delay reads of the file's pages; otherwise as fail()."""
         return self.inject(self._rule(f"delay={seconds}", name, when))
 
     def _rule(self, what: str, name: str, when: dict[str, Any]) -> str:
         return ",".join([what, f"file={self._name}/{name}", *(f"{k}={v}" for k, v in when.items())])
 
     def clear(self) -> None:
-        """Remove what was injected; the pages heal."""
+        """Remove all rules of this test; the pages heal."""
         while self._rules:
             self._host.ask("remove", id=self._rules.pop())
 
@@ -207,7 +207,7 @@ class DaxfaultMount:
 
 @pytest.fixture(scope="session")
 def daxfault_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaxfaultHost]:
-    """The host of this test session; `daxfault_mount` is what tests use."""
+    """The host of this test session; tests use `daxfault_mount`."""
     top = tmp_path_factory.mktemp("daxfault")
     source, mount = top / "source", top / "mount"
     source.mkdir()
@@ -220,7 +220,7 @@ def daxfault_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daxfault
 def daxfault_mount(
     daxfault_host: DaxfaultHost, request: pytest.FixtureRequest, tmp_path: Path
 ) -> Iterator[DaxfaultMount]:
-    """A fresh directory on a mount whose files can be truncated, failed or delayed while the code under test
-    has them mapped (DaxfaultMount).  Skips where this machine cannot."""
+    """A new directory on a mount whose files can be truncated, failed or delayed while the code under
+    test has them mapped (DaxfaultMount).  Skips if this machine cannot do it."""
     with contextlib.closing(DaxfaultMount(daxfault_host, tmp_path.name)) as mount:
         yield mount

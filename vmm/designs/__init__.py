@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What becomes of a fault that the host cannot resolve: one small file a design.
+"""Designs: how to answer a fault that the host cannot resolve.  One small file per design.
 
-A design is a pure decision: failure in, verdict out.  It owns no I/O and no state;
-how an answer reaches the guest is the engine's business (native/engine/deliver.c).
+A design is a pure function from a failure to a verdict, without I/O or state.  The engine delivers the
+answer to the guest (native/engine/deliver.c).
 docs/designs/ has a page for each.
 """
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every design is made of.
+"""The base class of all designs.
 
-Owns the shape: what a design offers to its guests, and what it may answer.
+Owns the interface: what a design offers to its guests, and the answers it may give.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from daxfault.native import Abi, Answer, Cpuid, Failure, GuestFlag, Posted
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Verdict:
-    """The answer to a failed fault, and the answer where a REPORT cannot be delivered."""
+    """The answer to a failed fault, and the one to use if a REPORT cannot be delivered."""
 
     answer: Answer
     otherwise: Answer = Answer.POISON
 
 
 class Design:
-    """Decides failed faults.  `name` is what the command line calls it, `summary` one line.
+    """Decides about failed faults.  `name` is its name on the command line, `summary` is one line.
 
-    `abi` and `cpuid` are what its guests are offered, `flags` what the engine does as KVM
-    does it, `posted` the defects of RFC v1 that are left in.
+    `abi` and `cpuid` are offered to its guests; `flags` selects KVM behaviour that the engine models;
+    `posted` are the defects of RFC v1 to keep.
     """
 
     name: str
@@ -37,10 +37,10 @@ class Design:
         raise NotImplementedError
 
     def grants(self, abi: Abi, cpuid: int) -> int:
-        """The CPUID bits that a guest of `abi` gets of those it asks for.
+        """The CPUID bits, of those that a guest of `abi` requests, that it gets.
 
-        Of another ABI than ours it gets what all have that tell "ready" by interrupt; RFC v1
-        shares nothing with the others.
+        A guest of another ABI gets the bits common to all ABIs that report "ready" by interrupt; RFC
+        v1 has none in common with the others.
         """
         if abi == self.abi:
             return cpuid & self.cpuid

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`gone-in-wakeup`: the wake-up says "gone".
 
-Andy Lutomirski's first choice in the review of April 2020: one event ends the wait, and
-its status is "ready" or "gone".  Guest kernels get it, too (SEND_ALWAYS).
+Andy Lutomirski's first choice in the review of April 2020: one event ends the wait, with the status
+"ready" or "gone".  Guest kernels get it too (SEND_ALWAYS).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from daxfault.vmm.names import DesignName
 
 
 class GoneInWakeup(ExtendsReady):
-    """Say "gone" beside the token."""
+    """Send "gone" with the token."""
 
     name: str = DesignName.GONE_IN_WAKEUP
     summary = 'the wake-up says "gone"; the guest knows where its task slept'

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`inject-on-retry`: say "ready", then raise a real exception when the guest retries.
+"""`inject-on-retry`: send "ready", then raise a real exception when the guest retries.
 
-The reviewers' other choice of 2020: the failed page is remembered, its retry is
-synchronous, and its error becomes an exception at the access.  It needs no token, so
-every way to wait ends alike.
+The reviewers' other choice of 2020: the failed page is remembered, its retry is synchronous, and its
+error becomes an exception at the access.  It needs no token, so all ways of waiting end the same.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from daxfault.vmm.names import DesignName
 
 
 class InjectOnRetry(Design):
-    """Say "ready", and raise an exception when it comes back."""
+    """Send "ready", and raise an exception at the retry."""
 
     name: str = DesignName.INJECT_ON_RETRY
     summary = 'the guest gets "ready", and its retry an exception'
@@ -26,5 +25,5 @@ class InjectOnRetry(Design):
     def decide(self, failure: Failure) -> Verdict:
         if failure.wait is not Wait.SYNC:
             return Verdict(Answer.WAKE)
-        # a context that takes no exception leaves KVM_RUN's -EFAULT
+        # if the context cannot take an exception, KVM_RUN returns -EFAULT
         return Verdict(Answer.REPORT, otherwise=Answer.STOP)

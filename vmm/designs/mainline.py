@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`mainline`: what Linux does today.
+"""`mainline`: the behaviour of Linux today.
 
-async_pf_execute() in virt/kvm/async_pf.c ignores what get_user_pages_remote()
-returned and queues "page ready" in any case.  The guest believes it, repeats the
-access, and the fault is back.  Only a fault that was never asynchronous fails: KVM_RUN
-returns -EFAULT (kvm_handle_error_pfn(), arch/x86/kvm/mmu/mmu.c).
+async_pf_execute() in virt/kvm/async_pf.c ignores the result of get_user_pages_remote() and always
+queues "page ready".  The guest repeats the access, and faults again.  Only a synchronous fault fails:
+KVM_RUN returns -EFAULT (kvm_handle_error_pfn(), arch/x86/kvm/mmu/mmu.c).
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from daxfault.vmm.names import DesignName
 
 
 class Mainline(Design):
-    """Drop the error and say "ready"."""
+    """Drop the error and send "ready"."""
 
     name: str = DesignName.MAINLINE
     summary = 'the error is dropped, and the guest gets "page ready" (Linux today)'

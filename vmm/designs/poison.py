@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`poison`: hardware's own error.
+"""`poison`: a memory error.
 
-The host poisons the page (UFFDIO_POISON, Linux 6.6) and wakes the guest, whose retry
-meets what a bad memory cell would give.  How it waited does not matter.
+The host poisons the page (UFFDIO_POISON, Linux 6.6) and wakes the guest; its retry gets the error of a
+bad memory cell.  It works for all ways of waiting.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The decision of every design that only extends the "ready" event.
+"""The decision of all designs that only extend the "ready" event.
 
-Owns what they share: a task that sleeps on a token is notified, a halted vCPU has no token and
-gets mainline's "ready", and a synchronous fault is -EFAULT from KVM_RUN.
+A task that sleeps on a token gets the error.  A halted vCPU has no token and gets mainline's "ready".
+A synchronous fault is -EFAULT from KVM_RUN.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class ExtendsReady(Design):
     def decide(self, failure: Failure) -> Verdict:
         match failure.wait:
             case Wait.TOLD:
-                # a guest that did not ask for errors gets "ready"
+                # a guest that did not enable errors gets "ready"
                 return Verdict(Answer.REPORT, otherwise=Answer.WAKE)
             case Wait.HALTED:
                 return Verdict(Answer.WAKE)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`rfc-v1`: beside "not present" and "ready" a third reason, "error", with the address.
+"""`rfc-v1`: a third reason, "error", with the address, in addition to "not present" and "ready".
 
 "kvm,x86,async_pf: Add capability to return page fault error", RFC, 31 March 2020.
-Plain, it is the RFC as it was meant; as_posted() puts its defects back, each on its own.
+RfcV1() is the RFC as intended; as_posted() adds chosen defects.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class RfcV1(ExtendsReady):
 
 
 def as_posted(names: Iterable[str]) -> RfcV1:
-    """`rfc-v1` with the defects in `names` (keys of POSTED) left in; KeyError for an unknown one."""
+    """`rfc-v1` with the defects in `names` (keys of POSTED); KeyError for an unknown one."""
     chosen = sorted(set(names), key=lambda name: POSTED[name])
     design = RfcV1()
     for name in chosen:

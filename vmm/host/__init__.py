@@ -7,8 +7,8 @@ Owns the engine's Python side.  Must not know ordinary programs (vmm/programs) o
     session      one guest's connection: its files, its window, its end
     host         the engine, its guests, and the policy thread
     watchdog     a guest that makes no progress
-    healer       when a poisoned page is read again
-    records      what failed, where, and how it was delivered
-    plain_files  a guest whose files need no file server
+    healer       retries poisoned pages
+    records      the record of each failed fault
+    plain_files  guests whose files need no file server
     scratch      temporary files and mounts that are removed however the process ends
 """

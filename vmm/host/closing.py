@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Closing descriptors that a peer sent.
 
-Owns the threads that do it, one a peer at a time.  Must not let the answer of a close(2) reach
-anybody: it asks the file's server, which may be this very process (fs/fuse/file.c, fuse_flush()), may
-report an error that is none of ours, and may never answer.  So no task waits for it, and the thread can
-be left behind.
+Owns the threads that do it, at most one per peer.  No task may wait for a close(2), nor get its
+result: it sends a request to the file's server, which may be this process (fs/fuse/file.c,
+fuse_flush()) and may never answer, and its error does not concern the host.  The threads are daemons:
+the process may end before them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterable
 
 import trio
 
-PENDING_MAX = 16  # of a peer; it is not listened to while it has more
+PENDING_MAX = 16  # of a peer; no message is received from it while it has more
 
 log = logging.getLogger(__name__)
 
@@ -33,18 +33,18 @@ class Closing:
         self._runs = False
 
     def close(self, fds: Iterable[int]) -> None:
-        """Close these, soon.  In the trio thread."""
+        """Have these closed soon, without waiting.  Call it in the trio thread."""
         with self._lock:
             self._fds.extend(fds)
             if self._runs or not self._fds:
                 return
             self._runs = True
-        # a daemon thread of trio's own, which counts against nobody's limit
+        # a daemon thread of trio, not counted by any capacity limiter
         trio.lowlevel.start_thread_soon(self._run, lambda _: None, name="df-close")
 
     async def room(self) -> None:
-        """Return when few are waiting to be closed."""
-        while len(self._fds) > PENDING_MAX:  # noqa: ASYNC110 - a thread of no trio's closes them
+        """Return when at most PENDING_MAX descriptors are left to close."""
+        while len(self._fds) > PENDING_MAX:  # noqa: ASYNC110 - closed by a thread that cannot set an Event
             await trio.sleep(0.01)
 
     def _run(self) -> None:
@@ -57,4 +57,4 @@ class Closing:
             try:
                 os.close(fd)  # it is closed, whatever the error (close(2))
             except OSError as e:
-                log.info("guest %d: closing a descriptor of its: %s", self._peer, e.strerror)
+                log.info("guest %d: closing a descriptor that it sent: %s", self._peer, e.strerror)

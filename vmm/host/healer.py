@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Retrying poisoned pages whose page source failed.
 
-Owns when to retry.  A poisoned page stays poisoned until its file is read again (native.File.heal).
-A change of the file does that by itself; the end of an I/O error is not reported to anyone.  So after
-each failure the file is retried, at growing intervals.  Must not decide the outcome of a fault.
+Owns the times of retries.  A poisoned page stays poisoned until its file is read again
+(native.File.heal).  A change of the file causes that, but the kernel does not report the end of an I/O
+error.  So after each failure the file is retried at growing intervals.  Must not decide the outcome of
+a fault.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Healer:
         self._token: trio.lowlevel.TrioToken | None = None
 
     def failed(self, failure: Failure) -> None:
-        """A fault has failed; from any thread."""
+        """Note a failed fault.  Any thread may call it."""
         if failure.reason in (Reason.IO, Reason.TIMEOUT) and self._token is not None:
             self._token.run_sync_soon(self._begin, failure.file)
 
@@ -64,12 +65,12 @@ class Healer:
             return
         if known is not None and not known.clean and now - known.since < LONGEST_PAUSE:
             return
-        self._ailing[id] = _Ailing(id, now)  # the pauses begin again
+        self._ailing[id] = _Ailing(id, now)  # starts with the shortest pause
         self._nursery.start_soon(self._heal, self._ailing[id])
 
     async def _heal(self, ailing: _Ailing) -> None:
-        """Retry until the file has been clean for long: a page is poisoned as late as the deadline of
-        its failure's answer."""
+        """Retry until the file has been clean for some time: a failed fault may be poisoned as late as
+        the deadline of its answer."""
         pause = FIRST_PAUSE
         while pause < 2 * LONGEST_PAUSE or not ailing.clean:
             await trio.sleep(min(pause, LONGEST_PAUSE))
@@ -85,7 +86,7 @@ class Healer:
 
 
 def _attempt(file: File) -> bool:
-    """Retry the poisoned pages of the file; -> none is left."""
+    """Retry the poisoned pages of the file; -> True: none is left."""
     try:
         tried = file.heal()
         state = file.state()

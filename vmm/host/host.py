@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The host: guests, and the answers to their failed faults.
 
-Owns the engine and the guests' sessions.  A fault that resolves never comes here;
-the design of its guest decides one that fails, in a thread of its own, so that
-neither a slow file server nor a busy event loop delays an error.
+Owns the engine and the guests' sessions.  Faults that resolve never come here.  The design of the
+guest decides about a failed fault, in a separate thread, so that neither a slow file server nor a busy
+event loop delays an error.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from daxfault.vmm.host.watchdog import Loop, Watchdog
 
 log = logging.getLogger(__name__)
 
-_REFUSED_SECONDS = 1.0  # for a peer that is refused to say what it wants
-# accept(2): the peer has left already, or there is no room for it just now
+_REFUSED_SECONDS = 1.0  # time to receive the message of a peer that is refused
+# accept(2): the peer has left already, or a resource is used up at the moment
 _ACCEPT_LATER = (errno.ECONNABORTED, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -89,17 +89,17 @@ class Host:
         design: Design,
         task_status: trio.TaskStatus[Session] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Serve the guest behind `sock`, process `pid`, until it goes; `sock` is taken over.
+        """Serve the guest behind `sock`, process `pid`, until its service ends; takes over `sock`.
 
-        Closing the connection, the death of the process (pidfd_open(2)) and a message that breaks the
-        protocol end this guest's service, and no other's.
+        It ends when the connection closes, the process dies (pidfd_open(2)) or a message breaks the
+        protocol.  Other guests are not affected.
         """
         await self.serve(Session(sock, pid, self.engine, self._files, design), task_status)
 
     async def serve(
         self, session: Served, task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Serve a guest of any kind until it goes."""
+        """Serve a guest of any kind until its service ends."""
         try:
             guest = await session.greet(self.hello_seconds)
             self._sessions[guest.id] = session
@@ -112,7 +112,7 @@ class Host:
             reason = alone(e)
             why = str(reason) or type(reason).__name__
             expected = isinstance(reason, ProtocolError | trio.TooSlowError | OSError)
-            # an unexpected exception is a bug of ours; even so it ends only this guest's connection
+            # an unexpected exception is a bug of the host; it too ends only this guest's connection
             trace = None if expected else e
             log.warning(
                 "guest %d: %s; its connection is closed, other guests go on",
@@ -134,7 +134,7 @@ class Host:
     async def listen(
         self, path: str, design: Design, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Adopt guests that connect to a unix socket at `path`, for ever.
+        """Serve guests that connect to a unix socket at `path`, until cancelled.
 
         Accepts processes of this user and of root only (SO_PEERCRED, unix(7)).
         """
@@ -149,8 +149,8 @@ class Host:
         user: int | None = None,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Serve what `make(socket, pid)` makes of each process that connects to a unix socket at `path`,
-        for ever.  Accepts processes of `user`, too."""
+        """Serve the session `make(socket, pid)` of each process that connects to a unix socket at
+        `path`, until cancelled.  Also accepts processes of `user`."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as listener:
             try:
                 listener.bind(path)
@@ -158,7 +158,7 @@ class Host:
                 # a path that is too long has no errno
                 raise OSError(e.errno or errno.ENAMETOOLONG, e.strerror or str(e), path) from None
             try:
-                # no connection succeeds before listen(); umask(2) would change the mode for all threads
+                # no connection succeeds before listen(); umask(2) would affect all threads
                 os.chmod(path, 0o600)
                 if user is not None:
                     os.chown(path, user, -1, follow_symlinks=False)
@@ -173,8 +173,8 @@ class Host:
                         except OSError as e:
                             if e.errno not in _ACCEPT_LATER:
                                 raise
-                            log.warning("%s: %s; guests have to wait", path, e.strerror)
-                            await trio.sleep(0.1)  # the kernel does not report when there is room again
+                            log.warning("%s: %s; new guests wait", path, e.strerror)
+                            await trio.sleep(0.1)  # no event reports when the resource is free again
                             continue
                         await self._adopt(conn, make, {0, os.geteuid(), user}, nursery)
             finally:
@@ -216,7 +216,7 @@ class Host:
     # ---- failed faults
 
     async def heal(self) -> None:
-        """Have poisoned pages read again, forked children's also, until cancelled."""
+        """Have poisoned pages read again, including those of forked children, until cancelled."""
         await self.healer.run()
 
     def _decide_all(self) -> None:
@@ -243,7 +243,7 @@ class Host:
         loop = self._watchdog.saw(failure) if self._watchdog else None
         if loop is not None:
             self.loops.append(loop)
-            verdict = Verdict(Answer.POISON)  # the loop is proven: end it
+            verdict = Verdict(Answer.POISON)  # end the detected loop
         delivery = self.engine.answer(failure, verdict.answer, verdict.otherwise)
         if session is None:
             record = Record(failure, 0, "-", "-", delivery)
@@ -268,9 +268,9 @@ async def hosting(
     watchdog: Watchdog | None = None,
     engine: Engine | None = None,
 ) -> AsyncIterator[tuple[Host, trio.Nursery]]:
-    """A host over `files` while the body runs, and the nursery its guests live in.
+    """A host over `files` while the body runs, and the nursery of its guests' tasks.
 
-    At the end guests' connections are closed first, then the engine.
+    At the end, closes the guests' connections and then the engine.
     """
     host = Host(files, engine or native.Engine(), watchdog)
     try:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The other end of a connection: packets and the descriptors that come with them.
 
-Owns receiving and sending.  Must not know what a message means; what breaks the
-protocol raises wire.ProtocolError, with every descriptor it carried closed.
+Owns receiving and sending.  Must not know the meaning of a message.  A message that breaks the protocol
+raises wire.ProtocolError, and its descriptors are closed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class Peer:
-    """A guest's unix socket, SOCK_SEQPACKET; `sock` is taken over."""
+    """A guest's unix socket, SOCK_SEQPACKET; takes over `sock`."""
 
     def __init__(self, sock: socket.socket, pid: int) -> None:
         self._sock = trio.socket.from_stdlib_socket(sock)
@@ -34,12 +34,12 @@ class Peer:
     async def receive(
         self, parse: Callable[[bytes, int], T], fds_max: int = wire.FDS_MAX
     ) -> tuple[T, list[int]] | None:
-        """The next message, as `parse(packet, number of descriptors)` has it, and its descriptors, which are
-        for close_fds(); None at the end of the connection.
+        """The result of `parse(packet, number of descriptors)` for the next message, and the message's
+        descriptors, which the caller passes to close_fds(); None at the end of the connection.
 
-        More than `fds_max` descriptors break the protocol: the kernel drops them without close(2).  A
-        message whose descriptors this process has no room for is refused, EMFILE, and the next one
-        returned.
+        More than `fds_max` descriptors break the protocol: the kernel drops them without close(2).  If
+        this process has no room for the descriptors, it refuses the message with EMFILE and waits for
+        the next one.
         """
         room = socket.CMSG_LEN(fds_max * 4) if fds_max else 0  # CMSG_SPACE would be room for one more
         while True:
@@ -53,14 +53,14 @@ class Peer:
                     await self.send(wire.refusal(data, errno.EMFILE))
                     continue
                 if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-                    raise wire.ProtocolError("a message, or its descriptors, too long for any there is")
+                    raise wire.ProtocolError("a message too long, or with too many descriptors, for any type")
                 return parse(data, len(fds)), fds
             except wire.ProtocolError:
                 self.close_fds(fds)
                 raise
 
     async def refuse(self, error: int) -> None:
-        """Refuse the next message, whatever it is, with this errno."""
+        """Refuse the next message, of any type, with this errno."""
         received = await self._packet(0)
         if received is not None:
             with contextlib.suppress(wire.ProtocolError):
@@ -84,22 +84,22 @@ class Peer:
         return data, fds, flags
 
     def credentials(self) -> tuple[int, int]:
-        """The process that connected and its user, as they were then (SO_PEERCRED, unix(7))."""
+        """The process id and user id of the peer when it connected (SO_PEERCRED, unix(7))."""
         found = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         pid, uid, _ = struct.unpack("3i", found)
         return pid, uid
 
     def close_fds(self, fds: list[int]) -> None:
-        """Close descriptors that came with a message, without waiting for it."""
+        """Close descriptors of a message, without waiting."""
         self._closing.close(fds)
 
     async def send(self, data: bytes, fd: int = -1) -> None:
-        """A packet, with a descriptor that stays the caller's."""
+        """Send a packet, with a descriptor if `fd` is not -1; the caller still owns it."""
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", fd))] if fd >= 0 else []
         await self._sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
 
     def close(self) -> None:
-        """A second call does nothing."""
+        """Close the socket.  Safe to call twice."""
         if self._sock.fileno() >= 0:
             native.keep_no_socket(self._sock.fileno())
             self._sock.close()

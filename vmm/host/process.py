@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A process, which stays this one even when its number is given to another.
+"""A reference to a process that stays valid when its pid is reused.
 
-Owns a pidfd.  Must not know what the process is to us.
+Owns a pidfd.  Must not know the role of the process.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import trio
 
 
 class Process:
-    """Process `pid`, OSError when it is gone or cannot be watched."""
+    """Process `pid`; OSError when it has ended or cannot be watched."""
 
     def __init__(self, pid: int) -> None:
         self._fd = os.pidfd_open(pid)
@@ -22,7 +22,7 @@ class Process:
         await trio.lowlevel.wait_readable(self._fd)
 
     def close(self) -> None:
-        """A second call does nothing.  Tasks that wait get trio.ClosedResourceError."""
+        """Safe to call twice.  Waiting tasks get trio.ClosedResourceError."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             trio.lowlevel.notify_closing(fd)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record of every failed fault: what failed, where, and how it was delivered.
+"""Records of failed faults: file, address, reason, and delivery.
 
-Owns its shape for people and tools, and the bound on what guests could produce without end.
+Owns their fields and JSON form, and a bound on their number.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Record:
-    """One failed fault and its end.  `delivery` None: the fault was over before the answer came."""
+    """One failed fault and its answer.  `delivery` None: the fault had ended before the answer."""
 
     failure: Failure
     pid: int
@@ -48,7 +48,7 @@ class Record:
 
 
 class Newest(Generic[T]):
-    """The newest `keep` that were added, and how many there were in all."""
+    """The newest `keep` items that were added, and the number of all."""
 
     def __init__(self, keep: int = 4096) -> None:
         self._kept: collections.deque[T] = collections.deque(maxlen=keep)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Temporary directories, one of which becomes a mount of this process; removed however it ends.
 
-Owns both directories, and a child process that cleans up after a SIGKILL: the end of its standard input
-makes it unmount.  Must not mount.
+Owns both directories, and a child process that cleans up after a SIGKILL: it unmounts at the end of its
+standard input.  Must not mount.
 
-A process that holds a descriptor of its own mount cannot die: while it exits the kernel closes the
-descriptor (FUSE_FLUSH), and waits for the answer of a server that no longer runs.  So no code may hold one
-for longer than a call, except O_PATH.
+A process that holds a descriptor of its own mount cannot exit: the kernel closes the descriptor
+(FUSE_FLUSH) and waits for a server that no longer runs.  So no code may hold one for longer than a
+call, except O_PATH.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from daxfault.vmm.errors import Unsupported
 
-# -f: aborts the requests that the dead server has not answered, and wakes their tasks
+# -f: aborts the unanswered requests of the dead server, and wakes their tasks
 _GUARD = """
 read -r word && [ "$word" = done ] && exit
 umount -f -l "$1/mount" || fusermount3 -u -z "$1/mount"
@@ -43,7 +43,7 @@ def scratch() -> Iterator[Scratch]:
     try:
         directory = tempfile.TemporaryDirectory(prefix="daxfault-")
     except OSError as e:
-        raise Unsupported(f"nowhere to put temporary files: {e.strerror}") from e
+        raise Unsupported(f"temporary directories cannot be made: {e.strerror}") from e
     with contextlib.ExitStack() as stack:
         top = stack.enter_context(directory)
         backing, mount = Path(top, "backing"), Path(top, "mount")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One guest's connection: its files, its window, its end.
 
-Owns what a guest may reach: files it has opened itself, in ranges it asked for.  A peer that
-breaks the protocol loses this connection, which does not affect other guests.
+Limits a guest to files that it has opened itself, in the ranges that it requested.  A peer that breaks
+the protocol loses its connection; other guests are not affected.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Pinned(Protocol):
 
 
 class FileServer(Protocol):
-    """Where guests' files come from; fsd.Filesystem is one."""
+    """The source of guests' files; fsd.Filesystem is one."""
 
     async def pin(self, fd: int) -> Pinned: ...
 
@@ -110,9 +110,9 @@ class Session:
         self._process: Process | None = None
 
     async def greet(self, seconds: float = HELLO_SECONDS) -> Guest:
-        """Receive the hello and begin to serve; -> the engine's guest.
+        """Receive the hello and start to serve; -> the engine's guest.
 
-        Raises ProtocolError, OSError, or trio.TooSlowError when it has not come in `seconds`.
+        Raises ProtocolError, OSError, or trio.TooSlowError when it has not arrived after `seconds`.
         """
         self._process = Process(self.pid)
         with trio.fail_after(seconds):
@@ -129,7 +129,7 @@ class Session:
         except ProtocolError:
             self._peer.close_fds([uffd, area])
             raise
-        # in a thread: an event area that is unfit is closed (closing.py)
+        # in a thread: an invalid event area is closed (closing.py)
         granted = self.design.grants(Abi(message.abi), message.cpuid)
         begin = functools.partial(
             self._engine.guest,
@@ -164,7 +164,7 @@ class Session:
         await self._process.ended()
 
     async def close(self) -> None:
-        """End the service: pages poisoned, stores written back.  release() releases the files."""
+        """End the service: poison pages and write stores back.  release() releases the files."""
         self._peer.close()
         if self._process is not None:
             self._process.close()
@@ -182,7 +182,7 @@ class Session:
         """
         while any(opened.pinned.file.mapped_by_children for opened in self._in_use()):
             self._orphans = True
-            await trio.sleep(_ORPHANS_SECONDS)  # the engine looks for their end as often
+            await trio.sleep(_ORPHANS_SECONDS)  # the engine checks for their end at the same interval
 
     async def release(self) -> None:
         """Release the files.  After close()."""
@@ -199,7 +199,7 @@ class Session:
 
     def name_of(self, file: int) -> str:
         """The name by which this guest opened the file with this native id, or its id."""
-        for opened in list(self._opened.values()):  # from any thread: others come and go meanwhile
+        for opened in list(self._opened.values()):  # called in any thread while files open and close
             if opened.pinned.file.id == file:
                 return opened.name
         return f"file {file}" if file else "-"
@@ -219,7 +219,7 @@ class Session:
     def _expected(self, data: bytes, fds: int) -> Message:
         message = wire.parse(data, fds)
         if isinstance(message, wire.Hello) != (self._hello is None):
-            raise ProtocolError("a hello comes first, and once")
+            raise ProtocolError("a hello must be the first message, and the only one")
         return message
 
     # ---- requests
@@ -243,10 +243,10 @@ class Session:
             raise OSError(errno.EMFILE, f"a guest has at most {OPEN_MAX} files open")
         flags = fcntl.fcntl(fd, fcntl.F_GETFL)
         if flags & os.O_PATH:
-            raise OSError(errno.EBADF, "opened with O_PATH, a descriptor gives no right to the file's bytes")
+            raise OSError(errno.EBADF, "opened with O_PATH, which gives no access to the file's data")
         access = flags & os.O_ACCMODE
         if access == os.O_WRONLY:
-            raise OSError(errno.EACCES, "a mapping needs a file that is open for reading")
+            raise OSError(errno.EACCES, "a file must be open for reading to be mapped")
         name = await trio.to_thread.run_sync(os.readlink, f"/proc/self/fd/{fd}")
         pinned = await self._files.pin(fd)
         fh, self._next_fh = self._next_fh, self._next_fh + 1
@@ -293,7 +293,7 @@ class Session:
         await self._peer.send(reply(message))
 
     def _cut(self, start: int, end: int) -> list[Opened]:
-        """Forget [start, end) of the window; -> the files it showed."""
+        """Remove the mappings in [start, end) of the window; -> their files."""
         kept: list[Mapping] = []
         touched: list[Opened] = []
         for m in self._mappings:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The feature bits of userfaultfd: their names, their age, and what daxfault does with them.
+"""The feature bits of userfaultfd: names, Linux versions, and daxfault's use of them.
 
-Owns the table.  Must not ask the kernel, nor import the compiled part: `daxfault doctor` works without it.
-Names and numbers are include/uapi/linux/userfaultfd.h's, without UFFD_FEATURE_;
-versions are the first release that understands the bit.
+Owns the table.  Must not query the kernel, nor import the compiled part: `daxfault doctor` works
+without it.  Names and numbers are those of include/uapi/linux/userfaultfd.h, without UFFD_FEATURE_;
+versions are the first release with the bit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Feature:
     bit: int
     name: str
     since: str  # Linux version
-    use: str  # what daxfault uses it for; empty when it does not
+    use: str  # daxfault's purpose; empty if it does not use it
     needed: bool  # without it, no guest can be served
 
 
@@ -57,5 +57,5 @@ def has(offered: int, name: str) -> bool:
 
 
 def needed_but_missing(offered: int) -> list[Feature]:
-    """The features in FEATURES that daxfault cannot do without and `offered` lacks."""
+    """The features in FEATURES that daxfault requires and `offered` lacks."""
     return [feature for feature in FEATURES if feature.needed and not has(offered, feature.name)]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Detecting that a guest makes no progress.
 
-Owns one judgement: the same page of the same guest fails repeatedly while its file
-does not change, so nothing that the guest does can end it.  Pure.  Must not answer faults.
+Owns the rule: the same page of the same guest fails repeatedly while its file does not change, so the
+guest cannot end the loop.  Pure.  Must not answer faults.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Loop:
 
     @property
     def rate(self) -> float:
-        """Cycles a second."""
+        """Cycles per second."""
         return self.cycles / self.seconds if self.seconds > 0 else 0.0
 
 
@@ -43,15 +43,15 @@ class Watchdog:
     """Counts cycles per page.  A loop is at least `cycles` of them lasting at least `seconds`."""
 
     def __init__(self, *, seconds: float = 1.0, cycles: int = 100, keep: int = 4096) -> None:
-        """`keep`: how many pages are tracked at once, the most recently failed ones: it bounds the memory
-        that a guest with many failing pages costs."""
+        """`keep`: the number of tracked pages, the most recently failed ones; it bounds the memory that
+        a guest with many failing pages can use."""
         self.seconds = seconds
         self.cycles = cycles
         self.keep = keep
         self._tracks: collections.OrderedDict[tuple[int, int], _Track] = collections.OrderedDict()
 
     def saw(self, failure: Failure) -> Loop | None:
-        """Count one failed fault; -> the loop that is proven by it.
+        """Count one failed fault; -> the loop that it completes, or None.
 
         The count restarts with a page's first failure in a row, and when its file has changed.
         """
