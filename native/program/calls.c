@@ -5,6 +5,7 @@
 #include "calls.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 
@@ -158,6 +159,20 @@ static void decide_msync(const struct call *c, struct call_view *v, struct call_
 	d->len = page_up(c->args[1]);
 }
 
+/* On a FUSE mount these write back the kernel's own pages only: the kernel sends FUSE_SYNCFS to
+ * no server but virtiofs's (fs/fuse/inode.c, fuse_sync_fs()).  syncfs() reports an error of ours
+ * even when its descriptor is on another file system: no lost store may pass for safe. */
+static void decide_sync(const struct call *c, struct call_view *v, struct call_decision *d)
+{
+	if (!v->mapped)
+		return;
+	d->action = CALL_MAKE;
+	d->make = *c;
+	d->after = AFTER_SYNC;
+	d->start = 0;
+	d->len = USER_END;
+}
+
 /* An mremap() that grows a locked mapping waits for its new pages before it raises its event,
  * and until the event is read the kernel accepts no page from the host (mm/mremap.c,
  * do_mremap(): mm_populate() comes before mremap_userfaultfd_complete()): a deadlock.
@@ -236,6 +251,10 @@ const struct call_row calls_table[] = {
 	{ ROW(mprotect), "demoted mappings", decide_protect, { { TEST_ANY, 2, PROT_WRITE } } },
 	{ ROW(pkey_mprotect), "demoted mappings", decide_protect, { { TEST_ANY, 2, PROT_WRITE } } },
 	{ ROW(msync), "MS_ASYNC does nothing (mm/msync.c)", decide_msync, { { TEST_ANY, 2, MS_SYNC } } },
+	{ ROW(sync), "the kernel does not ask the host", decide_sync, { { 0 } } },
+	{ ROW(syncfs), "the kernel does not ask the host", decide_sync, { { 0 } } },
+	{ ROW(sync_file_range), "the kernel does not ask the host", decide_sync,
+	  { { TEST_ANY, 3, SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WAIT_AFTER } } },
 	{ ROW(mlock), "a growing mremap() would hang", decide_mlock, { { 0 } } },
 	{ ROW(mlock2), "with MLOCK_ONFAULT it is left", decide_mlock, { { TEST_IS, 2, 0 } } },
 	{ ROW(mlockall), "a growing mremap() would hang", decide_mlockall, { { 0 } } },

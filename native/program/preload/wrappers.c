@@ -113,6 +113,21 @@ EXPORT int msync(void *addr, size_t len, int flags)
 	return (int)wrap(SYS_msync, (uint64_t)addr, len, (uint64_t)flags, 0, 0, 0);
 }
 
+EXPORT void sync(void)
+{
+	wrap(SYS_sync, 0, 0, 0, 0, 0, 0);
+}
+
+EXPORT int syncfs(int fd)
+{
+	return (int)wrap(SYS_syncfs, (uint64_t)fd, 0, 0, 0, 0, 0);
+}
+
+EXPORT int sync_file_range(int fd, off64_t offset, off64_t len, unsigned int flags)
+{
+	return (int)wrap(SYS_sync_file_range, (uint64_t)fd, (uint64_t)offset, (uint64_t)len, flags, 0, 0);
+}
+
 EXPORT int madvise(void *addr, size_t len, int advice)
 {
 	return (int)wrap(SYS_madvise, (uint64_t)addr, len, (uint64_t)advice, 0, 0, 0);

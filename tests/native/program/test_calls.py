@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
 from checkout import ROOT
-from program_host import ProgramHost, program, run
+from program_host import PAGE, ProgramHost, program, refuse, run
 from tracing import run_traced, traced_host
 
 # Every system call of x86-64 and aarch64 that can touch a mapping of its own process.
@@ -17,8 +18,8 @@ CALLS = """
 brk clone clone3 close_range copy_file_range execve execveat exit_group fork io_uring_register madvise
 map_shadow_stack mbind memfd_secret migrate_pages mincore mlock mlock2 mlockall mmap move_pages mprotect
 mremap mseal msync munlock munlockall munmap pkey_mprotect process_madvise process_mrelease process_vm_readv
-process_vm_writev ptrace remap_file_pages sendfile set_mempolicy_home_node shmat shmdt splice userfaultfd
-vfork
+process_vm_writev ptrace remap_file_pages sendfile set_mempolicy_home_node shmat shmdt splice sync
+sync_file_range syncfs userfaultfd vfork
 """
 
 BEGIN = """
@@ -167,6 +168,28 @@ def test_call_of_a_program_is_answered_alike_by_both_ways(host: ProgramHost, by:
     script, expected = CASES[name]
     done = by(host, BEGIN + script, host.file("file"))
     assert (done.stdout.split(), done.stderr, done.returncode) == (expected.split(), "", 0)
+
+
+@pytest.mark.parametrize("call", ["syncfs(READ_WRITE)", "sync_file_range(READ_WRITE, 0, 0, 4)", "sync()"])
+def test_sync_of_a_file_system_is_the_hosts_of_all_that_is_mapped(
+    host: ProgramHost, by: Run, call: str
+) -> None:
+    script = f"""
+libc.sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+libc.sync.restype = None
+call = lambda: failing(lambda: checked(libc.{call} or 0))
+print(call(), end=" ")
+print(map(READ_WRITE), call(), call())
+"""
+    host.next("msync", lambda reply, fds: (reply, fds))
+    host.next("msync", refuse(errno.ENOSPC))
+    done = by(host, BEGIN + script, host.file("file"))
+    before, at, first, second = done.stdout.split()
+    assert (before, first, done.stderr) == ("None", "None", "")
+    assert second == ("None" if call == "sync()" else "ENOSPC")
+    said = [(m["start"], m["start"] + m["len"]) for m in host.saying("msync")]
+    assert len(said) == 2
+    assert all(start <= int(at) and int(at) + 4 * PAGE <= end for start, end in said)
 
 
 def test_raw_call_of_a_program_is_answered_by_the_tracer(host: ProgramHost) -> None:
