@@ -40,6 +40,15 @@ from daxfault.vmm.programs.programs import Programs
 
 log = logging.getLogger(__name__)
 
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    record.exc_info = None
+    return True
+
+
+# it tries again: descriptors that have run out are no error of the program
+logging.getLogger("trio.serve_listeners").addFilter(_without_traceback)
+
 LINE_MAX = 1 << 16
 SECONDS = 10.0
 
