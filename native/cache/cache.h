@@ -19,6 +19,7 @@
 #include <sys/types.h>
 #include <time.h>
 
+#include "keeper/known.h"
 #include "source/source.h"
 
 /* DF_CDEF_BEGIN */
@@ -36,11 +37,8 @@ void df_cache_state(struct df_cache_state *out);
 #define CACHE_SIZE ((uint64_t)1 << 62)
 
 #define NOTHING_CLEAN UINT64_MAX	/* df_file.used: nothing there for evict() */
-#define CHUNK_SHIFT 30
-#define CHUNK_SIZE ((uint64_t)1 << CHUNK_SHIFT)
-#define CHUNK_PAGES (CHUNK_SIZE / PAGE)
-
-#define HASHES 512			/* pages whose hashes are allocated together */
+#define CHUNK_SIZE KNOWN_SIZE
+#define CHUNK_PAGES KNOWN_PAGES
 
 enum page_state {
 	PAGE_FILLED,			/* holds the file's bytes */
@@ -53,8 +51,9 @@ enum page_state {
 /* What is known of 1 GiB of a file's page cache. */
 struct df_chunk {
 	uint64_t index;
-	uint64_t pages[PAGE_STATES][CHUNK_PAGES / 64];	/* a bit a page */
-	uint64_t *hashes[CHUNK_PAGES / HASHES];	/* of exposed pages; 0: not known */
+	uint64_t *pages[PAGE_STATES];	/* a bit a page */
+	uint64_t bits[PAGE_STATES][CHUNK_PAGES / 64];	/* where they are, but for PAGE_EXPOSED */
+	struct known *known;		/* that one, and the hashes of exposed pages */
 };
 
 /* A file that has changed.  [start, end): bytes read there before are not the file's any more; may
@@ -145,6 +144,7 @@ int file_activate(struct df_file *file, bool sized);	/* -EBUSY: it is the other 
 void file_deactivate(struct df_file *file);
 void file_fit(struct df_file *file);		/* the i_size of a sized page cache */
 int file_cache_fd(struct df_file *file, bool writable);	/* a fresh descriptor of it */
+void file_keep_source(struct df_file *file);	/* it is open for writing from now on */
 /* Another file with a page cache, whose lock was free and is now held: the one whose pages
  * have been there longest.  Counted; NULL: none. */
 struct df_file *file_other_locked(const struct df_file *than);

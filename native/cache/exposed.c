@@ -10,47 +10,23 @@
  *
  * Bytes past EOF are no part of the file: they count as zeros.
  */
-#define XXH_INLINE_ALL
-#include <xxhash.h>
-
 #include <stdlib.h>
 #include <string.h>
 
 #include "cache.h"
 
-#define UNKNOWN 0		/* the page counts as stored to */
 #define BATCH ((uint64_t)16 * PAGE)
 
-static uint64_t hash_of(const char *page, uint64_t offset, uint64_t size)
-{
-	char last[DF_PAGE_SIZE];
-	uint64_t hash;
-
-	if (offset + PAGE > size) {
-		uint64_t len = size > offset ? size - offset : 0;
-
-		memcpy(last, page, len);
-		memset(last + len, 0, PAGE - len);
-		page = last;
-	}
-	hash = XXH3_64bits(page, PAGE);
-	return hash == UNKNOWN ? 1 : hash;
-}
-
-/* NULL: no memory */
-static uint64_t *slot(struct df_file *file, uint64_t offset, bool create)
+static uint64_t *slot(struct df_file *file, uint64_t offset)
 {
 	struct df_chunk *chunk = pages_chunk(file, offset);
-	uint64_t i = offset / PAGE % CHUNK_PAGES, **hashes = chunk ? &chunk->hashes[i / HASHES] : NULL;
 
-	if (hashes && !*hashes && create)
-		*hashes = calloc(HASHES, sizeof(**hashes));
-	return hashes && *hashes ? *hashes + i % HASHES : NULL;
+	return chunk ? &chunk->known->hashes[offset / PAGE % CHUNK_PAGES] : NULL;
 }
 
 static void keep(struct df_file *file, uint64_t offset, uint64_t hash)
 {
-	uint64_t *known = slot(file, offset, hash != UNKNOWN);
+	uint64_t *known = slot(file, offset);
 
 	if (known)
 		*known = hash;
@@ -69,11 +45,11 @@ static void take_hashes(struct df_file *file, uint64_t start, uint64_t end)
 		/* Some have been lost: each alone, then. */
 		for (; end - start > PAGE; start += PAGE)
 			take_hashes(file, start, start + PAGE);
-		keep(file, start, UNKNOWN);
+		keep(file, start, HASH_UNKNOWN);
 		return;
 	}
 	for (uint64_t at = start; at < end; at += PAGE)
-		keep(file, at, hash_of(bytes + (at - start), at, file->size));
+		keep(file, at, known_hash(bytes + (at - start), at, file->size));
 }
 
 void exposed_begin(struct df_file *file, uint64_t start, uint64_t end)
@@ -92,9 +68,9 @@ void exposed_begin(struct df_file *file, uint64_t start, uint64_t end)
 
 bool exposed_differs(struct df_file *file, const char *page, uint64_t offset)
 {
-	const uint64_t *known = slot(file, offset, false);
+	const uint64_t *known = slot(file, offset);
 
-	return !known || *known == UNKNOWN || *known != hash_of(page, offset, file->size);
+	return !known || *known == HASH_UNKNOWN || *known != known_hash(page, offset, file->size);
 }
 
 void exposed_written(struct df_file *file, const char *bytes, uint64_t offset, uint64_t len)
@@ -102,7 +78,7 @@ void exposed_written(struct df_file *file, const char *bytes, uint64_t offset, u
 	for (uint64_t at = offset, end = offset + len; at < end; at += PAGE) {
 		bool whole = at + PAGE <= end || end >= file->size;
 
-		keep(file, at, whole ? hash_of(bytes + (at - offset), at, file->size) : UNKNOWN);
+		keep(file, at, whole ? known_hash(bytes + (at - offset), at, file->size) : HASH_UNKNOWN);
 	}
 }
 
@@ -117,7 +93,7 @@ static void replaced(struct df_file *file, char *page, uint64_t offset, const ch
 		memcpy(page + (from - offset), bytes, len);
 	else
 		memset(page + (from - offset), 0, len);
-	keep(file, offset, known ? hash_of(page, offset, size) : UNKNOWN);
+	keep(file, offset, known ? known_hash(page, offset, size) : HASH_UNKNOWN);
 }
 
 void exposed_overwritten(struct df_file *file, const char *bytes, uint64_t offset, uint64_t len)
@@ -131,7 +107,7 @@ void exposed_overwritten(struct df_file *file, const char *bytes, uint64_t offse
 		if (!pages_in(file, first, PAGE_EXPOSED))
 			continue;
 		if (next - at < PAGE && pages_read(file, page, first, PAGE))
-			keep(file, first, UNKNOWN);
+			keep(file, first, HASH_UNKNOWN);
 		else
 			replaced(file, page, first, bytes + (at - offset), at, next - at, file->size);
 	}
@@ -139,15 +115,15 @@ void exposed_overwritten(struct df_file *file, const char *bytes, uint64_t offse
 
 void exposed_cut(struct df_file *file, uint64_t size)
 {
-	uint64_t first = PAGE_DOWN(size);
+	uint64_t left = size % PAGE, first = size - left;
 	char page[DF_PAGE_SIZE];
 
-	if (first == size || !pages_in(file, first, PAGE_EXPOSED))
+	if (!left || !pages_in(file, first, PAGE_EXPOSED))
 		return;
 	if (pages_read(file, page, first, PAGE))
-		keep(file, first, UNKNOWN);
+		keep(file, first, HASH_UNKNOWN);
 	else
-		replaced(file, page, first, NULL, size, first + PAGE - size, size);
+		replaced(file, page, first, NULL, size, PAGE - left, size);
 }
 
 void exposed_unwritten(struct df_file *file, uint64_t start, uint64_t end)
@@ -155,7 +131,7 @@ void exposed_unwritten(struct df_file *file, uint64_t start, uint64_t end)
 	pages_mark(file, start, end, PAGE_EXPOSED, true);
 	pages_mark(file, start, end, PAGE_DIRTY, true);
 	for (; start < end; start += PAGE)
-		keep(file, start, UNKNOWN);
+		keep(file, start, HASH_UNKNOWN);
 }
 
 void exposed_sync_failed(struct df_file *file)

@@ -97,6 +97,8 @@ void file_changed(struct df_file *file, uint64_t size, bool content)
 	if (file->cache >= 0 && size < old)
 		exposed_cut(file, size);
 	file->size = size;
+	for (size_t i = 0; i < file->nchunks; i++)
+		file->chunks[i]->known->size = size;
 	atomic_fetch_add(&file->generation, 1);
 	if (file->cache >= 0) {
 		if (size < old) {

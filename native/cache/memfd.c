@@ -61,8 +61,10 @@ void file_deactivate(struct df_file *file)
 	if (file->sized && ftruncate(file->cache, 0)) {
 		/* there is nothing left to try */
 	}
-	if (file->sized)
+	if (file->sized) {
+		keep_nothing(DF_KEEP_SOURCE, file->id);
 		keep_nothing(DF_KEEP_CACHE, file->id);
+	}
 	close(file->cache);
 	file->cache = -1;
 }
@@ -129,6 +131,8 @@ int file_activate(struct df_file *file, bool sized)
 	file->cache = fd;
 	if (sized)
 		keep(DF_KEEP_CACHE, file->id, fd);
+	if (file->source.writable)
+		file_keep_source(file);
 	GUARD(&active_lock);
 	file->cache_device = st.st_dev;
 	file->cache_inode = st.st_ino;
@@ -138,6 +142,14 @@ int file_activate(struct df_file *file, bool sized)
 		active->before_active = &file->next_active;
 	active = file;
 	return 0;
+}
+
+void file_keep_source(struct df_file *file)
+{
+	if (file->cache < 0 || !file->sized)
+		return;
+	keep_nothing(DF_KEEP_SOURCE, file->id);		/* open for reading only */
+	keep(DF_KEEP_SOURCE, file->id, file->source.fd);
 }
 
 int file_cache_fd(struct df_file *file, bool writable)

@@ -33,7 +33,7 @@ static inline uint64_t page_in_chunk(uint64_t offset)
 /* index of the first chunk that ends after `offset` */
 static size_t find(const struct df_file *file, uint64_t offset)
 {
-	uint64_t index = offset >> CHUNK_SHIFT;
+	uint64_t index = offset / CHUNK_SIZE;
 	size_t low = 0, high = file->nchunks;
 
 	while (low < high) {
@@ -51,7 +51,7 @@ struct df_chunk *pages_chunk(struct df_file *file, uint64_t offset)
 {
 	size_t i = find(file, offset);
 
-	return i < file->nchunks && file->chunks[i]->index == offset >> CHUNK_SHIFT ? file->chunks[i] : NULL;
+	return i < file->nchunks && file->chunks[i]->index == offset / CHUNK_SIZE ? file->chunks[i] : NULL;
 }
 
 static struct df_chunk *make_chunk(struct df_file *file, uint64_t offset)
@@ -68,7 +68,14 @@ static struct df_chunk *make_chunk(struct df_file *file, uint64_t offset)
 	chunk = calloc(1, sizeof(*chunk));
 	if (!chunk)
 		return NULL;
-	chunk->index = offset >> CHUNK_SHIFT;
+	chunk->index = offset / CHUNK_SIZE;
+	chunk->known = known_new(file->id, chunk->index, file->size);
+	if (!chunk->known) {
+		free(chunk);
+		return NULL;
+	}
+	for (int state = 0; state < PAGE_STATES; state++)
+		chunk->pages[state] = state == PAGE_EXPOSED ? chunk->known->exposed : chunk->bits[state];
 	memmove(grown + low + 1, grown + low, (file->nchunks - low) * sizeof(*grown));
 	grown[low] = chunk;
 	file->nchunks++;
@@ -148,7 +155,7 @@ bool pages_next(struct df_file *file, uint64_t *start, uint64_t *end, uint64_t m
 {
 	for (size_t c = find(file, *start); c < file->nchunks; c++) {
 		const uint64_t *map = file->chunks[c]->pages[state];
-		uint64_t base = file->chunks[c]->index << CHUNK_SHIFT, i = 0;
+		uint64_t base = file->chunks[c]->index * CHUNK_SIZE, i = 0;
 
 		if (*start > base)
 			i = page_in_chunk(*start);
@@ -174,7 +181,7 @@ uint64_t pages_run(struct df_file *file, uint64_t offset, uint64_t end, bool *fi
 	*filled = pages_filled(file, at);
 	for (size_t c = find(file, at); c < file->nchunks && at < end; c++) {
 		const uint64_t *map = file->chunks[c]->pages[PAGE_FILLED];
-		uint64_t base = file->chunks[c]->index << CHUNK_SHIFT, next = base + CHUNK_SIZE;
+		uint64_t base = file->chunks[c]->index * CHUNK_SIZE, next = base + CHUNK_SIZE;
 
 		if (at < base && *filled)
 			return at;
@@ -199,7 +206,7 @@ static uint64_t mark(struct df_file *file, uint64_t start, uint64_t end, enum pa
 
 	for (size_t c = find(file, start); c < file->nchunks && start < end; c++) {
 		struct df_chunk *chunk = file->chunks[c];
-		uint64_t base = chunk->index << CHUNK_SHIFT, next = base + CHUNK_SIZE, stop;
+		uint64_t base = chunk->index * CHUNK_SIZE, next = base + CHUNK_SIZE, stop;
 		uint64_t *map = chunk->pages[state];
 
 		if (start < base)
@@ -283,8 +290,7 @@ void pages_zero(struct df_file *file, uint64_t start, uint64_t end)
 void pages_free(struct df_file *file)
 {
 	for (size_t c = 0; c < file->nchunks; c++) {
-		for (size_t i = 0; i < CHUNK_PAGES / HASHES; i++)
-			free(file->chunks[c]->hashes[i]);
+		known_free(file->chunks[c]->known);
 		free(file->chunks[c]);
 	}
 	free(file->chunks);

@@ -61,6 +61,8 @@ int df_file_upgrade(struct df_file *file, int fd)
 
 	GUARD(&file->lock);
 	file->source.writable |= !error;
+	if (!error)
+		file_keep_source(file);
 	return error;
 }
 

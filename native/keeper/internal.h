@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * internal.h - the keeper's own parts: main.c calls cleanup.c and kept.c, those call nobody here.
+ * internal.h - the keeper's own parts: main.c calls cleanup.c and kept.c, that calls write_back.c.
  */
 #ifndef DAXFAULT_KEEPER_INTERNAL_H
 #define DAXFAULT_KEEPER_INTERNAL_H
+
+#include <stdint.h>
 
 #include "keeper.h"
 
@@ -19,5 +21,11 @@ void cleanup(const struct leftovers *left);
 
 /* kept.c: holds descriptors until the host ends.  Writes a byte to `died` when it died. */
 void kept_run(int host, int died);
+
+/* write_back.c: what programs had stored when the host died.  */
+void write_back_know(int known);		/* DF_KEEP_KNOWN */
+/* Empty a page cache, but for what goes to its backing file. */
+void write_back_take(uint64_t id, int cache, int source);
+void write_back_run(void);			/* ... now, which may take long */
 
 #endif

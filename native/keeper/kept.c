@@ -96,20 +96,46 @@ static void hang_up(int fd)
 		close(waiting);
 }
 
-/* Drop every page first, then wake the waiters: they repeat the access and get SIGBUS. */
+static int by_id_and_kind(const void *one, const void *other)
+{
+	const struct keep *a = &((const struct kept *)one)->message, *b = &((const struct kept *)other)->message;
+
+	return a->id != b->id ? (a->id < b->id ? -1 : 1) : (int)a->kind - (int)b->kind;
+}
+
+/* A page cache is followed by its backing file, if that may be written. */
+static void empty(const struct kept *cache)
+{
+	const struct kept *next = cache + 1, *end = kept + nkept;
+
+	while (next < end && next->message.id == cache->message.id && next->message.kind != DF_KEEP_SOURCE)
+		next++;
+	if (next < end && next->message.id == cache->message.id)
+		write_back_take(cache->message.id, cache->fd, next->fd);
+	else if (ftruncate(cache->fd, 0))
+		perror("daxfault-keeper: a page cache could not be truncated");
+}
+
+/* Drop every page first, then wake the waiters: they repeat the access and get SIGBUS.  What takes
+ * long comes last. */
 static void end_all(void)
 {
 	struct uffdio_range all = { LOWEST, HIGHEST - LOWEST };
 
+	qsort(kept, nkept, sizeof(*kept), by_id_and_kind);
 	for (size_t i = 0; i < nkept; i++)
-		if (kept[i].message.kind == DF_KEEP_CACHE && ftruncate(kept[i].fd, 0))
-			perror("daxfault-keeper: a page cache could not be truncated");
+		if (kept[i].message.kind == DF_KEEP_KNOWN)
+			write_back_know(kept[i].fd);
+	for (size_t i = 0; i < nkept; i++)
+		if (kept[i].message.kind == DF_KEEP_CACHE)
+			empty(&kept[i]);
 	for (size_t i = 0; i < nkept; i++)
 		if (kept[i].message.kind == DF_KEEP_UFFD)
 			ioctl(kept[i].fd, UFFDIO_WAKE, &all);
 	for (size_t i = 0; i < nkept; i++)
 		if (kept[i].message.kind == DF_KEEP_SOCKET)
 			hang_up(kept[i].fd);
+	write_back_run();
 }
 
 static void report(int died)

@@ -220,3 +220,46 @@ def test_plain_mount_killed_is_gone(tmp_path: Path) -> None:
     server.communicate()
     with within(PROMPT, "cleaning up"):
         until(lambda: f" {mount} " not in Path("/proc/self/mountinfo").read_text(), "no mount")
+
+
+# ---- what programs stored
+
+
+STORE = """
+import mmap, os, sys
+size = 3 << 20
+with open("f", "r+b") as f:
+    m = mmap.mmap(f.fileno(), 0)
+for page in (0, 1, 300, 511, 512, len(m) // 4096):
+    m[page * 4096:page * 4096 + 6] = b"stored"
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_host_killed_loses_no_store_and_keeps_others_bytes(host: RunningHost) -> None:
+    size = (3 << 20) + 100
+    (host.source / "f").write_bytes(b"-" * size)
+    process = host.start(sys.executable, "-c", STORE)
+    try:
+        assert said(process) == "ready"
+        # pages beside those that were stored to are exposed, too: this one is somebody else's
+        with open(host.source / "f", "r+b") as file:
+            file.seek(2 * 4096)
+            file.write(b"theirs")
+        host.kill()
+        assert host.process.stderr is not None
+
+        def written() -> bool:
+            data = (host.source / "f").read_bytes()
+            return all(data[p * 4096 :].startswith(b"stored") for p in (0, 1, 300, 511, 512, size // 4096))
+
+        until(written, "stores in the backing file")
+    finally:
+        process.kill()
+        process.communicate()
+    expected = bytearray(b"-" * size)
+    expected[2 * 4096 : 2 * 4096 + 6] = b"theirs"
+    for page in (0, 1, 300, 511, 512, size // 4096):
+        expected[page * 4096 : page * 4096 + 6] = b"stored"
+    assert (host.source / "f").read_bytes() == expected
