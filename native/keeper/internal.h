@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * internal.h - the keeper's own parts: main.c calls cleanup.c and kept.c, that calls write_back.c.
+ * internal.h - the keeper's own parts: main.c calls cleanup.c and kept.c; kept.c calls confine.c and
+ * write_back.c.
  */
 #ifndef DAXFAULT_KEEPER_INTERNAL_H
 #define DAXFAULT_KEEPER_INTERNAL_H
@@ -21,6 +22,9 @@ void cleanup(const struct leftovers *left);
 
 /* kept.c: holds descriptors until the host ends.  Writes a byte to `died` when it died. */
 void kept_run(int host, int died);
+
+/* confine.c: from now on this process can do what kept.c and write_back.c do, and nothing else. */
+void confine(void);
 
 /* write_back.c: what programs had stored when the host died.  */
 void write_back_know(int known);		/* DF_KEEP_KNOWN */

@@ -188,6 +188,7 @@ void kept_run(int host, int died)
 		perror("daxfault-keeper");
 		_exit(1);
 	}
+	confine();
 	receive_all(host, died);
 	end_all();
 }

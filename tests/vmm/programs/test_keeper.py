@@ -263,3 +263,14 @@ def test_host_killed_loses_no_store_and_keeps_others_bytes(host: RunningHost) ->
     for page in (0, 1, 300, 511, 512, size // 4096):
         expected[page * 4096 : page * 4096 + 6] = b"stored"
     assert (host.source / "f").read_bytes() == expected
+
+
+def test_process_that_holds_descriptors_can_do_little_else(host: RunningHost) -> None:
+    fields = {}
+    for line in Path(f"/proc/{keepers(host)[1]}/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        fields[name] = value.strip()
+    assert fields["NoNewPrivs"] == "1"
+    assert fields["Seccomp"] == "2"
+    for kind in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
+        assert int(fields[kind], 16) == 0
