@@ -23,6 +23,7 @@ import trio
 
 from daxfault import fsd, native
 from daxfault.native import lib
+from daxfault.vmm.programs.leftovers import recorded
 
 log = logging.getLogger(__name__)
 
@@ -64,18 +65,20 @@ async def kept(left: Left, *, daemon: bool = False) -> AsyncIterator[None]:
     Should this process die, programs get SIGBUS, not zeros, and what is `left` is removed.  A `daemon`'s has
     no standard error: somebody may wait for that to be closed.
     """
-    keeper = _Keeper(left, subprocess.DEVNULL if daemon else None)
-    await keeper.start()
-    try:
-        with _alive():
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(keeper.watch)
-                yield
-                nursery.cancel_scope.cancel()
-    finally:
-        # not before the body has ended: the keeper takes all page caches away
-        with trio.CancelScope(shield=True):
-            await keeper.end()
+    with recorded(left.mount.path, left.device, left.paths) as record:
+        left = dataclasses.replace(left, paths=(*left.paths, *record))
+        keeper = _Keeper(left, subprocess.DEVNULL if daemon else None)
+        await keeper.start()
+        try:
+            with _alive():
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(keeper.watch)
+                    yield
+                    nursery.cancel_scope.cancel()
+        finally:
+            # not before the body has ended: the keeper takes all page caches away
+            with trio.CancelScope(shield=True):
+                await keeper.end()
 
 
 @contextlib.contextmanager

@@ -21,16 +21,16 @@ TOP_MAX = 64  # bytes of $XDG_RUNTIME_DIR; /tmp is used instead of a longer one
 
 def control(device: int) -> Path:
     """Of the host of the mount with this st_dev, for `daxfault inject` and the like."""
-    return _directory() / f"{os.major(device)}:{os.minor(device)}"
+    return directory() / f"{os.major(device)}:{os.minor(device)}"
 
 
 def programs(device: int) -> Path:
     """The same host's, for programs."""
-    return _directory() / f"{os.major(device)}:{os.minor(device)}.programs"
+    return directory() / f"{os.major(device)}:{os.minor(device)}.programs"
 
 
-def _directory() -> Path:
-    """Root's is in /run, others' where they may write."""
+def directory() -> Path:
+    """Where they are: root's are in /run, others' where they may write."""
     if os.geteuid() == 0:
         return Path("/run/daxfault-0")
     top = os.environ.get("XDG_RUNTIME_DIR", "")
@@ -39,7 +39,7 @@ def _directory() -> Path:
 
 def make_directory() -> None:
     """Make it if it is not there; UsageError when that is refused, or as check_directory()."""
-    path = _directory()
+    path = directory()
     try:
         path.mkdir(mode=0o700, exist_ok=True)
         check_directory()
@@ -55,7 +55,7 @@ def check_directory() -> None:
     What is in it can then be used by name: its own name is this user's, too, or in a directory with the
     sticky bit.
     """
-    path = _directory()
+    path = directory()
     fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         status = os.fstat(fd)

@@ -274,3 +274,39 @@ def test_process_that_holds_descriptors_can_do_little_else(host: RunningHost) ->
     assert fields["Seccomp"] == "2"
     for kind in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
         assert int(fields[kind], 16) == 0
+
+
+# ---- a host and its keeper that are killed at once
+
+
+def test_next_host_removes_what_a_host_and_its_keeper_left(host: RunningHost, tmp_path: Path) -> None:
+    sockets = Path(host.programs_environment["DAXFAULT_SOCKET"])
+    (record,) = sockets.parent.glob(f"{host.process.pid}-*.host")
+    for pid in keepers(host):
+        os.kill(pid, signal.SIGSTOP)
+    both = [host.process.pid, *keepers(host)]
+    for pid in both:
+        os.kill(pid, signal.SIGKILL)
+    host.process.communicate()
+    assert host.is_mounted()
+    assert sockets.exists()
+    assert record.exists()
+    (tmp_path / "next").mkdir()
+    with RunningHost(tmp_path / "next") as other:
+        assert not host.is_mounted()
+        assert other.is_mounted()
+        assert not record.exists()
+        # another mount may have the same number, and so its sockets the same names
+        assert not sockets.exists() or str(sockets) == other.programs_environment["DAXFAULT_SOCKET"]
+
+
+def test_next_host_leaves_living_hosts_alone(host: RunningHost, tmp_path: Path) -> None:
+    (tmp_path / "next").mkdir()
+    with RunningHost(tmp_path / "next"):
+        pass
+    files(host, 1)
+    with mapping(host) as process:
+        out, err = process.communicate("\n0\n", timeout=PATIENCE)
+        assert (out, process.returncode) == ("1\n0\n", 0), err
+    host.end()
+    assert host.process.returncode == 0
