@@ -246,8 +246,10 @@ static void decide_sendfile(const struct call *c, struct call_view *v, struct ca
 #define LEFT(call, why) { ROW(call), why, NULL, { { 0 } } }
 
 const struct call_row calls_table[] = {
-	{ ROW(mmap), "PROT_EXEC is left to the kernel", decide_mmap,
+	{ ROW(mmap), "a private one with PROT_EXEC is left to the kernel", decide_mmap,
 	  { { TEST_IS_NOT, 4, UINT32_MAX }, { TEST_NONE, 3, MAP_ANONYMOUS }, { TEST_NONE, 2, PROT_EXEC } } },
+	{ ROW(mmap), "the kernel has no shared mappings of the mount", decide_mmap,
+	  { { TEST_IS_NOT, 4, UINT32_MAX }, { TEST_NONE, 3, MAP_ANONYMOUS }, { TEST_ANY, 3, MAP_SHARED } } },
 	{ ROW(mprotect), "demoted mappings", decide_protect, { { TEST_ANY, 2, PROT_WRITE } } },
 	{ ROW(pkey_mprotect), "demoted mappings", decide_protect, { { TEST_ANY, 2, PROT_WRITE } } },
 	{ ROW(msync), "MS_ASYNC does nothing (mm/msync.c)", decide_msync, { { TEST_ANY, 2, MS_SYNC } } },

@@ -119,6 +119,11 @@ long map_file(const struct map_request *q);
 /* After the kernel's own msync().  -> errno */
 int map_sync(uint64_t start, uint64_t len);
 
+/* ---- wrappers.c: calls of the program, decided; -> the result in libc's form, and errno on failure */
+
+long wrap(long number, uint64_t a, uint64_t b, uint64_t d, uint64_t e, uint64_t f, uint64_t g);
+long wrap_remap(uint64_t from, uint64_t old_len, uint64_t new_len, int flags, uint64_t to);
+
 /* ---- fork.c, sigbus.c */
 
 void fork_install(void);

@@ -84,8 +84,7 @@ static long decided(const struct call *c)
 	}
 }
 
-/* -> the result in libc's form; sets errno only on failure. */
-static long wrap(long number, uint64_t a, uint64_t b, uint64_t d, uint64_t e, uint64_t f, uint64_t g)
+long wrap(long number, uint64_t a, uint64_t b, uint64_t d, uint64_t e, uint64_t f, uint64_t g)
 {
 	struct call c = { number, { a, b, d, e, f, g } };
 	int before = errno;
@@ -190,21 +189,28 @@ EXPORT ssize_t sendfile64(int out, int in, off64_t *from, size_t len)
 	return sendfile(out, in, from, len);
 }
 
-EXPORT void *mremap(void *addr, size_t old_len, size_t new_len, int flags, ...)
+long wrap_remap(uint64_t from, uint64_t old_len, uint64_t new_len, int flags, uint64_t to)
 {
 	int before = errno;
+	long r;
+
+	begin();
+	r = demoted_remap(from, old_len, new_len, flags, to);
+	errno = r < 0 ? (int)-r : before;
+	return r < 0 ? -1 : r;
+}
+
+EXPORT void *mremap(void *addr, size_t old_len, size_t new_len, int flags, ...)
+{
 	void *to = NULL;
 	va_list args;
-	long r;
 
 	if (flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)) {
 		va_start(args, flags);
 		to = va_arg(args, void *);
 		va_end(args);
 	}
-	r = demoted_remap((uint64_t)addr, old_len, new_len, flags, (uint64_t)to);
-	errno = r < 0 ? (int)-r : before;
-	return r < 0 ? MAP_FAILED : (void *)r;
+	return (void *)wrap_remap((uint64_t)addr, old_len, new_len, flags, (uint64_t)to);
 }
 
 /* fork() for signal handlers: runs no pthread_atfork() handlers. */
