@@ -86,9 +86,8 @@ static int mark(int fd, unsigned what)
 }
 
 /* One event of another process: of this inode, or, when some were lost, of any. */
-static void count(const struct fanotify_event_metadata *event)
+static void count(const struct fanotify_event_metadata *event, const struct fanotify_event_info_fid *info)
 {
-	const struct fanotify_event_info_fid *info = (const void *)(event + 1);
 	const struct file_handle *handle = (const void *)info->handle;
 	struct source_watch *watch;
 	struct inode_key key;
@@ -118,11 +117,17 @@ static void read_events(void)
 	pid_t us = getpid();
 
 	while ((n = read(group, events, sizeof(events))) > 0) {
-		const struct fanotify_event_metadata *event = (const void *)events;
+		struct fanotify_event_metadata event;
+		char *at = events;
 
-		for (; FAN_EVENT_OK(event, n); event = FAN_EVENT_NEXT(event, n))
-			if (event->pid != us)
-				count(event);
+		/* an event's length is a multiple of 4: the next one may not be aligned */
+		for (; n >= (ssize_t)sizeof(event); at += event.event_len, n -= event.event_len) {
+			memcpy(&event, at, sizeof(event));
+			if (event.event_len < sizeof(event) || event.event_len > n)
+				break;
+			if (event.pid != us)
+				count(&event, (const void *)(at + sizeof(event)));
+		}
 	}
 }
 
