@@ -122,7 +122,8 @@ static void end_all(void)
 {
 	struct uffdio_range all = { LOWEST, HIGHEST - LOWEST };
 
-	qsort(kept, nkept, sizeof(*kept), by_id_and_kind);
+	if (nkept)
+		qsort(kept, nkept, sizeof(*kept), by_id_and_kind);
 	for (size_t i = 0; i < nkept; i++)
 		if (kept[i].message.kind == DF_KEEP_KNOWN)
 			write_back_know(kept[i].fd);
