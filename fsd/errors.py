@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import inspect
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar
@@ -50,11 +51,19 @@ def operation(handler: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, 
     loop and with it the mount.  An OSError becomes its errno, MemoryError
     becomes ENOMEM, and any other exception is a bug: logged with its traceback
     and answered with EIO.  Cancellation passes.
+
+    A request on an inode first waits until its backing file system answers (locality.py).
     """
+    parameters = list(inspect.signature(handler).parameters)
+    of_inode = "inode" in parameters[1]
+    named = len(parameters) > 2 and "name" in parameters[2]
 
     @functools.wraps(handler)
     async def answered(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
+            if of_inode:
+                fs: Any = args[0]
+                await fs.locality.ready(args[1], args[2] if named else None)
             return await handler(*args, **kwargs)
         except pyfuse3.FUSEError:
             raise

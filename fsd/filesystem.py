@@ -31,6 +31,7 @@ from daxfault.fsd.files import Buffer, Files
 from daxfault.fsd.in_use import FilesInUse
 from daxfault.fsd.inodes import Inodes, descriptor_bound
 from daxfault.fsd.invalidation import Invalidation
+from daxfault.fsd.locality import Locality
 from daxfault.fsd.names import Names
 from daxfault.fsd.pins import Pinned, Pins
 from daxfault.fsd.replies import Replies
@@ -78,6 +79,7 @@ class Filesystem(pyfuse3.Operations):
         # none served, the kernel would take an ACL's mask for the rights of the owning group.
         self.enable_acl = xattr
         self.inodes = _table(self.backing, os.fspath(backing), max_descriptors)
+        self.locality = Locality(self.inodes)
         self.threads = Threads()
         self.watch = Watch()
         self.sizes = Sizes()

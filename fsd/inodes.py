@@ -153,6 +153,10 @@ class Inodes:
     def __iter__(self) -> Iterator[Inode]:
         return iter(list(self._by_nodeid.values()))
 
+    def find(self, nodeid: int) -> Inode | None:
+        """The inode with this nodeid, if the table has one."""
+        return self._by_nodeid.get(nodeid)
+
     def get(self, nodeid: int) -> Inode:
         """The inode with this nodeid; OSError(ESTALE) when the table has none."""
         try:

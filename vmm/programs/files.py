@@ -231,7 +231,9 @@ class Files:
 def _left(held: Held) -> int:
     """Bytes that are not written back; of a file that nobody can open any more, 0."""
     try:
-        return held.file.unwritten if os.fstat(held.file.fileno()).st_nlink else 0
+        # whether it has a name is asked of no server, which may not answer
+        named = not held.file.local or os.fstat(held.file.fileno()).st_nlink
+        return held.file.unwritten if named else 0
     except (OSError, ValueError):  # it was closed meanwhile
         return 0
 
