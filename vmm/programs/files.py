@@ -7,13 +7,14 @@ stores are written back at once.  Must not know what a program is.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import functools
 import logging
 import os
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 
@@ -22,6 +23,8 @@ from daxfault.vmm.errors import logged
 from daxfault.vmm.host.session import FileServer, Pinned
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # A program that maps the file again soon finds its pages, as in the kernel's page cache.
 LINGER_SECONDS = 1.0
@@ -32,6 +35,7 @@ _LOOK_SECONDS = 0.5
 SYNC_THREADS = 4  # of each file, for msync(2)
 WRITE_BACK_THREADS = 64  # of all files together, one a file
 END_THREADS = 64
+ASKED_SECONDS = 5.0  # that storage may take for a write-back that somebody waits for
 END_SECONDS = 30.0  # that storage may take for the last write-back
 
 
@@ -78,6 +82,8 @@ class Files:
         self._opened = opened
         self._held: dict[int, Held] = {}
         self._writing_back = trio.CapacityLimiter(WRITE_BACK_THREADS)
+        self._nursery: trio.Nursery | None = None  # of reap()
+        self._shields: set[trio.CancelScope] = set()  # of write-backs under way
         self._ended = False
         self.lost: list[Unwritten] = []  # once it has ended
 
@@ -122,9 +128,23 @@ class Files:
     async def write_back(self) -> None:
         """Write back what was stored to each file.  Tries again the next time what fails; msync, fsync and
         close report the error."""
-        async with trio.open_nursery() as nursery:
-            for held in self:
-                nursery.start_soon(self._surely, self._write_back, held)
+        done = {held: trio.Event() for held in self}
+        async with contextlib.AsyncExitStack() as stack:
+            nursery = self._nursery
+            if nursery is None:
+                nursery = await stack.enter_async_context(trio.open_nursery())
+            for held, event in done.items():
+                nursery.start_soon(self._write_back_once, held, event)
+            with trio.move_on_after(ASKED_SECONDS):
+                for event in done.values():
+                    await event.wait()
+        for held, event in done.items():
+            if not event.is_set():
+                _failed(held, OSError(errno.ETIMEDOUT, "its storage does not answer"))
+
+    async def _write_back_once(self, held: Held, done: trio.Event) -> None:
+        await self._surely(self._write_back, held)
+        done.set()
 
     def start_write_back(self, nursery: trio.Nursery) -> None:
         """The same without waiting for it; leaves out the files that are being written back."""
@@ -148,7 +168,7 @@ class Files:
         held.users += 1  # it may be unmapped meanwhile
         try:
             sync = functools.partial(held.file.sync, seen, datasync=True)
-            await trio.to_thread.run_sync(sync, limiter=held.syncing)
+            await self._in_thread(sync, held.syncing)
             self._server.mapping_changed(held.pinned.inode)
         finally:
             await self.let_go(held)
@@ -156,11 +176,12 @@ class Files:
     async def _write_back(self, held: Held) -> None:
         held.saving += 1
         try:
-            with trio.CancelScope(shield=True):
+            written = False
+            with self._until_ended():
                 async with held.lock:
-                    if not self._is_held(held):
+                    if self._ended or not self._is_held(held):
                         return  # given up meanwhile, written back and perhaps closed
-                    written = await trio.to_thread.run_sync(held.file.write_back, limiter=self._writing_back)
+                    written = await self._in_thread(held.file.write_back, self._writing_back)
                     _wrote(held)
         except OSError as e:
             written = True  # in part
@@ -170,9 +191,25 @@ class Files:
         if written:
             self._server.mapping_changed(held.pinned.inode)  # its times have changed
 
+    @contextlib.contextmanager
+    def _until_ended(self) -> Iterator[None]:
+        """Shields the body, until the host has ended."""
+        with trio.CancelScope(shield=True) as scope:
+            self._shields.add(scope)
+            try:
+                yield
+            finally:
+                self._shields.discard(scope)
+
+    @staticmethod
+    async def _in_thread(call: Callable[[], T], limiter: trio.CapacityLimiter) -> T:
+        """What does not return is left to itself when the host ends."""
+        return await trio.to_thread.run_sync(call, limiter=limiter, abandon_on_cancel=True)
+
     async def reap(self) -> None:
         """Release, for ever, files that have been unmapped for some time."""
         async with trio.open_nursery() as nursery:
+            self._nursery = nursery
             while True:
                 await trio.sleep(_LOOK_SECONDS)
                 # the last munmap() of a forked child is not reported
@@ -192,6 +229,8 @@ class Files:
             async with trio.open_nursery() as nursery:
                 for held in self:
                     nursery.start_soon(self._surely, functools.partial(self._end, limiter), held)
+        for shield in self._shields:
+            shield.cancel()
 
     async def _end(self, limiter: trio.CapacityLimiter, held: Held) -> None:
         unwritten = 0
@@ -215,7 +254,7 @@ class Files:
             if self._ended or not self._is_held(held):
                 return
             try:
-                written = await trio.to_thread.run_sync(held.file.retire, limiter=self._writing_back)
+                written = await self._in_thread(held.file.retire, self._writing_back)
             except OSError as e:
                 if e.errno != errno.EBUSY:  # mapped: by a forked child, or by a guest of another kind
                     _failed(held, e)
