@@ -179,6 +179,8 @@ def test_mount_that_ends_with_lost_stores_logs_one_line_for_each_file(place: Pla
     assert f"{place.mount / 'f'}: 4096 bytes that were stored are not written" in lines[0]
 
 
+COUNTED = 1024  # pages: writing them all takes long enough for many stores to come meanwhile
+
 # Counts in every page of the mapping in turn, and then in a page of an ordinary file.
 COUNT = f"""
 import itertools, mmap, struct, sys
@@ -187,7 +189,7 @@ m, done = mmap.mmap(f.fileno(), 0), mmap.mmap(log.fileno(), 0)
 put = struct.Struct("=Q").pack_into
 print("begins", flush=True)
 for n in itertools.count(1):
-    put(m, n % {PAGES} * 4096, n)
+    put(m, n % {COUNTED} * 4096, n)
     put(done, 0, n)
 """
 
@@ -198,7 +200,8 @@ def test_stores_until_the_service_ends_around_a_program_are_all_in_the_backing_f
 ) -> None:
     log = place.source.parent / "log"
     log.write_bytes(bytes(4096))
-    (place.source / "f").write_bytes(bytes(PAGES * 4096))
+    os.truncate(place.source / "f", 0)
+    os.truncate(place.source / "f", COUNTED * 4096)  # holes, which take longest to be written
     with mounted(place) as mount:
         program = subprocess.Popen(
             [sys.executable, "-c", COUNT, place.mount / "f", log],
@@ -208,7 +211,7 @@ def test_stores_until_the_service_ends_around_a_program_are_all_in_the_backing_f
         assert program.stdout is not None
         assert program.stdout.readline() == "begins\n"
         for _ in looks():
-            if int.from_bytes(log.read_bytes()[:8], "little") > 1000 * (round + 1):
+            if int.from_bytes(log.read_bytes()[:8], "little") > 300 * COUNTED * (round + 1):
                 break
         mount.send_signal(signal.SIGTERM)
         program.communicate(timeout=PATIENCE)
@@ -216,8 +219,8 @@ def test_stores_until_the_service_ends_around_a_program_are_all_in_the_backing_f
     assert (program.returncode, mount.returncode) == (-signal.SIGBUS, 0)
     acknowledged = int.from_bytes(log.read_bytes()[:8], "little")
     data = (place.source / "f").read_bytes()
-    found = [int.from_bytes(data[n * 4096 :][:8], "little") for n in range(PAGES)]
-    last = [acknowledged - (acknowledged - n) % PAGES for n in range(PAGES)]
+    found = [int.from_bytes(data[n * 4096 :][:8], "little") for n in range(COUNTED)]
+    last = [acknowledged - (acknowledged - n) % COUNTED for n in range(COUNTED)]
     # the store after the last that it acknowledged may have been made as well
     assert all(have in (want, acknowledged + 1) for have, want in zip(found, last, strict=True)), (
         found,
