@@ -33,6 +33,12 @@ char *read_buffer(void)
 	return buffer;
 }
 
+static void report_size(struct df_file *file)
+{
+	GUARD(&file->lock);
+	file->unreported |= DF_CHANGED_SIZE;
+}
+
 /* Whether this read fails on purpose, and how: 0 or a positive errno. */
 static int injected(struct df_fill *fill, bool may_block)
 {
@@ -51,7 +57,13 @@ static int injected(struct df_fill *fill, bool may_block)
 	}
 	pthread_mutex_unlock(&file->lock);
 	error = source_ask(&file->source, &ask, &truncate);
-	return truncate != SOURCE_UNTRUNCATED ? -change_truncate(file, truncate) : error;
+	if (truncate == SOURCE_UNTRUNCATED)
+		return error;
+	/* No call of the file server's: it is news to it, whether it looks during this or after. */
+	report_size(file);
+	error = -change_truncate(file, truncate);
+	report_size(file);
+	return error;
 }
 
 /* Put `got` bytes read at `start` into the page cache.  A last page that is partly

@@ -6,12 +6,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/magic.h>
+#include <stdio.h>
 #include <sys/mman.h>
 #include <sys/uio.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
 #include "base/thread.h"
+#include "base/cleanup.h"
 #include "source.h"
 
 /* File systems whose inodes are in the kernel's memory, and whose reads can be asked not to wait.
@@ -168,7 +170,15 @@ int64_t source_write(const struct df_source *source, const void *from, uint64_t 
 
 int source_truncate(const struct df_source *source, uint64_t size)
 {
-	return ftruncate(source->fd, (off_t)size) ? -errno : 0;
+	int opened CLEANUP_CLOSE = -1, fd = source->fd;
+	char path[64];
+
+	/* A rule truncates what nobody has opened for writing, too. */
+	if (!source->writable) {
+		snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+		fd = opened = open(path, O_WRONLY | O_CLOEXEC);
+	}
+	return fd < 0 || ftruncate(fd, (off_t)size) ? -errno : 0;
 }
 
 int source_sync(const struct df_source *source, bool datasync)

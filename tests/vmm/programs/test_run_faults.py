@@ -159,6 +159,34 @@ def test_truncate_rule_is_a_truncation_at_that_moment(run_host: RunningHost, map
     assert (run_host.source / "f").stat().st_size == 8 * 4096
 
 
+@pytest.mark.parametrize("mode", ["O_RDONLY", "O_RDWR"])
+@pytest.mark.parametrize("kind", ["MAP_SHARED", "MAP_PRIVATE"])
+def test_truncate_rule_truncates_for_readers_too_and_the_size_is_soon_the_new_one(
+    run_host: RunningHost, mode: str, kind: str
+) -> None:
+    (run_host.source / "r").write_bytes(b"r" * 65536)
+    run_host.inject("truncate=8K,file=r,nth=3,count=1")
+    script = f"""if True:
+        import daxfault, mmap, os, time
+        fd = os.open("r", os.{mode})
+        m = mmap.mmap(fd, 65536, flags=mmap.{kind}, prot=mmap.PROT_READ)
+        failed = []
+        for at in range(0, 65536, 4096):
+            try:
+                with daxfault.guard():
+                    m[at]
+            except daxfault.MappingError:
+                failed.append(at)
+        began = time.monotonic()
+        while os.fstat(fd).st_size != 8192:  # it was a second: attr_timeout
+            assert time.monotonic() - began < 0.5
+        print(failed[0], len(failed))
+        """
+    assert run_host.python(script) == "8192 14\n"
+    run_host.ask("remove")
+    assert (run_host.source / "r").stat().st_size == 8192
+
+
 def test_delay_holds_an_access_up_and_then_gives_the_page(run_host: RunningHost, mapper: Mapper) -> None:
     run_host.inject("delay=0.4,file=f,offset=4K-8K")
     mapper("map m f 0 8p r s")
