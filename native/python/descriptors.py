@@ -34,6 +34,12 @@ def for_file(fd: int) -> int:
     return check(lib.df_reserve(fd, lib.DF_RESERVE_FILES), "descriptors")
 
 
+def connections_of_one_process() -> int:
+    """How many connections one process may have: with them it takes a third of what there is."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(4, soft // 16)
+
+
 def room_for_guest() -> bool:
     """Whether another guest can be served."""
     try:

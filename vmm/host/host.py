@@ -8,6 +8,7 @@ event loop delays an error.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import errno
 import functools
@@ -24,7 +25,7 @@ import trio
 
 from daxfault import native
 from daxfault.native import Answer, Engine, Failure, Guest
-from daxfault.native.descriptors import room_for_guest
+from daxfault.native.descriptors import connections_of_one_process, room_for_guest
 from daxfault.native.wire import ProtocolError
 from daxfault.vmm.designs import Design, Verdict
 from daxfault.vmm.errors import alone, logged
@@ -36,7 +37,8 @@ from daxfault.vmm.host.watchdog import Loop, Watchdog
 
 log = logging.getLogger(__name__)
 
-_REFUSED_SECONDS = 1.0  # time to receive the message of a peer that is refused
+_REFUSED_SECONDS = 1.0  # how long a peer may take to send the request that is refused
+_REFUSED_MAX = 8  # peers that are refused at a time; the connections of others are closed
 # accept(2): the peer has left already, or a resource is used up at the moment
 _ACCEPT_LATER = (errno.ECONNABORTED, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -75,6 +77,8 @@ class Host:
         self.healer = Healer(native.File.by_id)
         self._watchdog = watchdog
         self._sessions: dict[int, Served] = {}
+        self._connections: collections.Counter[int] = collections.Counter()  # by process
+        self._refused = 0  # peers whose connection is not closed yet
         self._ended = threading.Event()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._decide_all, name="df-policy", daemon=True)
@@ -194,15 +198,30 @@ class Host:
         if uid not in users:
             log.warning("guest %d: refused, it runs as user %d", pid, uid)
             sock.close()
-        elif not room_for_guest():
+        elif self._connections[pid] >= connections_of_one_process() or not room_for_guest():
             log.warning("guest %d: refused, descriptors run out", pid)
             nursery.start_soon(self._refuse, Peer(sock, pid))
         else:
-            nursery.start_soon(self.serve, make(sock, pid))
+            self._connections[pid] += 1
+            nursery.start_soon(self._serve_peer, make(sock, pid), pid)
+
+    async def _serve_peer(self, session: Served, pid: int) -> None:
+        try:
+            await self.serve(session)
+        finally:
+            self._connections[pid] -= 1
+            if not self._connections[pid]:
+                del self._connections[pid]
 
     async def _refuse(self, peer: Peer) -> None:
-        with contextlib.closing(peer), contextlib.suppress(OSError), trio.move_on_after(_REFUSED_SECONDS):
-            await peer.refuse(errno.EMFILE)
+        self._refused += 1
+        try:
+            with contextlib.suppress(OSError), trio.move_on_after(_REFUSED_SECONDS):
+                if self._refused <= _REFUSED_MAX:
+                    await peer.refuse(errno.EMFILE)
+        finally:
+            self._refused -= 1
+            peer.close()
 
     @staticmethod
     async def _until_gone(session: Served, scope: trio.CancelScope) -> None:

@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """A host that is out of descriptors: what needs one more is refused, alone, and all else goes on."""
 
+import contextlib
+import errno
 import os
 import resource
 import subprocess
 import sys
 from pathlib import Path
 
+import messages
 import pytest
 from command_line import environment
+from messages import GONE
 from needs import require
 from patience import PATIENCE
+from raw_guest import uffd
+from raw_program import RawProgram
 from run_host import Place, RunningHost, require_programs
 
 PROGRAM = Path(__file__).resolve().parents[2] / "programs" / "descriptors.py"
@@ -80,3 +86,26 @@ def test_soft_limit_is_raised_for_the_host_and_restored_for_the_program(place: P
         """
     program = ["env", "-C", place.mount, sys.executable, "-c", script]
     assert limited(place, 200, *program, soft_only=True) == f"200 {hard} 0\n"
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_process_with_too_many_connections_is_refused_and_others_are_served(
+    tmp_path: Path, served: bool
+) -> None:
+    with RunningHost(tmp_path) as host, contextlib.ExitStack() as held:
+        resource.prlimit(host.process.pid, resource.RLIMIT_NOFILE, (300, 300))
+        (host.source / "a").write_bytes(b"A" * 4096)
+        errors = []
+        for _ in range(100):
+            program = RawProgram(host.programs_environment["DAXFAULT_SOCKET"])
+            held.callback(program.close)
+            errors.append(program.ask(messages.attach()))
+            if served and not errors[-1]:
+                fd = uffd(None)
+                errors[-1] = program.ask(messages.serve(), fd)
+                os.close(fd)
+        assert errors[0] == 0
+        assert errno.EMFILE in errors
+        assert set(errors) <= {0, errno.EMFILE, GONE}
+        script = "import mmap, os; print(mmap.mmap(os.open('a', os.O_RDWR), 4096)[0])"
+        assert [host.python(script) for _ in range(3)] == ["65\n"] * 3
