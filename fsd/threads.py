@@ -7,7 +7,7 @@ A call on names or attributes is made at once, in the trio thread: it costs less
 another thread, and it makes each of these requests one atomic step on the inode table.  A call that
 waits for storage (a read that misses the page cache, a write when storage is slow, truncate, fsync,
 listing a directory) runs in a worker thread, so that one slow file does not stop the mount.  A backing
-file system that does not even answer stat(2) does stop it.
+file system that is not local is first asked in a thread whether it answers at all (locality.py).
 
 Each file has a few threads of its own: one whose backing file does not answer holds up those who wait for
 it, and no other file.  A call that waits for an answer of this mount (cache invalidation waits for reads
