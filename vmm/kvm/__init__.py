@@ -3,12 +3,12 @@
 
     window       the memory under the window's memslot, and the rescues that make a dead tail fail
     uffd_memory  memory for it whose faults this process serves
-    decode       which memory an instruction touches
-    fault        which access an exit is about, and the evidence for it
+    decode       the memory operands of an instruction
+    fault        the access that caused an exit, and the evidence for it
     inject       reports to the guest
-    detector     a vCPU that faults without end, by KVM's statistics
+    detector     detects a vCPU in a fault loop, by KVM's statistics
     machine      all of them together
-    probe        daxfault-kvm-probe, and its answers in words
+    probe        runs daxfault-kvm-probe, and names its answers
 
-Scripts for the guest are native's (kvm_script).  The decision which access failed uses nothing of them.
+Scripts for the guest are in native (kvm_script); fault does not use them to find the access.
 """

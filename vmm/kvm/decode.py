@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which memory an x86-64 instruction touches: enough of the instruction set to say where an
-access failed, when KVM does not.
+"""The memory operands of x86-64 instructions, to find a failed access when KVM does not report it.
 
-Owns no state.  What it does not know it does not guess: None.  The loads, stores, arithmetic
-and string instructions that compilers make of memcpy, get_user and plain C are there; vector
-instructions are not.  Source: Intel SDM volume 2, chapter 2 and appendix A.
+Owns no state.  The result for an unknown instruction is None, never a guess.  Covers the loads, stores,
+arithmetic and string instructions that compilers generate for memcpy, get_user and plain C, but no
+vector instructions.  Source: Intel SDM volume 2, chapter 2 and appendix A.
 """
 
 from __future__ import annotations
@@ -66,8 +65,8 @@ class Operand:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Instruction:
-    """`length` is the instruction's own.  `step`: a string instruction's, else 0; `source`: the
-    register that a plain store writes."""
+    """`length` is that of the instruction, in bytes.  `step`: of a string instruction, otherwise 0;
+    `source`: the register whose value a plain store writes."""
 
     length: int
     operands: tuple[Operand, ...]
@@ -92,8 +91,8 @@ class _Bytes:
 
 
 def decode(code: bytes, registers: Registers, rip: int) -> Instruction | None:
-    """The instruction at `rip`, whose bytes begin `code`, if it was to run with `registers`; None when it
-    is not known, or not all there."""
+    """Decode the instruction at `rip`, which `code` begins with, as run with `registers`; None when it is
+    unknown or incomplete."""
     try:
         return _decode(_Bytes(code), registers, rip)
     except IndexError:
@@ -115,7 +114,7 @@ def _decode(code: _Bytes, registers: Registers, rip: int) -> Instruction | None:
     if byte == 0x0F:
         form = _TWO.get(code.next())
     elif byte in (0xF6, 0xF7, 0xFF):
-        return None  # what they do is in the register field; no compiler reads the window so
+        return None  # the register field selects the operation; compilers do not use them for such reads
     else:
         form = _ONE.get(byte)
     if form is None:

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A vCPU that faults without end, detected from KVM's statistics alone.
+"""Detects a vCPU in a fault loop, from KVM's statistics alone.
 
 Owns the rule.  Must not act on the vCPU.
 
-`pf_taken` counts the faults KVM took, `pf_fixed` those it resolved (arch/x86/kvm/mmu/mmu.c,
-kvm_mmu_do_page_fault()).  A vCPU that makes progress has one fixed for each one or two taken;
-one in the loop has none, with async page faults (1,000 to 6,000 a second) or without, halted by
-KVM and woken over and over (10,000 to 40,000).  A slow page can look the same for a while: this is
-a suspicion, and an action upon it must not harm a guest that only waits.
+`pf_taken` counts the faults that KVM took, `pf_fixed` those it resolved (arch/x86/kvm/mmu/mmu.c,
+kvm_mmu_do_page_fault()).  A vCPU that makes progress has one fixed for each one or two taken.  In the
+loop none is fixed, with async page faults (1,000 to 6,000 faults per second) or without, when KVM halts
+and wakes it repeatedly (10,000 to 40,000).  A slow page can look the same for a while.  So this is a
+suspicion, and a reaction to it must not harm a guest that only waits.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FAULTS = 4
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Suspicion:
-    """`faults` in `seconds`, none of them fixed."""
+    """`faults` in `seconds`, none of them resolved."""
 
     vcpu: int
     faults: int
@@ -27,7 +27,7 @@ class Suspicion:
 
 
 class Detector:
-    """The rule for one vCPU.  Fed with time in seconds and the vCPU's faults so far (Kvm.faults())."""
+    """The rule for one vCPU.  Its input is the time in seconds and the fault counts of Kvm.faults()."""
 
     def __init__(self, vcpu: int, faults: int = FAULTS) -> None:
         self._vcpu = vcpu
@@ -36,7 +36,7 @@ class Detector:
         self._since = 0.0
 
     def reset(self) -> None:
-        """The vCPU was stopped, or starts something new."""
+        """Start again: the vCPU was stopped, or runs a new script."""
         self._fixed = -1
 
     def look(self, now: float, taken: int, fixed: int) -> Suspicion | None:

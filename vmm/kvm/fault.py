@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which access an exit is about.
+"""Finds the access that caused an exit.
 
-Owns the place of the access, and the evidence for it.  Must not know the guest's script, and must not
-change the machine.
+Owns the address of the access, and the evidence for it.  Must not know the guest's script, nor change
+the machine.
 
 | exit   | KVM says          | the rest |
 |--------|-------------------|----------|
@@ -10,8 +10,8 @@ change the machine.
 | SIGBUS | the page's hva    | the operand in that page; none: another context; the retry shows it |
 | MMIO   | the gpa, all bits | the operand there.  A store's rip has moved on: the store before it |
 
-MMIO is also the exit for memory that an instruction which KVM emulates cannot reach: the
-hva is poisoned, PROT_NONE or past EOF, and the gpa well inside the memslot (emulator_read_write(),
+MMIO is also the exit when KVM emulates an instruction and cannot access the memory: the hva is
+poisoned, PROT_NONE or past EOF, while the gpa is inside the memslot (emulator_read_write(),
 arch/x86/kvm/x86.c).  PVM emulates all of ring 0.
 """
 
@@ -31,8 +31,8 @@ class Fault:
     """An access of the guest that failed.
 
     `by`: "exit", "siginfo" or "decoded", for the gpa; the gva is decoded in any case.
-    `registers`: as they were before the instruction, at which `rip` is.  `doubtful`: nothing known
-    is dead there; the memslot may have changed just then, and the access is to be tried again.
+    `registers`: before the instruction, with `rip` at it.  `doubtful`: no page there is known to be dead;
+    the memslot may have changed at that time, so let the guest repeat the access.
     """
 
     vcpu: int
@@ -50,9 +50,9 @@ class Fault:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Unknown:
-    """The access that failed is not known; `why` is for a person.
+    """The failed access is unknown; `why` is a message for the user.
 
-    `elsewhere`: the vCPU is not where the fault was, so it may go on: the access will be repeated.
+    `elsewhere`: the vCPU is not at the access, so it can go on, and repeats the access later.
     """
 
     why: str
@@ -60,8 +60,8 @@ class Unknown:
 
 
 def code_at(kvm: Kvm, vcpu: int, gva: int, length: int) -> bytes:
-    """The bytes there, as many as the guest's page tables and its memory have; instructions in the
-    window are not looked at, for that would be touching it."""
+    """The bytes at `gva`, as far as the guest's page tables map them to its memory; never reads the
+    window, because that would touch it."""
     found = b""
     while len(found) < length:
         at = gva + len(found)
@@ -74,7 +74,7 @@ def code_at(kvm: Kvm, vcpu: int, gva: int, length: int) -> bytes:
 
 
 def locate(kvm: Kvm, window: Window, exit: Exit) -> Fault | Unknown:
-    """The access that an EFAULT, SIGBUS, MMIO or MEMORY exit was about.  May block (fstat)."""
+    """The access that caused an EFAULT, SIGBUS, MMIO or MEMORY exit.  May block (fstat)."""
     registers = kvm.registers(exit.vcpu)
     if exit.kind is ExitKind.MMIO:
         return _of_mmio(kvm, window, exit, registers)
@@ -116,7 +116,7 @@ def _operand(
 
 def _of_mmio(kvm: Kvm, window: Window, exit: Exit, registers: Registers) -> Fault | Unknown:
     if not 0 <= exit.gpa - WINDOW < WINDOW_LENGTH:
-        return Unknown(f"MMIO at {exit.gpa:#x}, where nothing is")
+        return Unknown(f"MMIO at {exit.gpa:#x}, which is in no memslot")
     if exit.write:
         fault = _of_store(kvm, exit, registers)
     else:
@@ -130,11 +130,11 @@ def _of_mmio(kvm: Kvm, window: Window, exit: Exit, registers: Registers) -> Faul
 
 
 def _of_store(kvm: Kvm, exit: Exit, registers: Registers) -> Fault | Unknown:
-    """The registers are those after it: find the store that ends where rip is, and undo it."""
+    """KVM has advanced rip: find the store that ends at rip, and restore the registers before it."""
     code = code_at(kvm, exit.vcpu, registers.rip - MOST, 2 * MOST)
     found: list[Fault] = []
-    # from the longest on: a prefix belongs to its instruction.  Length 0: rip has not moved,
-    # a string instruction with more to do.
+    # longest first: a prefix belongs to its instruction.  Length 0: a string instruction that has
+    # not finished, so rip has not moved.
     for length in (*range(MOST, 0, -1), 0):
         rip = registers.rip - length
         before = dataclasses.replace(registers, rip=rip)
@@ -159,7 +159,7 @@ def _of_store(kvm: Kvm, exit: Exit, registers: Registers) -> Fault | Unknown:
 
 
 def _stepped_back(registers: Registers, instruction: Instruction) -> Registers:
-    """Before the last step of a string instruction; lods is no store, and movs and stos move rdi."""
+    """The registers before the last step of a string store, movs or stos, which advance rdi."""
     step, mask = instruction.step, (1 << 64) - 1
     reads = any(not operand.write for operand in instruction.operands) or not instruction.operands
     return dataclasses.replace(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reporting a failed access to the guest.
 
-Owns the choice of the way; native/kvm/report.c has what is written.  Must be called only with the vCPU
-stopped at the access: an exception hits whatever stands at rip.
+Owns the choice of the mechanism; native/kvm/report.c implements it.  The vCPU must be stopped at the
+access, because an exception is taken at the current rip.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from daxfault.vmm.kvm.fault import Fault
 
 
 class Injection(enum.StrEnum):
-    """How the report reaches the guest."""
+    """The mechanism of a report to the guest."""
 
     AREA = "area"  # reason and gva in the async_pf area, and #PF: RFC v1 of the series
     PF = "pf"  # #PF with a bit in its error code
@@ -34,7 +34,7 @@ _VIA: dict[Injection, Via] = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reported:
-    """A report; `asked` differs from `how` when that could not be delivered."""
+    """A report; `how` differs from `asked` when that could not be delivered, for the reason `why`."""
 
     fault: Fault
     asked: Injection
@@ -45,8 +45,8 @@ class Reported:
 
 
 def inject(kvm: Kvm, fault: Fault, asked: Injection) -> Reported | None:
-    """Report to the guest; None when another event is still to be delivered to it, or it has not read the
-    last report: then the vCPU goes on, and repeats the access."""
+    """Report to the guest; None when another event is pending, or the guest has not read the last report:
+    the vCPU then goes on, and repeats the access."""
     now = kvm.registers(fault.vcpu)
     if now.exception:
         return None

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The KVM guest as its host runs it: scripts in, results out, and every exit answered.
+"""Runs the KVM guest: sends scripts, returns results, and handles every exit.
 
-Owns the machine's life, and the answer to each exit: a doorbell is a result, an access that
-failed is reported to the guest, a loop is rescued, anything else ends the guest with a dump.
+Owns the machine's lifetime, and the handling of exits: a doorbell is a result, a failed access is
+reported to the guest, a loop is rescued, any other exit ends the guest with a dump.
 
     async with machine(lambda: FileMemory(fd), rescue=Rescue.UNMAP) as guest:
         results = await guest.run(async_pf(), Step(Op.LOAD, offset=4096))
@@ -38,7 +38,7 @@ FAILED = (ExitKind.EFAULT, ExitKind.SIGBUS, ExitKind.MMIO, ExitKind.MEMORY)
 
 
 class GuestEnded(DaxfaultError):
-    """The guest was ended: it broke down, or asked for more than it may have.  The message has the dump."""
+    """The guest was ended: it failed, or broke its limits.  The message has the dump."""
 
 
 class GuestPanicked(GuestEnded):
@@ -46,12 +46,12 @@ class GuestPanicked(GuestEnded):
 
 
 class GuestStopped(GuestEnded):
-    """An access failed openly, and the guest gets no report: its vCPU is not resumed."""
+    """An access failed with an exit, and the guest gets no report: its vCPU is not resumed."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rescued:
-    """A loop that was ended.  `work`: seconds that the rescue took; `at`: when it was done, in ns of
+    """A loop that was ended.  `work`: duration of the rescue in seconds; `at`: its end, in ns of
     CLOCK_MONOTONIC."""
 
     suspicion: Suspicion
@@ -71,12 +71,12 @@ class Vcpu:
         self.wake = trio.Event()
         self.running = False
         self.deferred = 0
-        self.doubted: int | None = None  # the gpa of an access that is being tried again
+        self.doubted: int | None = None  # the gpa of a doubtful access that the guest repeats
 
 
 class Machine:
-    """Made by machine().  `reported` and `rescued` are what was done, oldest first; `helpless` counts the
-    suspicions on which no rescue could help, since nothing that can be known to be dead is."""
+    """Made by machine().  `reported` and `rescued` list the reports and rescues, oldest first; `helpless`
+    counts suspicions without a rescue, because no part of the window was known to be dead."""
 
     def __init__(self, kvm: Kvm, window: Window, rescue: Rescue | None, injection: Injection | None) -> None:
         self.kvm = kvm
@@ -88,14 +88,14 @@ class Machine:
         self.helpless = 0
         self.deferred = 0
         self.ended: GuestEnded | None = None
-        # the window is being changed, or asked: a report to a vCPU comes after the rescue that led to it;
-        # for threads, since it is held while our own mount may be asked
+        # held while the window is changed or read, so that a report follows the rescue that caused it;
+        # a lock for threads, because its holder may wait for our own mount
         self._changing = threading.Lock()
         self.vcpus = tuple(Vcpu(kvm, number) for number in range(kvm.vcpus))
 
     async def boot(self) -> None:
-        """Have every vCPU wait for its first script.  Unsupported: it does not get so far, and the guest has
-        done nothing yet but start.  So this KVM cannot run the code of a CPU, in spite of its abilities."""
+        """Start every vCPU, until it waits for its first script.  Unsupported if one fails before that: this
+        KVM cannot run the guest, although it reports the needed abilities."""
         for vcpu in self.vcpus:
             self._go(vcpu.number)
             try:
@@ -104,13 +104,13 @@ class Machine:
                 raise Unsupported(f"/dev/kvm: the guest's CPU cannot run the guest: {e}") from e
 
     async def run(self, *steps: Step, vcpu: int = 0, seconds: float = 10.0) -> list[Result]:
-        """Run a script; -> a result for each step.  GuestEnded when the guest does not come back
-        with one, also for want of `seconds`."""
+        """Run a script; -> a result for each step.  GuestEnded when the guest fails, or does not finish in
+        `seconds`."""
         self.start(*steps, vcpu=vcpu)
         return await self.finish(len(steps), vcpu=vcpu, seconds=seconds)
 
     def start(self, *steps: Step, vcpu: int = 0) -> None:
-        """Have it run; finish() must be called."""
+        """Start a script; finish() must be called."""
         self._alive()
         self.vcpus[vcpu].mailbox.write(steps)
         self._go(vcpu)
@@ -134,8 +134,8 @@ class Machine:
 
     @contextlib.asynccontextmanager
     async def paused(self, vcpu: int = 0) -> AsyncIterator[bool]:
-        """A vCPU stopped in the middle of its script, so that what the guest and KVM count can be compared;
-        it goes on afterwards.  False: the script has ended."""
+        """Stop a vCPU during its script while the body runs, so that the counts of guest and KVM can be
+        compared.  False: the script has ended."""
         me = self.vcpus[vcpu]
         await self._stop(me)
         self._alive()
@@ -147,13 +147,13 @@ class Machine:
                 self._go(vcpu)
 
     async def revive(self) -> None:
-        """The file has grown again, and no vCPU runs: let the guest see it."""
+        """Map the file again after it has grown.  ValueError when a vCPU runs."""
         if any(vcpu.running for vcpu in self.vcpus):
             raise ValueError("a vCPU runs")
         await trio.to_thread.run_sync(self._locked, self.window.revive)
 
     def dump(self, vcpu: int) -> str:
-        """What is known of a vCPU, for a person."""
+        """The state of a vCPU as text."""
         return _dump(self.kvm, self.vcpus[vcpu])
 
     # ------------------------------------------------------------- the machinery
@@ -170,7 +170,7 @@ class Machine:
 
     async def _stop(self, me: Vcpu) -> None:
         self.kvm.stop(me.number)
-        with trio.move_on_after(5):  # in an uninterruptible wait, nothing helps
+        with trio.move_on_after(5):  # a vCPU in an uninterruptible wait cannot be stopped
             while me.running:
                 await me.wake.wait()
 
@@ -179,7 +179,7 @@ class Machine:
         me.wake.set()
 
     def _end(self, me: Vcpu, why: str, kind: type[GuestEnded] = GuestEnded) -> GuestEnded:
-        """The machine is of no use any more: whatever waits for it fails."""
+        """End the machine: tasks that wait for it fail."""
         if self.ended is None:
             self.ended = kind(f"vCPU {me.number}: {why}\n{_dump(self.kvm, me)}")
         for vcpu in self.vcpus:
@@ -200,9 +200,9 @@ class Machine:
             return call(*args, **kwargs)
 
     async def watch(self) -> None:
-        """Look for loops until cancelled; without KVM's statistics there is nothing to look at.
+        """Detect loops until cancelled; does nothing without KVM's statistics.
 
-        In a thread of its own: a rescue may have to wait for our own mount, and must not wait for a thread.
+        Runs in a separate thread: a rescue may wait for our own mount, and must not wait for a thread.
         """
         stop = threading.Event()
         async with trio.open_nursery() as nursery:
@@ -250,7 +250,7 @@ class Machine:
             return
         found = await trio.to_thread.run_sync(self._locked, locate, self.kvm, self.window, exit)
         if isinstance(found, Unknown) and not found.elsewhere:
-            self._end(me, f"an access failed, and which one is not known: {found.why}")
+            self._end(me, f"an access failed, but it is unknown which: {found.why}")
             return
         report = None
         if isinstance(found, Fault):
@@ -261,7 +261,7 @@ class Machine:
                 me.doubted = None
                 report = inject(self.kvm, found, self.injection)
         if report is None:
-            # nothing is lost: the access is repeated, and fails again for as long as it has reason to
+            # the guest repeats the access, which fails again if the page is still dead
             self.deferred += 1
             me.deferred += 1
             if me.deferred > _DEFERRALS:
@@ -285,9 +285,9 @@ async def machine(
     rescue: Rescue | None = Rescue.UNMAP,
     injection: Injection | None = Injection.AREA,
 ) -> AsyncIterator[Machine]:
-    """A machine whose vCPUs wait for their first script.  `memory` is called in a thread, since it may
-    open files of our own mount, which also serves what the guest touches.  Without a rescue a loop does
-    not end; without an injection the first access that fails openly ends the guest (GuestStopped).
+    """A machine whose vCPUs wait for their first script.  `memory` is called in a thread, because it may
+    open files of our own mount.  Without a rescue a loop does not end; without an injection the first
+    access that fails with an exit ends the guest (GuestStopped).
 
     Unsupported when this machine has no KVM that can run it.
     """
@@ -309,7 +309,7 @@ async def machine(
             nursery.cancel_scope.cancel()
     finally:
         with trio.CancelScope(shield=True):
-            # a vCPU may wait for a page of our own mount, which must go on being served meanwhile
+            # in a thread: a vCPU may wait for a page of our own mount, which must still be served
             await trio.to_thread.run_sync(under.release)
             if kvm is not None:
                 await trio.to_thread.run_sync(kvm.close)
@@ -345,7 +345,7 @@ def _dump(kvm: Kvm, me: Vcpu) -> str:
 
 
 def exit_line(exit: Exit) -> str:
-    """An exit, for a person."""
+    """An exit as text."""
     parts = [f"{exit.time_ns / 1e9:.6f} {exit.kind.name}"]
     parts += [f"{name} {getattr(exit, name):#x}" for name in ("gpa", "hva", "value") if getattr(exit, name)]
     if exit.error:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this kernel's KVM makes of a page that is gone: daxfault-kvm-probe, run and understood.
+"""Runs daxfault-kvm-probe, which tries how this kernel's KVM handles an access to a removed page.
 
-Owns the child process and the words for its answers.  Must not ask KVM itself: that is
-native/kvm/probe_main.c's, which also runs where there is no Python.  docs/kvm.md has the keys.
+Owns the child process and the words for its answers.  Must not use KVM itself: native/kvm/probe_main.c
+does, which also runs without Python.  docs/kvm.md explains the keys.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from daxfault.native.kvm import probe_program
 from daxfault.vmm.errors import DaxfaultError, Unsupported
 
 SCHEMA = 1
-# beyond the program's own 120 s
+# longer than the program's own limit of 120 s
 _LIMIT_SECONDS = 130
 
 Answers = dict[str, Any]
 
 
 def probe(program: Path | None = None) -> Answers:
-    """Ask; takes about two seconds.  `usable` is false where KVM cannot be used, and `reason` says why.
+    """Run the probe; takes about two seconds.  `usable` is false if KVM cannot be used, for the `reason`.
 
-    Unsupported when there is no answer at all.
+    Unsupported when the probe gives no answer.
     """
     program = program or probe_program()
     try:
@@ -45,20 +45,20 @@ def _run(program: Path) -> tuple[str, str]:
         try:
             return child.communicate(timeout=_LIMIT_SECONDS)
         finally:
-            # subprocess.run() would not wait for it after Ctrl-C, and a machine takes its time to go
+            # subprocess.run() would not wait for it after Ctrl-C, and a machine takes time to end
             child.kill()
             child.wait()
 
 
 def understand(text: str) -> Answers:
-    """The program's output; DaxfaultError when it is not that."""
+    """Parse the program's output; DaxfaultError when it is invalid."""
     try:
         answers = json.loads(text)
     except json.JSONDecodeError as e:
-        raise DaxfaultError(f"daxfault-kvm-probe: its answer is no JSON: {e}") from e
+        raise DaxfaultError(f"daxfault-kvm-probe: its answer is not JSON: {e}") from e
     if not isinstance(answers, dict) or answers.get("schema") != SCHEMA:
         raise DaxfaultError(
-            f"daxfault-kvm-probe: its answer is not of schema {SCHEMA}: was it built with this?"
+            f"daxfault-kvm-probe: its answer is not of schema {SCHEMA}: is it of this version?"
         )
     return answers
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory under the window whose faults this process serves: by the engine, or page by page for experiments.
+"""Memory under the window whose faults this process serves: by the engine, or per page for experiments.
 
-Owns the userfaultfd and its reader.  A fault that fails here is poisoned: KVM then raises
-SIGBUS in the vCPU's thread, and never loops (kvm_send_hwpoison_signal(), arch/x86/kvm/mmu/mmu.c).
+Owns the userfaultfd and its reader.  The page of a failed fault is poisoned: KVM then raises SIGBUS in
+the vCPU's thread, and never loops (kvm_send_hwpoison_signal(), arch/x86/kvm/mmu/mmu.c).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from daxfault.vmm.host.uffd_features import bits, has
 
 
 class CachedMemory:
-    """A file's page cache, its pages installed by the engine's threads; `file` stays the caller's.
+    """A file's page cache, whose pages the engine's threads install; the caller still owns `file`.
 
-    The engine knows the file's length: it installs nothing past it, and there is nothing to rescue.
+    The engine knows the file's length and installs no page past it, so no rescue is needed.
     """
 
     def __init__(self, engine: Engine, file: native.File, offset: int = 0) -> None:
@@ -48,7 +48,7 @@ class CachedMemory:
         return WINDOW_LENGTH
 
     def revive(self, start: int) -> None:
-        """Errors heal by themselves."""
+        """Does nothing: the engine heals pages itself."""
 
     async def serve(self) -> None:
         """Answer the engine's failures until cancelled."""
@@ -74,10 +74,10 @@ class Reply(enum.Enum):
 
 
 class AnonymousMemory:
-    """Anonymous memory, each page of which is copied, or poisoned, `delay` seconds after the fault: for
-    experiments and probes.  A page begins with its number, 8 bytes, little-endian.
+    """Anonymous memory for experiments and probes: each page is copied, or poisoned, `delay` seconds
+    after its fault.  A page begins with its number, 8 bytes, little-endian.
 
-    `faults` counts them.  Served in Python: this is not for speed.
+    `faults` counts them.  Python serves the faults: it is slow.
     """
 
     def __init__(self, reply: Reply, *, delay: float = 0.0) -> None:
@@ -92,7 +92,7 @@ class AnonymousMemory:
         return WINDOW_LENGTH
 
     def revive(self, start: int) -> None:
-        """A page that was poisoned stays so."""
+        """Does nothing: a poisoned page stays poisoned."""
 
     async def serve(self) -> None:
         """Answer faults until cancelled."""
@@ -119,7 +119,8 @@ class AnonymousMemory:
             self._uffd.wake(page, PAGE_SIZE)  # two faults on one page
 
     def release(self) -> None:
-        """A vCPU that waits gets an error: closing the userfaultfd would give it zeros."""
+        """Poison all pages, so that a waiting vCPU gets an error; a close of the userfaultfd would give it
+        zeros."""
         for page in range(self.mapping.hva, self.mapping.hva + WINDOW_LENGTH, PAGE_SIZE):
             try:
                 self._uffd.poison(page, PAGE_SIZE)

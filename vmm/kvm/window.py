@@ -3,9 +3,9 @@
 
 Owns the mapping and the memslot's extent.  Must not run vCPUs, and must not touch the memory.
 
-A mapping of a truncated file does not fail in a way that KVM reports when the guest takes async
-page faults: the vCPU loops.  A rescue makes it fail openly.  It harms no guest, because the tail is
-dead in any case, so a suspicion suffices for it.
+When the guest uses async page faults, KVM does not report accesses past the end of a truncated file:
+the vCPU loops.  A rescue changes the mapping so that they cause an exit.  A suspicion is enough for it:
+it harms no guest, because the tail is dead in any case.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SLOT = 1
 
 
 class Rescue(enum.StrEnum):
-    """How a dead tail is made to fail, and the exit that the vCPU then takes."""
+    """The change that makes a dead tail fail, and the exit that it causes."""
 
     UNMAP = "unmap"  # the file is unmapped: EFAULT
     FORBID = "forbid"  # its mapping is made PROT_NONE: EFAULT
@@ -35,7 +35,7 @@ class Memory(Protocol):
     mapping: Mapping
 
     def live(self) -> int:
-        """Bytes from the start that are not dead; whole pages.  May block."""
+        """Bytes from the start that are not dead, whole pages.  May block."""
         ...
 
     def revive(self, start: int) -> None:
@@ -47,26 +47,26 @@ class Memory(Protocol):
         ...
 
     def release(self) -> None:
-        """Answer every fault with its page or an error, from now on: the machine ends.  May block."""
+        """Answer every pending and later fault with its page or an error: the machine ends.  May block."""
         ...
 
     def close(self) -> None: ...
 
 
 class FileMemory:
-    """A MAP_SHARED mapping of a file: the case of the 2020 series.  `fd` is taken over, closed in fact:
-    of a file of our own mount that is for a thread.
+    """A MAP_SHARED mapping of a file: the case of the 2020 series.  Takes over `fd` and closes it; for a
+    file of our own mount that must be done in a thread.
 
-    With `writable`, KVM leaves dirty what the guest has only read (kvm_release_page_dirty(); a load's
-    fault maps for writing where it may).  Of a file on a FUSE mount such pages are written back, and if it
-    was truncated behind the mount, that makes it longer again.
+    With `writable`, KVM marks pages dirty that the guest has only read (kvm_release_page_dirty(); a
+    load's fault maps for writing if it may).  On a FUSE mount these are written back, which extends a
+    file again that was truncated behind the mount.
     """
 
     def __init__(self, fd: int, offset: int = 0, *, writable: bool = True) -> None:
         self._offset = offset
         self._access = os.O_RDWR if writable else os.O_RDONLY
-        # Kept without access: at a kill the kernel closes what we have, and a descriptor of our own mount
-        # would then wait for an answer of ours (FUSE_FLUSH), for ever.
+        # Kept with O_PATH: when this process is killed, the kernel closes its descriptors, and a normal
+        # one of our own mount would wait for this process (FUSE_FLUSH): a deadlock.
         try:
             self._fd = self._reopen(fd, os.O_PATH)
             try:
@@ -93,10 +93,10 @@ class FileMemory:
             os.close(fd)
 
     async def serve(self) -> None:
-        """The kernel does."""
+        """Does nothing: the kernel serves the faults."""
 
     def release(self) -> None:
-        """The kernel does."""
+        """Does nothing: the kernel serves the faults."""
 
     def close(self) -> None:
         self.mapping.close()
@@ -113,7 +113,7 @@ class Window:
         self.hva = memory.mapping.hva
         self.rescued: Rescue | None = None
         self._kvm = kvm
-        self._failing = WINDOW_LENGTH  # from here on a rescue has made it fail
+        self._failing = WINDOW_LENGTH  # a rescue has made the part from here on fail
         kvm.memslot(SLOT, WINDOW, WINDOW_LENGTH, self.hva)
 
     def gpa_of(self, hva: int) -> int | None:
@@ -121,11 +121,11 @@ class Window:
         return WINDOW + offset if 0 <= offset < WINDOW_LENGTH else None
 
     def dead(self, gpa: int) -> bool:
-        """A guest's access there can only fail.  May block."""
+        """Whether a guest's access to `gpa` can only fail.  May block."""
         return 0 <= gpa - WINDOW < WINDOW_LENGTH and gpa - WINDOW >= min(self._failing, self.memory.live())
 
     def rescue(self, how: Rescue) -> bool:
-        """Make the dead tail fail openly; -> False when nothing is dead that does not fail already.
+        """Make accesses to the dead tail cause an exit; -> False when there is no new dead part.
         May block.  OSError when the kernel refuses."""
         start = self.memory.live()
         if start >= self._failing:
@@ -143,7 +143,7 @@ class Window:
         return True
 
     def revive(self) -> None:
-        """The file has grown: undo the rescue.  Every vCPU must have stopped.  May block."""
+        """Undo the rescue after the file has grown.  Every vCPU must have stopped.  May block."""
         if self.rescued is None:
             return
         if self.rescued is Rescue.SHRINK:
@@ -156,5 +156,5 @@ class Window:
         self._kvm.memslot(SLOT, WINDOW, length, self.hva)
 
     def close(self) -> None:
-        """After the machine has gone.  Safe to call twice."""
+        """Free the memory, after the machine has been closed.  Safe to call twice."""
         self.memory.close()

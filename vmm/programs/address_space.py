@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a process has mapped, as its /proc/PID/maps says (proc_pid_maps(5)).
+"""The mappings of a process, from /proc/PID/maps (proc_pid_maps(5)).
 
-Owns reading that file in Python.  Must not import what a program that is not served would not need:
-daxfault.guard() uses it.
+Owns reading that file in Python.  Must not import modules of the host: daxfault.guard() uses it in
+programs without one.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ def areas(task: int | str) -> list[Area]:
 
 
 def area_at(areas: list[Area], address: int) -> Area | None:
-    """The mapping that holds `address`."""
+    """The mapping that contains `address`, or None."""
     return next((area for area in areas if area.start <= address < area.end), None)
 
 
 def described(areas: list[Area], address: int) -> str:
-    """`address` as module+offset, which addr2line(1) takes, or as it is."""
+    """`address` as module+offset, the form of addr2line(1), or in hexadecimal without a module."""
     area = area_at(areas, address)
     if area is None or not area.path:
         return hex(address)

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Requests to a running host: its rules, its records, the environment of its programs.
 
-Owns where the host of a mount is found, and the requests: one JSON object a line each
-way, on a unix socket.  Must not know the command line.
+Owns finding the host of a mount, and the requests: one JSON object per line in each direction, on a
+unix socket.  Must not know the command line.
 
     {"do": "inject", "rule": "EIO,file=*.db"}  ->  {"is": 1}, the rule's id
     {"do": "remove", "id": 1}                  ->  {"is": 1}, how many; without id: all
     {"do": "rules"}                            ->  {"is": [{"id", "rule", "on"}, ...]}
     {"do": "records"}                          ->  {"is": [...]}, the newest failed faults
     {"do": "failed", "pid": 5, "file": 1, "offset": 4096}
-                                               ->  {"is": {"path", "errno", "reason"}}, of a page that
-                                                   this process could not touch; file: of memfd:daxfault:1
-    {"do": "unwritten"}                        ->  {"is": [{"file", "bytes", "error"}, ...]}, what programs
-                                                   stored and could not be written back the last time
+                                               ->  {"is": {"path", "errno", "reason"}}, of a page whose
+                                                   access by this process failed; file 1: memfd:daxfault:1
+    {"do": "unwritten"}                        ->  {"is": [{"file", "bytes", "error"}, ...]}, stores of
+                                                   programs that the last write-back could not write
     {"do": "write_back"}                       ->  the same, after another attempt
     {"do": "status"}                           ->  {"is": {...}}, counters and memory
 
@@ -62,11 +62,11 @@ class Control:
     async def listen(
         self, device: int, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Answer for the mount with this st_dev, for ever; this user and root only."""
+        """Answer requests for the mount with this st_dev until cancelled; this user and root only."""
         sockets.make_directory()
         path = sockets.control(device)
         with contextlib.suppress(FileNotFoundError):
-            path.unlink()  # of a host that was killed: no two mounts have one st_dev
+            path.unlink()  # left by a killed host: an st_dev belongs to one mount only
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as listener:
             listener.bind(os.fspath(path))
             ours = path.stat()
@@ -77,7 +77,7 @@ class Control:
                 task_status.started()
                 await trio.serve_listeners(self._talk, [server])
             finally:
-                # if our mount ended first, another mount may have its st_dev
+                # if our mount ended first, another mount may have its st_dev now
                 with contextlib.suppress(FileNotFoundError):
                     if os.path.samestat(path.stat(), ours):
                         path.unlink()
@@ -133,7 +133,7 @@ class Control:
         held = self._programs.files.find(file)
         if held is None:
             return {"path": None, "errno": None, "reason": None}
-        # past the end the kernel itself failed it, and there is no record
+        # past the end the kernel itself fails the access, without a record
         if offset >= held.file.size:
             return {"path": held.name, "errno": "EFAULT", "reason": "eof"}
         page = offset // native.PAGE_SIZE * native.PAGE_SIZE
@@ -164,10 +164,10 @@ class Control:
 
 
 def ask(mount: str | os.PathLike[str], do: str, **arguments: Any) -> Any:
-    """Put one request to the host of `mount`; -> its answer.
+    """Send a request to the host of `mount`; -> its answer.
 
-    UsageError when no host of this user's or root's answers for it or it refuses, DaxfaultError when it
-    hangs up.
+    UsageError when no host of this user or root serves it, or the host refuses; DaxfaultError when the
+    host hangs up.
     """
     try:
         device = os.stat(mount).st_dev
@@ -180,7 +180,7 @@ def ask(mount: str | os.PathLike[str], do: str, **arguments: Any) -> Any:
             sockets.check_directory()
             sock.connect(os.fspath(path))
             if (uid := sockets.peer_user(sock)) not in (0, os.geteuid()):
-                raise UsageError(f"{path}: user {uid} answers there, who is not believed")
+                raise UsageError(f"{path}: the socket belongs to user {uid}, who is not trusted")
             sock.sendall(json.dumps({"do": do, **arguments}).encode() + b"\n")
             line = sock.makefile("rb").readline()
         except OSError as e:

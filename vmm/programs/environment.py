@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a program needs in its environment to be served.
+"""The environment variables that a program needs to be served.
 
-Owns the names.  Nothing of it comes from a host: what is preloaded is of the very installation that
+Owns their names.  No value comes from a host: the preloaded library belongs to the installation that
 starts the program.
 """
 
@@ -14,8 +14,8 @@ from daxfault.vmm.programs import sockets
 
 
 def of_device(device: int, mount: str, *, stacks: bool = False) -> dict[str, str]:
-    """For the mount with this st_dev at `mount`, an absolute path without symbolic links.  `stacks`: the
-    program reports its stack when it dies of a mapping.  Does not touch the mount."""
+    """The variables for the mount with this st_dev at `mount`, an absolute path without symbolic links.
+    `stacks`: the program reports its stack when it dies of a mapping.  Does not access the mount."""
     preload = [os.fspath(native.preload()), os.environ.get("LD_PRELOAD")]
     return {
         "LD_PRELOAD": ":".join(filter(None, preload)),
@@ -27,5 +27,5 @@ def of_device(device: int, mount: str, *, stacks: bool = False) -> dict[str, str
 
 
 def of_mount(mount: str | os.PathLike[str]) -> dict[str, str]:
-    """For a mount of another process.  OSError as stat(2)."""
+    """The variables for a mount of another process.  OSError as stat(2)."""
     return of_device(os.stat(mount).st_dev, os.path.realpath(mount))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults on purpose: which accesses to which files fail, and how.
+"""Fault injection: rules that make accesses to files fail.
 
-Owns the syntax of a rule (`EIO,file=*.db,nth=3`), and applies the rules to the files that programs map.
-native.File.inject() does what a rule says.
+Owns the syntax of a rule (`EIO,file=*.db,nth=3`), and applies rules to the files that programs map,
+by native.File.inject().
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ log = logging.getLogger(__name__)
 
 NEVER = 3600.0  # seconds; the engine's own deadline for a page source is far shorter
 EVERYTHING = 1 << 62
-LOOK_SECONDS = 0.02  # between two looks at the trigger files
+LOOK_SECONDS = 0.02  # between two checks of the trigger files
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 class BadRule(ValueError):
-    """A rule that makes no sense: `str()` says why."""
+    """An invalid rule; `str()` has the reason."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rule:
-    """One of error, delay and truncate at least; [start, end) in bytes of the file.
+    """At least one of error, delay (seconds) and truncate (bytes); [start, end) in bytes of the file.
 
-    `file` is a pattern (fnmatch) for its path on the mount, or its last name.  The first `nth` - 1
-    accesses are let through, then `count` fail, 0: all, each with `probability`.  `when`: only while this
-    file exists.
+    `file` is a pattern (fnmatch) for its path on the mount, or for the last component.  The first
+    `nth` - 1 accesses pass, then `count` fail (0: all), each with `probability`.  `when`: only while
+    this file exists.
     """
 
     file: str = "*"
@@ -59,11 +59,11 @@ class Rule:
     when: str | None = None
 
     def matches(self, path: str) -> bool:
-        """Whether the rule is about the file at `path`, relative to the mount."""
+        """Whether the rule applies to the file at `path`, relative to the mount."""
         return fnmatch.fnmatchcase(path, self.file) or fnmatch.fnmatchcase(PurePath(path).name, self.file)
 
     def apply(self, file: File, tag: int) -> None:
-        """Inject it from now on, until File.inject_remove(tag).  OSError as File.inject()."""
+        """Apply the rule until File.inject_remove(tag).  OSError as File.inject()."""
         start = self.start // PAGE_SIZE * PAGE_SIZE
         end = -(-self.end // PAGE_SIZE) * PAGE_SIZE
         file.inject(
@@ -106,7 +106,7 @@ class Rule:
 
 def parse(text: str) -> Rule:
     """`EIO,file=*.db,offset=0-64K,nth=3,count=1,probability=0.1,seed=7,stores,delay=0.5,truncate=4K,
-    when=/tmp/go` -> a rule.  An errno by its name; `never`: the page does not arrive.  Raises BadRule."""
+    when=/tmp/go` -> a rule.  `EIO`: any errno's name; `never`: the page never arrives.  Raises BadRule."""
     fields: dict[str, Any] = {}
     for word in filter(None, (part.strip() for part in text.split(","))):
         name, value = _field(word)
@@ -137,7 +137,7 @@ def _field(word: str) -> tuple[str, dict[str, Any]]:
 
 
 def size(text: str) -> int:
-    """`64K` -> 65536; ValueError when it is no size, or beyond 2**62."""
+    """`64K` -> 65536; ValueError when it is not a size, or more than 2**62."""
     match = re.fullmatch(r"(\d{1,19})([KMGT]?)", text)
     if match is None or (size := int(match[1]) * _UNITS[match[2]]) > EVERYTHING:
         raise ValueError(text)
@@ -211,7 +211,7 @@ class _Entry:
 
 
 class Rules:
-    """The rules of a host.  `files` gives the files that programs map, with their paths on the mount."""
+    """The rules of a host.  `files` returns the files that programs map, with their paths on the mount."""
 
     def __init__(self, files: Callable[[], Iterable[tuple[str, File]]]) -> None:
         self._files = files
@@ -224,7 +224,7 @@ class Rules:
         return ((entry.id, entry.rule, entry.on) for entry in tuple(self._entries))
 
     def add(self, rule: Rule) -> int:
-        """-> its id."""
+        """Add a rule; -> its id."""
         entry = _Entry(self._next, rule, rule.when is None)
         self._next += 1
         self._entries.append(entry)
@@ -235,7 +235,7 @@ class Rules:
         return entry.id
 
     def remove(self, id: int | None) -> int:
-        """Remove the rule `id`, None: all; -> how many."""
+        """Remove the rule `id`, None: all; -> the number of rules removed."""
         removed = [entry for entry in self._entries if id is None or entry.id == id]
         self._entries = [entry for entry in self._entries if entry not in removed]
         for entry in removed:
@@ -244,20 +244,20 @@ class Rules:
         return len(removed)
 
     def opened(self, path: str, file: File) -> None:
-        """A program is about to map a file that none had mapped."""
+        """Apply the rules to a file that a program is about to map and no other maps."""
         for entry in self._entries:
             if entry.on and entry.rule.matches(path):
                 entry.rule.apply(file, entry.id)
 
     async def watch(self) -> None:
-        """Watch the trigger files, for ever."""
+        """Watch the trigger files until cancelled."""
         while True:
             await self._triggers.wait()
             waiting = [entry for entry in self._entries if entry.rule.when is not None]
             if not waiting:
                 self._triggers = trio.Event()
                 continue
-            # in a thread: the file may lie on our own mount
+            # in a thread: the file may be on our own mount
             there = await trio.to_thread.run_sync(_exist, [entry.rule.when or "" for entry in waiting])
             for entry, exists in zip(waiting, there, strict=True):
                 if entry.on == exists or entry not in self._entries:

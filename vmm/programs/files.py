@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that programs map, each held once however many map it.
+"""The files that programs map; each is held once for all programs.
 
-Owns when a file's page cache is released: some time after the last program has released the file, whose
-stores are written back at once.  Must not know what a program is.
+Owns the release of a file's page cache.  When the last program releases a file, its stores are written
+back at once, and its page cache is released some time later.  Must not know programs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# A program that maps the file again soon finds its pages, as in the kernel's page cache.
+# The pages stay for a program that maps the file again soon, as in the kernel's page cache.
 LINGER_SECONDS = 1.0
 _LOOK_SECONDS = 0.5
 
@@ -55,16 +55,16 @@ class Unwritten:
 
 
 class Held:
-    """A file that programs map, or did a moment ago.  `users` counts holds."""
+    """A file that programs map, or mapped shortly before.  `users` counts holds."""
 
     def __init__(self, pinned: Pinned, name: str) -> None:
         self.pinned = pinned
         self.name = name
         self.users = 0
-        self.saving = 0  # write-backs under way
+        self.saving = 0  # write-backs in progress
         self.error = 0  # errno of the last write-back, 0: it wrote all
         self.left = 0.0  # trio.current_time() when the last user released it
-        # held to hand out the page cache, and to release it
+        # protects sending and releasing the page cache
         self.lock = trio.Lock()
         self.syncing = trio.CapacityLimiter(SYNC_THREADS)
 
@@ -92,12 +92,12 @@ class Files:
 
     @property
     def used(self) -> bool:
-        """A program or a forked child of one maps a file, or stores are being written back."""
+        """A program, or its forked child, maps a file, or stores are being written back."""
         return any(held.users or held.saving or held.file.mapped for held in self)
 
     async def hold(self, fd: int, name: Callable[[], str]) -> Held:
-        """Hold the file behind a program's own descriptor; `name` returns its path, called only if it is
-        news.  OSError as FileServer.pin()."""
+        """Hold the file behind a program's descriptor.  `name` returns its path, and is called only if the
+        file is not held yet.  OSError as FileServer.pin()."""
         if self._ended:
             raise OSError(errno.ENODEV, "the service has ended")
         pinned = await self._server.pin(fd)
@@ -111,7 +111,7 @@ class Files:
         return held
 
     async def let_go(self, held: Held) -> None:
-        """Release a hold.  The last one writes back what was stored."""
+        """Release a hold.  Releasing the last one writes stores back."""
         held.users -= 1
         held.left = trio.current_time()
         if held.users == 0:
@@ -122,11 +122,11 @@ class Files:
         return self._held.get(file)
 
     def _is_held(self, held: Held) -> bool:
-        """Not given up yet; to be asked under `held.lock`."""
+        """Whether the file is still held; call it under `held.lock`."""
         return self._held.get(held.file.id) is held
 
     async def write_back(self) -> None:
-        """Write back what was stored to each file.  Tries again the next time what fails; msync, fsync and
+        """Write stores back to each file.  What fails is tried again by the next call; msync, fsync and
         close report the error."""
         done = {held: trio.Event() for held in self}
         async with contextlib.AsyncExitStack() as stack:
@@ -164,7 +164,7 @@ class Files:
         return [Unwritten(h.name, bytes, h.error) for h, bytes in zip(failed, left, strict=True) if bytes]
 
     async def sync(self, held: Held, seen: SyncErrors) -> None:
-        """Write what was stored to the file to its disk.  OSError as File.sync()."""
+        """Write stores to the file's disk.  OSError as File.sync()."""
         held.users += 1  # it may be unmapped meanwhile
         try:
             sync = functools.partial(held.file.sync, seen, datasync=True)
@@ -180,11 +180,11 @@ class Files:
             with self._until_ended():
                 async with held.lock:
                     if self._ended or not self._is_held(held):
-                        return  # given up meanwhile, written back and perhaps closed
+                        return  # released meanwhile, after a write-back
                     written = await self._in_thread(held.file.write_back, self._writing_back)
                     _wrote(held)
         except OSError as e:
-            written = True  # in part
+            written = True  # partly
             _failed(held, e)
         finally:
             held.saving -= 1
@@ -207,7 +207,7 @@ class Files:
         return await trio.to_thread.run_sync(call, limiter=limiter, abandon_on_cancel=True)
 
     async def reap(self) -> None:
-        """Release, for ever, files that have been unmapped for some time."""
+        """Until cancelled, release files that have been unmapped for some time."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             while True:
@@ -249,7 +249,7 @@ class Files:
             self.lost.append(Unwritten(held.name, lost, error))
 
     async def _retire(self, held: Held) -> None:
-        """Unless somebody uses it.  Where writing back fails it stays, to be tried again."""
+        """Release the file unless it is in use.  If the write-back fails, it stays, and is tried again."""
         async with held.lock:
             if self._ended or not self._is_held(held):
                 return
@@ -279,12 +279,12 @@ def _left(held: Held) -> int:
 
 def _wrote(held: Held) -> None:
     if held.error:
-        log.warning("%s: what programs stored is written back after all", held.name)
+        log.warning("%s: stores of programs are now written back", held.name)
     held.error = 0
 
 
 def _failed(held: Held, error: OSError) -> None:
-    """Log the first of a file's errors; it is tried again, and again."""
+    """Log the first of a series of equal errors; the write-back is tried again."""
     if held.error != error.errno:
-        log.warning("%s: what programs stored is not written back yet: %s", held.name, error.strerror)
+        log.warning("%s: stores of programs are not written back yet: %s", held.name, error.strerror)
     held.error = error.errno or errno.EIO

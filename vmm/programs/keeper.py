@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The keeper: a process that outlives this one, should it die, and leaves programs an error and no mount.
+"""The keeper: a process that cleans up if this one dies: programs get errors, and the mount is removed.
 
-Owns its process: starts it, and replaces it when it has died or does not listen.  Must not know what it
-keeps (native/keeper).
+Owns the process: starts it, and replaces it when it has died or does not read its messages.  Must not
+know what it keeps (native/keeper).
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from daxfault.vmm.programs.leftovers import recorded
 log = logging.getLogger(__name__)
 
 PING_SECONDS = 1.0  # between two messages to a keeper
-LISTEN_SECONDS = 1.0  # in which it receives one
-_AGAIN_SECONDS = 0.5  # from one that cannot be started to the next
+LISTEN_SECONDS = 1.0  # limit for it to receive one
+_AGAIN_SECONDS = 0.5  # between two attempts to start one
 _END_SECONDS = 5.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Left:
-    """What the keeper removes after the death of this process: its mount, files, empty directories."""
+    """The things that the keeper removes if this process dies: a mount, files, empty directories."""
 
     mount: fsd.Mount
     device: int
@@ -54,7 +54,7 @@ class Left:
 
     @property
     def fds(self) -> tuple[int, ...]:
-        """Root unmounts by descriptor, as Mount does; others have fusermount3 do it, by path."""
+        """Root unmounts by descriptor, as Mount does; other users by fusermount3 and path."""
         return (self.mount.point,) if os.geteuid() == 0 else ()
 
 
@@ -62,8 +62,8 @@ class Left:
 async def kept(left: Left, *, daemon: bool = False) -> AsyncIterator[None]:
     """A keeper while the body runs.
 
-    Should this process die, programs get SIGBUS, not zeros, and what is `left` is removed.  A `daemon`'s has
-    no standard error: somebody may wait for that to be closed.
+    If this process dies, programs get SIGBUS, not zeros, and `left` is removed.  With `daemon` the keeper
+    has no standard error, because the daemon's waiter may wait for its end.
     """
     with recorded(left.mount.path, left.device, left.paths) as record:
         left = dataclasses.replace(left, paths=(*left.paths, *record))
@@ -76,17 +76,17 @@ async def kept(left: Left, *, daemon: bool = False) -> AsyncIterator[None]:
                     yield
                     nursery.cancel_scope.cancel()
         finally:
-            # not before the body has ended: the keeper takes all page caches away
+            # only after the body: when the keeper ends, it truncates all page caches
             with trio.CancelScope(shield=True):
                 await keeper.end()
 
 
 @contextlib.contextmanager
 def _alive() -> Iterator[None]:
-    """Have the keeper notice the death of this thread, on which the mount depends."""
+    """Have the keeper notice the death of this thread, which serves the mount."""
     error = lib.df_keeper_live()
     if error:
-        log.debug("not the first thread of its process: only the end of the process is noticed")
+        log.debug("not the first thread of the process: the keeper notices only the end of the process")
     try:
         yield
     finally:
@@ -95,7 +95,7 @@ def _alive() -> Iterator[None]:
 
 
 class _Keeper:
-    """One keeper after the other."""
+    """The current keeper."""
 
     def __init__(self, left: Left, stderr: int | None) -> None:
         self._left = left
@@ -104,7 +104,7 @@ class _Keeper:
         self._process: trio.Process | None = None
 
     async def start(self) -> None:
-        """OSError when there can be none."""
+        """Start a keeper; OSError when that fails."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
@@ -123,7 +123,7 @@ class _Keeper:
         lib.df_keeper(ours.fileno())
 
     async def watch(self) -> None:
-        """Replace each keeper that is lost, for ever."""
+        """Replace each keeper that is lost, until cancelled."""
         while True:
             why = await self._lost()
             log.warning("the keeper %s; another one takes its place", why)
@@ -137,7 +137,7 @@ class _Keeper:
                     await trio.sleep(_AGAIN_SECONDS)
 
     async def _lost(self) -> str:
-        """Return when the keeper has died or does not listen; -> which."""
+        """Return when the keeper has died or does not read its messages; -> the reason."""
         why = "does not listen"
 
         async def died() -> None:
@@ -154,7 +154,7 @@ class _Keeper:
         return why
 
     async def _listens(self) -> None:
-        """Send what is to be kept, and pings, as long as they are received in time."""
+        """Send messages and pings while the keeper receives them in time."""
         assert self._sock is not None
         waiting = lib.df_keeper_send()
         while waiting >= 0:
@@ -174,13 +174,13 @@ class _Keeper:
             waiting = lib.df_keeper_send()
 
     def _unread(self) -> bool:
-        """It has not received all that was sent (unix(7), SIOCOUTQ)."""
+        """Whether it has messages to receive (unix(7), SIOCOUTQ)."""
         assert self._sock is not None
         found = fcntl.ioctl(self._sock, termios.TIOCOUTQ, bytes(4))
         return struct.unpack("i", found) != (0,)
 
     async def _drop(self) -> None:
-        """It must be dead before its end of the socket is closed: it would think that the host has died."""
+        """Kill the keeper before its socket closes: it would take that for the death of the host."""
         assert self._process is not None
         assert self._sock is not None
         self._process.kill()
@@ -190,7 +190,7 @@ class _Keeper:
         self._sock = None
 
     async def end(self) -> None:
-        """The host ends in good order."""
+        """End the keeper in good order: it must not clean up."""
         if self._sock is None:
             return
         assert self._process is not None

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All programs of a host: accepting them, writing back their stores, and recording those that died of a
+"""All programs of a host: accepts them, writes their stores back, and records those that died of a
 mapping.
 
-Owns the tasks that belong to no single program.  Must not know how a program was started.
+Owns the tasks for all programs.  Must not know how a program was started.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ log = logging.getLogger(__name__)
 WRITE_BACK_SECONDS = 5.0  # as the kernel's own flusher (vm.dirty_writeback_centisecs)
 FULL_SECONDS = 0.02  # between two attempts, while the page caches are over their limit
 PRESSURE_SECONDS = 1.0  # between two looks at the machine's memory
-DEATHS_KEPT = 1024  # with their stacks; a program may report its death without end
+DEATHS_KEPT = 1024  # with their stacks; bounded, as a program may send any number of reports
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Death:
-    """A SIGBUS that a program had no handler for.
+    """A SIGBUS for which a program had no handler.
 
-    `file` and `offset` are those of the page that was touched, None when no served file is mapped there.
-    `stack`: addresses in the program, innermost first; empty unless it was requested.
+    `file` and `offset` (bytes) are those of the failed page, None when no served file is mapped there.
+    `stack`: addresses in the program, innermost frame first; empty unless it was requested.
     """
 
     time_ns: int
@@ -76,7 +76,7 @@ class Programs:
         self.rules = Rules(self._mapped)
         self._mount = mount
         self.deaths: Newest[Death] = Newest(DEATHS_KEPT)
-        self.served = 0  # programs, ever
+        self.served = 0  # programs in total
 
     def make(self, sock: socket.socket, pid: int) -> ProgramSession:
         self.served += 1
@@ -89,7 +89,7 @@ class Programs:
         return ((self.path_of(held), held.file) for held in self.files)
 
     def path_of(self, held: Held) -> str:
-        """Its path relative to the mount, as the program that mapped it first knew it."""
+        """Its path relative to the mount, when a program mapped it first."""
         return os.path.relpath(held.name, self._mount)
 
     @property
@@ -98,7 +98,7 @@ class Programs:
         return self.files.used
 
     async def sigbus(self, pid: int, message: Sigbus) -> None:
-        """A program is about to die, and waits until its address space has been read."""
+        """Record the death of a program; it waits until its address space has been read."""
         # In a thread: a task that waits for this mount may hold the lock of the address space.  Of the
         # thread that died: a process whose first thread has ended shows nothing.  A thread of another
         # process is no thread of this one, whatever the message says.
@@ -120,7 +120,7 @@ class Programs:
         user: int | None = None,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Accept programs that connect to `path`, for ever."""
+        """Accept programs that connect to `path`, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch_unmapped)
             nursery.start_soon(self._write_back)
@@ -140,7 +140,7 @@ class Programs:
                         nursery.start_soon(self._unmapped, session, file)
 
     async def _unmapped(self, session: ProgramSession, file: int) -> None:
-        with logged(log, "program %d: letting go of file %d", session.pid, file):
+        with logged(log, "program %d: releasing file %d", session.pid, file):
             await session.unmapped(file)
 
     async def _write_back(self) -> None:
@@ -160,7 +160,7 @@ class Programs:
                 native.cache_limit(memory.eased(self.cache_limit, native.cache_used(), left, all))
 
     async def _full(self) -> None:
-        """Return when stores have to be written back to free memory."""
+        """Return when stores must be written back to free memory."""
         if not self.cache_limit:
             await trio.sleep_forever()
         await trio.lowlevel.wait_readable(native.cache_full_fd())

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`daxfault run`: one program, with all that it starts, on a mount whose host serves it.
+"""`daxfault run`: runs a program, and its children, on a mount whose host serves them.
 
-Owns the program's process and its signals, and when a run is over.  Must not print.
+Owns the program's process and its signals, and the end of a run.  Must not print.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, sig
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ended:
-    """How the program ended, which faults failed, and what it stored in vain."""
+    """How the program ended, its failed faults, and its lost stores."""
 
     status: int  # as Popen.returncode: negative for a signal
     records: tuple[Record, ...]
@@ -47,7 +47,7 @@ class Ended:
 
 
 def exit_code(status: int, *, lost: bool = False) -> int:
-    """Of Popen.returncode, as a shell has it; a program that lost stores has not succeeded."""
+    """The exit code for a Popen.returncode, as in a shell; LOST for a success with lost stores."""
     return 128 - status if status < 0 else status or (LOST if lost else 0)
 
 
@@ -58,13 +58,13 @@ async def run(
     stacks: bool = False,
     lingering: Callable[[], None] = lambda: None,
 ) -> Ended:
-    """Serve what `options` say and run `command` on it; -> how it ended.
+    """Serve a directory as `options` say and run `command` on it; -> how it ended.
 
-    Without options.mount it runs in the mount, a temporary one.  `stacks`: report the stack of a program
-    that dies of a mapping.  `lingering` is called when the program has ended and others still map files:
-    run() waits for their end.  Raises as served_mount().
+    Without options.mount it runs in a temporary mount.  `stacks`: report the stack of a program that dies
+    of a mapping.  `lingering` is called when the program has ended and others still map files; run()
+    waits for their end.  Raises as served_mount().
     """
-    # from the first on: a host that dies of a signal leaves its mount behind
+    # received first of all: a host that a signal kills would leave its mount
     async with _received() as signals, served_mount(options) as served:
         process = await _start(
             command,
@@ -94,7 +94,7 @@ async def run(
 
 
 async def _idle(programs: Programs) -> None:
-    while programs.busy:  # noqa: ASYNC110 - a forked child's last munmap() is reported to nobody
+    while programs.busy:  # noqa: ASYNC110 - no event reports the last munmap() of a forked child
         await trio.sleep(0.01)
 
 
@@ -104,10 +104,10 @@ async def _start(
     environment: Mapping[str, str],
     user: pwd.struct_passwd | None,
 ) -> trio.Process:
-    """Start the program by env(1), with the limit of descriptors that we were started with.
+    """Start the program by env(1), with this process's original limit of descriptors.
 
-    To look up a directory or a program on our mount the kernel asks this very process, which holds the
-    GIL until the first exec(2) has succeeded.
+    This process holds the GIL until the first exec(2) has succeeded.  So that must not look up a
+    directory or a program on our mount, which this process serves.
     """
     go = ["env", *(["-C", os.fspath(directory)] if directory else []), "--", *command]
     if (limit := limit_at_start()) >= 0:  # ours was raised (native.descriptors)
@@ -122,15 +122,15 @@ async def _start(
 
 @contextlib.asynccontextmanager
 async def _received() -> AsyncIterator[AsyncIterator[int]]:
-    """Queue the signals that are sent to this process alone, while the body runs."""
+    """Queue the signals that are sent to this process only, while the body runs."""
     with trio.open_signal_receiver(*_FORWARDED) as signals:
         yield signals
 
 
 @contextlib.asynccontextmanager
 async def _passed_on(signals: AsyncIterator[int], process: trio.Process) -> AsyncIterator[None]:
-    """Pass `signals` on to the program while the body runs; Ctrl-C reaches it from its terminal.  After
-    its end, while other programs go on, SIGINT and SIGTERM end the run."""
+    """Forward `signals` to the program while the body runs; the terminal sends it Ctrl-C.  After its end,
+    while other programs go on, SIGINT and SIGTERM end the run."""
 
     async def forward(signals: AsyncIterator[int]) -> None:
         async for number in signals:
@@ -151,7 +151,7 @@ async def _passed_on(signals: AsyncIterator[int], process: trio.Process) -> Asyn
 async def attached(
     command: Sequence[str], served: dict[str, str], user: pwd.struct_passwd | None = None
 ) -> int:
-    """Run `command` with the host of another process; `served` is what its environment needs.  -> its
+    """Run `command` with the host of another process; `served` is added to its environment.  -> its
     status, as Popen.returncode."""
     async with _received() as signals:
         process = await _start(command, None, os.environ | served, user)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A mount with a host for the programs that map its files.
 
-Owns the order in which mount, host, keeper and control socket come and go, and what a program needs in its
-environment.  Must not know which programs come.
+Owns the order in which mount, host, keeper and control socket start and end.  Must not know the
+programs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from daxfault.vmm.programs.programs import Programs
 class Options:
     """How a directory is served to programs.
 
-    `mount` None: at a temporary directory.  `user` may use it, too.  `rules` are faults on purpose,
+    `mount` None: at a temporary directory.  `user` may use it too.  `rules` inject faults,
     `cache_limit` is in bytes for all page caches together, 0: no limit, None: as
     host/memory.py has it.  `daemon`: standard error is about to be closed.
     """
@@ -55,7 +55,7 @@ class ServedMount:
     programs: Programs
 
     def environment(self, *, stacks: bool = False) -> dict[str, str]:
-        """What a program needs in its environment to be served."""
+        """The environment variables that a program needs to be served."""
         assert self.fs.device is not None
         return environment.of_device(self.fs.device, os.fspath(self.path), stacks=stacks)
 
@@ -80,19 +80,19 @@ async def served_mount(options: Options) -> AsyncIterator[ServedMount]:
             assert fs.device is not None
             sockets.make_directory()
             listening = sockets.programs(fs.device)
-            listening.unlink(missing_ok=True)  # of a host that was killed: no two mounts have one st_dev
+            listening.unlink(missing_ok=True)  # left by a killed host: an st_dev belongs to one mount only
             uid = user.pw_uid if user is not None else None
             await nursery.start(functools.partial(programs.listen, os.fspath(listening), user=uid))
             await nursery.start(Control(programs).listen, fs.device)
             try:
                 yield ServedMount(fs, mount, path, host, programs)
             finally:
-                await programs.files.end()  # while stores are still noticed
+                await programs.files.end()  # while the engine still tracks stores
             nursery.cancel_scope.cancel()
 
 
 def _left(options: Options, fs: fsd.Filesystem, mount: fsd.Mount) -> Left:
-    """What is to be removed when this process dies."""
+    """The things to remove if this process dies."""
     assert fs.device is not None
     path = Path(mount.path)
     directories = () if options.mount is not None else (path, path.parent)
@@ -101,7 +101,7 @@ def _left(options: Options, fs: fsd.Filesystem, mount: fsd.Mount) -> Left:
 
 @contextlib.contextmanager
 def _mount_point(options: Options) -> Iterator[Path]:
-    """The directory to mount on; a temporary one by descriptor, as options.user may be able to rename it."""
+    """The directory to mount on; a temporary one by descriptor, because options.user may rename it."""
     if options.mount is not None:
         yield options.mount
         return
@@ -109,7 +109,7 @@ def _mount_point(options: Options) -> Iterator[Path]:
         fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             if os.fstat(fd).st_uid != os.geteuid():
-                raise fsd.MountError(f"{top}: was replaced by somebody else's directory")
+                raise fsd.MountError(f"{top}: was replaced by another user's directory")
             if options.user is not None:
                 os.fchmod(fd, 0o711)
             os.mkdir("mnt", 0o755, dir_fd=fd)

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One program: its mmap()s, its msync()s, the end of its address space.
 
-Owns what a program may reach: files that it has opened itself.  The kernel is asked for its
-mappings.  The service ends with the address space, not with the connection, which a program that
-closes all its descriptors closes, too, nor with the process: others may share the address space (clone(2),
-CLONE_VM).
+Limits a program to files that it has opened itself.  Reads its mappings from the kernel.  The service
+lasts as long as the address space.  It does not end with the connection, since a program may close all
+its descriptors, nor with the process, since others may share the address space (clone(2), CLONE_VM).
 """
 
 from __future__ import annotations
@@ -38,8 +37,8 @@ from daxfault.vmm.programs.files import Files, Held
 
 log = logging.getLogger(__name__)
 
-_LEAVE_SECONDS = 0.05  # from a munmap() to its writing back
-_LOOK_SECONDS = 0.5  # at an address space whose connection is gone
+_LEAVE_SECONDS = 0.05  # from a munmap() to the write-back
+_LOOK_SECONDS = 0.5  # between two checks of an address space
 _FORK = bits("EVENT_FORK")
 # as far as the kernel has them
 _FEATURES = bits(
@@ -57,13 +56,13 @@ _FEATURES = bits(
 
 
 class Observer(Protocol):
-    """Records what happens to programs."""
+    """Records events of programs."""
 
     async def sigbus(self, pid: int, message: wire.Sigbus) -> None: ...
 
 
 def tracer_of(pid: int) -> int:
-    """The process that traces `pid`, 0 when none does or it is gone."""
+    """The process that traces `pid`; 0 when it is not traced, or gone."""
     with contextlib.suppress(OSError, ValueError), open(f"/proc/{pid}/status") as lines:
         for line in lines:
             if line.startswith("TracerPid:"):
@@ -72,8 +71,8 @@ def tracer_of(pid: int) -> int:
 
 
 def enable(uffd: int) -> tuple[int, bool]:
-    """UFFDIO_API on a program's userfaultfd; -> the features it has now, and whether its forked
-    children can be followed: EVENT_FORK requires CAP_SYS_PTRACE, of the host (fs/userfaultfd.c)."""
+    """UFFDIO_API on a program's userfaultfd; -> its features, and whether forked children are served:
+    EVENT_FORK requires CAP_SYS_PTRACE of the host (fs/userfaultfd.c)."""
     if not is_userfaultfd(uffd):
         raise ProtocolError("the descriptor in its second message is not a userfaultfd")
     features = _FEATURES & native.uffd_probe()
@@ -97,7 +96,7 @@ class ProgramSession:
         self._peer = Peer(sock, pid)
         self._descriptors: Descriptors | None = None  # of the peer: the program, or its tracer
         self._process: Process | None = None
-        self._deaf = trio.Event()  # nothing more will be asked
+        self._deaf = trio.Event()  # no more requests can come
         self._engine = engine
         self._files = files
         self._observer = observer
@@ -105,10 +104,10 @@ class ProgramSession:
         self._sync_errors: dict[int, SyncErrors] = {}  # by file id: those that the program knows
         self._mapping: Held | None = None  # an mmap() whose address has not been reported yet
         self._closed = False
-        # taken by a thread that uses the guest beside serve(), and to end it
+        # protects the guest: held by a thread that uses it, and to close it
         self._leaving: set[int] = set()  # files whose last mapping may have gone a moment ago
         self._looking = trio.Lock()
-        # each program's own: one whose address space is locked for long holds up nobody else
+        # per program: a locked address space must not delay other programs
         self._threads = trio.CapacityLimiter(2)
 
     async def greet(self, seconds: float = HELLO_SECONDS) -> Guest:
@@ -135,7 +134,7 @@ class ProgramSession:
             # a forked child that has mapped nothing itself
             await self._observer.sigbus(self.pid, message)
             await self._peer.send(reply(message))
-            raise OSError(errno.EFAULT, "it has died of a mapping")
+            raise OSError(errno.EFAULT, "the program died of a mapping")
         if not isinstance(message, wire.Serve):
             self._peer.close_fds(fds)
             raise ProtocolError("a userfaultfd comes second")
@@ -167,17 +166,17 @@ class ProgramSession:
         return received
 
     def _device(self) -> int:
-        """An open /dev/userfaultfd, whose file mode, not the program's privileges, decides; or -1."""
+        """An open /dev/userfaultfd, so that the program needs no privileges; or -1."""
         try:
             return os.open("/dev/userfaultfd", os.O_RDWR | os.O_CLOEXEC)
         except OSError as e:
             if e.errno in (errno.EMFILE, errno.ENFILE):
                 raise
-            log.info("program %d: /dev/userfaultfd: %s; it has to ask for itself", self.pid, e.strerror)
+            log.info("program %d: /dev/userfaultfd: %s; it uses the system call", self.pid, e.strerror)
             return -1
 
     async def _offer(self, message: wire.Attach, device: int) -> None:
-        """Lend it `device`, which is closed."""
+        """Send `device` to the program, and close it here."""
         try:
             await self._peer.send(wire.attach_reply(message), device)
         finally:
@@ -185,19 +184,19 @@ class ProgramSession:
                 os.close(device)
 
     async def serve(self) -> None:
-        """Answer requests; for ever: gone() returns when nobody can make any."""
+        """Answer requests until cancelled; gone() returns when none can come any more."""
         try:
             while (received := await self._peer.receive(wire.parse, 0)) is not None:
                 await self._answer(received[0])
         except (ProtocolError, OSError) as e:
-            log.warning("program %d: %s; its connection is closed, its mappings are served on", self.pid, e)
+            log.warning("program %d: %s; its connection is closed, its mappings stay served", self.pid, e)
         self._peer.close()
-        await self._mapped_nowhere()  # its end can no longer be reported
+        await self._mapped_nowhere()  # its result can no longer be reported
         self._deaf.set()
         await trio.sleep_forever()
 
     async def gone(self) -> None:
-        """Return when the address space is gone, or shows nothing of ours and cannot ask for any."""
+        """Return when the address space is gone, or maps no page cache and cannot send requests."""
         assert self.guest is not None
         assert self._process is not None
         async with trio.open_nursery() as nursery:
@@ -206,7 +205,7 @@ class ProgramSession:
         # neither an exec(2) nor the end of the last process of several is reported
         while self.guest.alive and not (self._deaf.is_set() and self._shows_nothing()):
             await trio.sleep(_LOOK_SECONDS)
-            # an earlier look may have found what another connection of the same process maps
+            # an earlier check may have found mappings of another connection of the same process
             for file in [file for file in self._held if not self._maps(file)]:
                 await self.unmapped(file)
 
@@ -219,7 +218,7 @@ class ProgramSession:
         return not self._held and self.guest is not None and not self.guest.files()
 
     async def close(self) -> None:
-        """End the service: absent pages are poisoned.  release() releases the files."""
+        """End the service, and poison absent pages.  release() releases the files."""
         self._peer.close()
         if self._descriptors is not None:
             self._descriptors.close()
@@ -231,7 +230,7 @@ class ProgramSession:
                 await trio.to_thread.run_sync(self.guest.close, limiter=self._threads)
 
     async def orphans_gone(self) -> None:
-        """Files.reap() leaves alone what forked children map."""
+        """Return at once: Files.reap() keeps files that forked children map."""
 
     async def release(self) -> None:
         """Release the files, after close()."""
@@ -240,7 +239,7 @@ class ProgramSession:
             await self._let_go(next(iter(self._held)))
 
     async def _mapped_nowhere(self) -> None:
-        """The mmap() under way, if there is one, has failed."""
+        """Drop the pending mmap(), if any: it has failed."""
         held, self._mapping = self._mapping, None
         if held is not None:
             await self._files.let_go(held)
@@ -251,11 +250,11 @@ class ProgramSession:
         return held.name if held else f"file {file}" if file else "-"
 
     async def unmapped(self, file: int) -> None:
-        """The program may have lost its last mapping of a file: release it.
+        """The program may have unmapped a file: release it if so.
 
-        mremap() can make mappings that are not reported (in place, with length 0, with MREMAP_DONTUNMAP)
-        until they are touched.  So the kernel is asked once more; not at once, because a program that
-        unmaps a file often maps it again.
+        mremap() can make mappings that are not reported until they are touched (in place, with length 0,
+        with MREMAP_DONTUNMAP).  So the mappings are read from the kernel, after a delay, because a
+        program that unmaps a file often maps it again.
         """
         if file in self._leaving:
             return
@@ -265,12 +264,12 @@ class ProgramSession:
         async with self._looking:
             if self._closed or file not in self._held or self._maps(file):
                 return
-            # Not registered here: another connection of the same process may be about to do it.
+            # Do not register it here: another connection of the same process may do it next.
             try:
                 if file in await self._files_in(0, wire.ADDRESSES):
                     return
             except OSError as e:
-                # else it may be mapped: kept until the address space is gone
+                # it may be mapped: keep it until the address space is gone
                 if e.errno not in (errno.ESRCH, errno.ENOENT):
                     log.warning("program %d: its mappings cannot be read: %s", self.pid, e.strerror)
                     return
@@ -282,7 +281,7 @@ class ProgramSession:
         return self.guest is not None and file in self.guest.files()
 
     async def _let_go(self, file: int) -> None:
-        # an mmap() may have come while it was waited for
+        # an mmap() may have come meanwhile
         held = self._held.pop(file, None) if self._closed or not self._maps(file) else None
         if held is not None:
             self._sync_errors.pop(file, None)
@@ -310,17 +309,17 @@ class ProgramSession:
 
     async def _mmap(self, message: wire.Mmap) -> None:
         if self._mapping is not None:
-            raise ProtocolError("an mmap() while another is under way")
+            raise ProtocolError("an mmap() while another is pending")
         assert self._descriptors is not None
         path, flags = self._descriptors.open(message.tid, message.fd)
         try:
             if flags & os.O_PATH:
                 raise OSError(errno.EBADF, "opened with O_PATH")
             writable = flags & os.O_ACCMODE == os.O_RDWR
-            # the kernel's own words for it (mm/mmap.c, do_mmap())
+            # as the kernel (mm/mmap.c, do_mmap())
             if flags & os.O_ACCMODE == os.O_WRONLY or (message.shared and message.write and not writable):
                 raise OSError(errno.EACCES, "the file is not open for that")
-            # d_path() asks no file system
+            # d_path() sends no request to the file system
             held = await self._files.hold(path, lambda: os.readlink(f"/proc/self/fd/{path}"))
         finally:
             os.close(path)
@@ -343,24 +342,24 @@ class ProgramSession:
         try:
             found = await self._adopt(message) if message.len else 0
             if held is not None and message.len and not found:
-                raise OSError(errno.EINVAL, f"nothing of ours is mapped at {message.start:#x}")
+                raise OSError(errno.EINVAL, f"no page cache is mapped at {message.start:#x}")
         finally:
             await self._keep(held)
         await self._peer.send(reply(message))
 
     async def _adopt(self, message: wire.Mapped) -> int:
-        """In a thread: the program's address space may be locked by one that waits for this mount."""
+        """In a thread: a task that waits for this mount may hold the lock of the address space."""
         assert self.guest is not None
         adopt = functools.partial(self.guest.adopt, self.pid, message.start, message.len)
         return await trio.to_thread.run_sync(adopt, limiter=self._threads)
 
     async def _files_in(self, start: int, length: int) -> Collection[int]:
-        """The files that the process maps there.  In a thread, as _adopt()."""
+        """The files that the process maps in the range.  In a thread, as _adopt()."""
         look = functools.partial(native.process_files, self.pid, start, length)
         return await trio.to_thread.run_sync(look, limiter=self._threads)
 
     async def _keep(self, new: Held | None) -> None:
-        """Hold each file that the program maps once: `new`, and what a forked child has inherited."""
+        """Hold each file that the program maps once: `new`, and the files that a forked child inherits."""
         assert self.guest is not None
         for id in self.guest.files() - self._held.keys():
             held = new if new is not None and new.file.id == id else self._files.find(id)

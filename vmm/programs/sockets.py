@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the sockets of the hosts of one user are.
+"""The paths of the sockets of one user's hosts.
 
-Owns their directory, in which nobody else may put a socket of his own: it would be believed.  Must not
-know what is said on them.  Paths are short, as sockaddr_un has room for 107 bytes (unix(7)).
+Owns their directory.  Other users must not be able to write to it, because a socket in it is trusted.
+Must not know the messages.  Paths are short, as sockaddr_un has room for 107 bytes (unix(7)).
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ TOP_MAX = 64  # bytes of $XDG_RUNTIME_DIR; /tmp is used instead of a longer one
 
 
 def control(device: int) -> Path:
-    """Of the host of the mount with this st_dev, for `daxfault inject` and the like."""
+    """The control socket of the host of the mount with this st_dev, for `daxfault inject`."""
     return directory() / f"{os.major(device)}:{os.minor(device)}"
 
 
 def programs(device: int) -> Path:
-    """The same host's, for programs."""
+    """The same host's socket for programs."""
     return directory() / f"{os.major(device)}:{os.minor(device)}.programs"
 
 
 def directory() -> Path:
-    """Where they are: root's are in /run, others' where they may write."""
+    """The directory: in /run for root, in a writable directory for others."""
     if os.geteuid() == 0:
         return Path("/run/daxfault-0")
     top = os.environ.get("XDG_RUNTIME_DIR", "")
@@ -38,7 +38,7 @@ def directory() -> Path:
 
 
 def make_directory() -> None:
-    """Make it if it is not there; UsageError when that is refused, or as check_directory()."""
+    """Make the directory if it does not exist; UsageError when that fails, or as check_directory()."""
     path = directory()
     try:
         path.mkdir(mode=0o700, exist_ok=True)
@@ -46,13 +46,13 @@ def make_directory() -> None:
         if os.geteuid() == 0:
             path.chmod(0o711)  # the user of `run --user` connects to a socket in it
     except OSError as e:
-        raise UsageError(f"{path}: cannot be made, and sockets are put there: {e.strerror}") from e
+        raise UsageError(f"{path}: cannot be made, but is needed for sockets: {e.strerror}") from e
 
 
 def check_directory() -> None:
-    """UsageError unless only this user may write to it.  FileNotFoundError.
+    """UsageError unless only this user may write to the directory.  FileNotFoundError.
 
-    What is in it can then be used by name: its own name is this user's, too, or in a directory with the
+    Files in it can then be used by name: the parent directory also belongs to this user, or has the
     sticky bit.
     """
     path = directory()
@@ -64,12 +64,12 @@ def check_directory() -> None:
     if status.st_uid != os.geteuid() or status.st_mode & 0o022:
         raise UsageError(
             f"{path}: user {status.st_uid} or others may write to it, mode {status.st_mode & 0o7777:o}, and "
-            "could answer there in a host's place; remove it, or set XDG_RUNTIME_DIR to a directory of yours"
+            "could pose as a host; remove it, or set XDG_RUNTIME_DIR to a directory of yours"
         )
 
 
 def peer_user(sock: socket.socket | trio.socket.SocketType) -> int:
-    """The user of the process at the other end: who called connect(2), or listen(2)."""
+    """The user id of the peer at its connect(2) or listen(2)."""
     found = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
     _, uid, _ = struct.unpack("3i", found)
     return int(uid)
