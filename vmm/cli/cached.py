@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The directory for downloads that are used again: kernels, sources.
+"""The cache directory for downloads: kernels, sources.
 
 Owns its path.  Must not download anything.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def cache() -> Path:
-    """$XDG_CACHE_HOME/daxfault, which exists when this returns."""
+    """Make $XDG_CACHE_HOME/daxfault if needed; -> its path."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     path = Path(base) / "daxfault"
     path.mkdir(parents=True, exist_ok=True)

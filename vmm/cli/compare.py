@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from daxfault.vmm.study.compare import Comparison
     from daxfault.vmm.study.compare.kvm.mechanisms import Mechanism
 
-# Written out here, for the imports that know these names are slow; a test compares them.
+# Repeated here because the modules that define these names are slow to import; a test compares them.
 
 
 class ColumnName(enum.StrEnum):
@@ -61,7 +61,7 @@ class GuestName(enum.StrEnum):
 
 
 class RescueName(enum.StrEnum):
-    """How accesses of a KVM guest past the end of the file are made to fail."""
+    """The rescue that makes accesses of a KVM guest past the end of the file fail."""
 
     UNMAP = "unmap"
     FORBID = "forbid"
@@ -197,7 +197,7 @@ def _posted(names: list[Defect]) -> list[Design]:
 
 
 def _on_kvm(designs: list[str], rescues: list[str], injections: list[str], *, every: bool) -> list[Mechanism]:
-    """Those with these rescues and injections; without either, those of the designs, or `every` one."""
+    """The mechanisms with these rescues and injections; without any, those of the designs, or `every` one."""
     from daxfault.vmm.study.compare.kvm.mechanisms import MECHANISMS, of_designs
 
     if not rescues and not injections:

@@ -46,7 +46,7 @@ def render(found: Comparison, width: int) -> list[RenderableType]:
 
 
 def _untried(found: Comparison) -> list[str]:
-    """Why some cells could not be run here, one line for each reason."""
+    """The reasons why cells could not be run here, one line for each reason."""
     whose: dict[str, list[str]] = {}
     for row in found.rows:
         for name, cell in row.cells.items():
@@ -57,7 +57,7 @@ def _untried(found: Comparison) -> list[str]:
 
 
 def _promising(found: Comparison) -> list[str]:
-    """`report`, and on KVM all that the engine serves."""
+    """`report`, and on KVM all mechanisms that the engine serves."""
     names = [row.name for row in found.rows if row.promises]
     engines = [name for name in names if name.startswith("engine+")]
     return [name for name in names if name not in engines] + (["engine+..."] if engines[1:] else engines)
@@ -86,7 +86,7 @@ def _table(found: Comparison, rows: list[Row]) -> RenderableType:
 
 
 def _nested(found: Comparison, design: str) -> str:
-    """What became of the access of a guest in a guest."""
+    """The outcome of the access of a nested guest."""
     for result in found.nested:
         if result["design"] == design:
             right = result["outcome"] == "sigbus"

@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Going into the background, and reporting to the waiting process whether that succeeded.
+"""Runs a daemon in the background, and reports to the waiting process whether it started.
 
-Owns the two forks and the pipe between daemon and waiter.  Must not know what
-the daemon does, and must be used before threads, event loops or FUSE sessions
-exist: none of them survives a fork.
+Owns the two forks and the pipe between daemon and waiter.  Must not know the daemon's task.  Must be used
+before threads, event loops or FUSE sessions exist: none of them survives a fork.
 
-The daemon writes one message when it is ready or has failed: the exit code in
-decimal, a newline, and a message.  End of file without one means
-that it died.
+The daemon writes one message when it is ready or has failed: the exit code in decimal, a newline, and a
+text.  End of file without a message means that it died.
 """
 
 from __future__ import annotations
@@ -36,11 +34,11 @@ class NotStarted(DaxfaultError):
 def run_in_background(serve: Callable[[Callable[[], None]], None]) -> None:
     """Call `serve(ready)` in a daemon; return when it calls `ready`.
 
-    The daemon leads a session of its own without a terminal, in /, with stdin
-    and stdout on /dev/null, and stderr too once it is ready.
+    The daemon runs in a new session without a terminal, in /, with stdin and stdout on /dev/null, and
+    stderr too after it is ready.
 
-    Raises NotStarted when `serve` ends before.  If the waiter is interrupted,
-    `ready` raises BrokenPipeError in the daemon, which ends it.
+    Raises NotStarted when `serve` ends before that.  If the waiter is interrupted, `ready` raises
+    BrokenPipeError in the daemon, which ends it.
     """
     reading, writing = os.pipe()
     child = os.fork()
@@ -48,7 +46,7 @@ def run_in_background(serve: Callable[[Callable[[], None]], None]) -> None:
         os.close(reading)
         os.setsid()
         if os.fork() != 0:
-            os._exit(0)  # the daemon is init's child, and can never take a terminal
+            os._exit(0)  # so that init adopts the daemon, and it cannot acquire a terminal
         _be_daemon(serve, writing)
     os.close(writing)
     os.waitpid(child, 0)
@@ -75,7 +73,7 @@ def _be_daemon(serve: Callable[[Callable[[], None]], None], pipe: int) -> NoRetu
         report(0, "")
 
     try:
-        # the waiter's end may be closed: an error to act on, not a signal to die of
+        # the waiter's end of the pipe may be closed: get an error, not a fatal signal
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         os.chdir("/")
         null = os.open(os.devnull, os.O_RDWR)

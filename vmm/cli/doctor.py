@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`daxfault doctor`: show what this machine has, what it lacks, and how to fix that.
+"""`daxfault doctor`: shows what works on this machine, and how to fix what does not.
 
 Owns the tables.  Must not inspect the machine itself (daxfault.vmm.doctor.report does).
 """
@@ -51,7 +51,7 @@ def doctor(
 
 
 def render(report: Report) -> list[RenderableType]:
-    """The report as things to print, one below the other."""
+    """The report as a list of parts to print."""
     from rich.text import Text
 
     machine = report.machine

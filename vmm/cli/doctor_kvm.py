@@ -54,7 +54,7 @@ def doctor_kvm(*, as_json: bool) -> NoReturn:
 
 
 def render(answers: Answers) -> list[RenderableType]:
-    """The answers as things to print, one below the other."""
+    """The answers as a list of parts to print."""
     from rich.text import Text
 
     kernel, cpu, kvm = answers["kernel"], answers["cpu"], answers["kvm"]

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The frame of the command line: the names of the commands, and their exit codes.
+"""The entry point of the command line: the names of the commands, and their exit codes.
 
-Owns exit codes.  Must not know what a command does, nor import what it needs.
+Owns exit codes.  Must not know what a command does, nor import its modules.
 
-    0    as asked
-    1    an expectation failed, or something broke while it ran
-    2    the request makes no sense
-    3    the machine lacks something
+    0    success
+    1    an expectation failed, or an error occurred while it ran
+    2    the request is invalid
+    3    the machine lacks a requirement
     130  Ctrl-C
 """
 
@@ -60,7 +60,7 @@ app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    # the plain traceback of a bug is the most useful one to a developer
+    # a plain traceback is the most useful one for a bug
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Output that all commands and scripts have in common.
+"""The output functions of all commands and scripts.
 
-Owns the look of tables, JSON, progress, and the advice to run `daxfault doctor`.  Results go to
+Owns the format of tables, JSON and progress, and the advice to run `daxfault doctor`.  Results go to
 standard output, everything else to standard error.  Imports rich and trio only when they are used, so
 that `daxfault --help` stays quick.
 """
@@ -34,8 +34,8 @@ def table(*columns: Column | str, title: str | None = None) -> Table:
 
 
 def show(*parts: RenderableType, error: bool = False, at_least: int = 0) -> None:
-    """Print `parts` one below the other, on standard error if `error`.  A file or pipe, which
-    has no width, counts as `at_least` columns wide."""
+    """Print `parts` in order, on standard error if `error`.  A file or pipe counts as at least
+    `at_least` columns wide."""
     from rich.console import Console
 
     console = Console(highlight=False, stderr=error)
@@ -51,8 +51,8 @@ def show_json(value: Any) -> None:
 
 @contextlib.contextmanager
 def progress(*, lines: bool = False) -> Iterator[Progress]:
-    """A function that shows the current step: on a terminal in a line that changes, elsewhere not at all,
-    or with `lines` in a line of its own."""
+    """A function that shows the current step: on a terminal in a line that changes; elsewhere not at all,
+    or with `lines` as one line per step."""
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False)
@@ -67,7 +67,7 @@ def progress(*, lines: bool = False) -> Iterator[Progress]:
 
 @contextlib.contextmanager
 def measuring(total: int) -> Iterator[Callable[[], None]]:
-    """A bar on a terminal, and a function that advances it by one of `total` steps."""
+    """A progress bar on a terminal; the function advances it by one of `total` steps."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -78,7 +78,7 @@ def measuring(total: int) -> Iterator[Callable[[], None]]:
 
 @contextlib.contextmanager
 def doctor_hint() -> Iterator[None]:
-    """Turn what this machine refuses into Unsupported, with the advice to run `daxfault doctor`."""
+    """Turn errors of this machine into Unsupported, with the advice to run `daxfault doctor`."""
     from daxfault import fsd
     from daxfault.vmm.errors import Unsupported, alone
 
@@ -89,7 +89,7 @@ def doctor_hint() -> Iterator[None]:
         if not isinstance(reason, fsd.MountError | PermissionError):
             raise
         why = reason.strerror if isinstance(reason, OSError) else reason
-        hint = "Run `daxfault doctor`: it shows what is missing here, and how to provide it."
+        hint = "Run `daxfault doctor`: it shows what is missing here, and how to fix it."
         raise Unsupported(f"{why}\n{hint}") from e
 
 

@@ -64,18 +64,18 @@ def repro(
         typer.Option("--json", help="Print one JSON object; pydoc daxfault.vmm.study.story describes it."),
     ] = False,
 ) -> None:
-    """Reproduce the truncate loop, then cure it.
+    """Reproduce the truncate loop, then end it.
 
     A guest maps a file of a FUSE mount and reads it through userfaultfd; the file is truncated;
     the guest touches the pages that were cut off. Under `mainline` the error is dropped, the guest
-    gets "page ready", and the fault repeats for ever. Under `report` the process gets SIGBUS at the
-    exact address, and a system call EFAULT.
+    gets "page ready", and the fault repeats endlessly. Under `report` the process gets SIGBUS at the
+    exact address, and a system call fails with EFAULT.
 
-    With `--guest kvm` the file is the memory of a virtual machine: the loop is the kernel's own,
-    counted by KVM and by the guest. Then the host detects it, ends it, and reports the error to the
-    guest.
+    With `--guest kvm` the file is the memory of a virtual machine, and the loop is in the kernel's
+    KVM; KVM and the guest count its faults. Then the host detects the loop, ends it, and reports the
+    error to the guest.
 
-    Exit code 0: everything was as expected; 1: something was not; 3: this machine lacks something
+    Exit code 0: all results were as expected; 1: one was not; 3: this machine lacks a requirement
     (see `daxfault doctor`).
     """
     from daxfault.vmm.errors import UsageError

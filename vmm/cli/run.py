@@ -71,10 +71,10 @@ def run(
     """Run PROGRAM on a mount of a directory, its mappings served by the fault host.
 
     Mappings of files on the mount behave as on any file system: an access past the end of a
-    truncated file is SIGBUS, or EFAULT in a system call; so is one to a page that cannot be read.
-    Failed faults are listed on standard error at the end, and files that lack what was stored to
-    them. The exit code is PROGRAM's, 128 + N when signal N killed it, 74 instead of 0 when stores
-    are lost, or 3 when this machine lacks something.
+    truncated file, or to a page that cannot be read, raises SIGBUS, or fails with EFAULT in a system
+    call. At the end, standard error lists failed faults, and files whose stores were lost. The exit
+    code is PROGRAM's, 128 + N when signal N killed it, 74 instead of 0 when stores are lost, or 3 when
+    this machine lacks a requirement.
 
     For example: `daxfault run -- sqlite3 my.db 'PRAGMA mmap_size=1000000; SELECT count(*) FROM t'`
     """
@@ -130,14 +130,14 @@ def _attached(mount: Path, command: list[str], served: dict[str, str], user: pwd
     try:
         unwritten = [Unwritten(**one) for one in control.ask(mount, "write_back") if one not in before]
     except DaxfaultError as e:
-        _warn([f"{e}; whether all that was stored is written is not known"])
+        _warn([f"{e}; it is unknown whether all stores are written"])
         return running.exit_code(status, lost=True)
     _warn(unwritten)
     return running.exit_code(status, lost=bool(unwritten))
 
 
 def _warn(lost: Sequence[object]) -> None:
-    """Name the files that lack what was stored to them."""
+    """Name the files with lost stores."""
     import sys
 
     for one in lost:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The failed faults of a run, as tables and as JSON.
 
-Owns both shapes.  Must not print.
+Owns both formats.  Must not print.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ def ending(status: int) -> str:
 
 def as_json(ended: Ended) -> dict[str, Any]:
     """Stable keys.  `failed` are the newest failed faults of `failed_total` (abi.md, records), `deaths`
-    the newest of `deaths_total` programs that died of a mapping.  `lost` are the files that lack what was
-    stored to them."""
+    the newest of `deaths_total` programs that died of a mapping, `lost` the files with lost stores."""
     return {
         "version": 1,
         "exit_code": ended.exit_code,

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Serving one mount until a signal or an unmount ends it.
+"""Serves one mount until a signal or an unmount ends it.
 
 Owns the signals, the log and the pid file.  Must not know whether it runs in a terminal or as a
-daemon.  Imports trio and pyfuse3, so a process must fork before it imports this.
+daemon.  Imports trio and pyfuse3, so a daemon must fork before it imports this.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ async def _serve(
     pid_file: Path | None,
 ) -> None:
     answered = aborted = False
-    # from here on: a signal that arrives while mounting ends the mount just after it
+    # from here on a signal that arrives while mounting ends the mount after it is made
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
         try:
             async with serving as mount:
@@ -79,12 +79,12 @@ async def _serve(
             raise (DaxfaultError if answered else UsageError)(str(exc)) from exc
     if aborted:
         raise DaxfaultError(
-            f"mount {path}: somebody aborted its FUSE connection; what programs had stored was written back"
+            f"mount {path}: its FUSE connection was aborted; stores of programs were written back"
         )
 
 
 async def _until_ended(mount: fsd.Mount, signals: AsyncIterator[int]) -> None:
-    """Return on the first signal, or when somebody has unmounted."""
+    """Return on the first signal, or after an unmount."""
     async with trio.open_nursery() as nursery:
 
         async def first_signal() -> None:
@@ -99,7 +99,7 @@ async def _until_ended(mount: fsd.Mount, signals: AsyncIterator[int]) -> None:
 
 @contextlib.contextmanager
 def _written(pid_file: Path | None) -> Iterator[None]:
-    """The pid file, there while the body runs."""
+    """The pid file, which exists while the body runs."""
     if pid_file is None:
         yield
         return
@@ -114,7 +114,7 @@ def _written(pid_file: Path | None) -> Iterator[None]:
 
 
 def log_to_stderr(*, verbose: bool, syslog: bool) -> None:
-    """And to the system's log if `syslog`."""
+    """Log to standard error, and also to syslog if `syslog`."""
     handlers: list[logging.Handler] = [logging.StreamHandler()]
     if syslog and os.path.exists(SYSLOG):
         to_system = logging.handlers.SysLogHandler(SYSLOG)

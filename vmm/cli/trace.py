@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`daxfault trace`: a run, recorded for ui.perfetto.dev or chrome://tracing.
+"""`daxfault trace`: records a run for ui.perfetto.dev or chrome://tracing.
 
 Owns the options and the file.  Must not know how a run is recorded (daxfault.vmm.study.trace), nor the
 format (daxfault.vmm.study.timeline).
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def trace(
-    design: Annotated[DesignName, typer.Option(help="What becomes of failed faults.")] = DesignName.REPORT,
+    design: Annotated[DesignName, typer.Option(help="How to answer failed faults.")] = DesignName.REPORT,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Where to write it; - is standard output.")
     ] = Path("daxfault-trace.json"),
@@ -37,7 +37,7 @@ def trace(
     from daxfault.vmm.study import timeline
 
     if output != Path("-") and not output.absolute().parent.is_dir():
-        raise UsageError(f"{output}: {output.absolute().parent} is no directory; name a file in one")
+        raise UsageError(f"{output}: {output.absolute().parent} is not a directory; name a file in one")
     recording = _recorded(design.value)
     made = timeline.chrome(recording)
     if output == Path("-"):
@@ -58,7 +58,7 @@ def _recorded(name: str) -> Recording:
 
 
 def _write(output: Path, made: dict[str, Any]) -> None:
-    """All of it or nothing: an old file stays until the new one is whole."""
+    """Write atomically: an old file stays until the new one is complete."""
     from daxfault.vmm.errors import UsageError
 
     try:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Device files: present or not, openable or not, by whom, and the command that fixes it.
+"""Device files: whether they exist and can be opened, and the command that fixes it.
 
-Owns looking at /dev.  Must not change anything: commands are named, never run.
+Owns inspecting /dev.  Must not change anything: commands are named, never run.
 """
 
 from __future__ import annotations
@@ -15,27 +15,26 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Device:
-    """What opening one device file read-write comes to, for this user."""
+    """The result of opening a device file read-write as this user."""
 
     path: str
-    use: str  # what daxfault wants it for
+    use: str  # daxfault's purpose
     present: bool
     openable: bool
     owner: str | None  # "root:kvm 0660"; None when absent
-    problem: str | None  # why it cannot be opened, in words; None when it can
-    mend: str | None  # a shell command, for root; None when there is none
+    problem: str | None  # why it cannot be opened; None when it can
+    mend: str | None  # a shell command for root that fixes it; None when there is none
 
 
 def fuse() -> Device:
-    """/dev/fuse: mode 0666 on every distribution, as mounting is checked by fusermount3."""
+    """/dev/fuse: mode 0666 on every distribution, because fusermount3 checks mounts."""
     return _look("/dev/fuse", "mount a directory", missing="modprobe fuse", refused="chmod 0666 /dev/fuse")
 
 
 def userfaultfd() -> Device:
-    """/dev/userfaultfd: Linux 6.1; whoever may open it may have kernel-mode faults too.
+    """/dev/userfaultfd: Linux 6.1; a user who may open it can also serve kernel-mode faults.
 
-    The owner's choice between the device and the system call is in
-    Documentation/admin-guide/mm/userfaultfd.rst.
+    Documentation/admin-guide/mm/userfaultfd.rst compares the device and the system call.
     """
     return _look(
         "/dev/userfaultfd",
@@ -46,7 +45,7 @@ def userfaultfd() -> Device:
 
 
 def kvm() -> Device:
-    """/dev/kvm: present where the CPU virtualizes, or the hypervisor lets it nest."""
+    """/dev/kvm: present if the CPU supports virtualization, or the hypervisor allows nesting."""
     refused = f"setfacl -m u:{_user()}:rw /dev/kvm"
     try:
         if grp.getgrgid(os.stat("/dev/kvm").st_gid).gr_name == "kvm":
@@ -70,8 +69,8 @@ def _look(path: str, use: str, *, missing: str, refused: str) -> Device:
     except OSError as exc:
         mend: str | None = missing
         if isinstance(exc, PermissionError):
-            # root is not refused by modes: that is a container's device rules, which no command
-            # from inside changes
+            # modes do not refuse root: these are the device rules of a container, which no command
+            # inside it can change
             mend = None if os.geteuid() == 0 else refused
         return Device(path, use, True, False, owner, exc.strerror, mend)
     return Device(path, use, True, True, owner, None, None)

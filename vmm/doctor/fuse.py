@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a directory can be mounted here, asked before a command begins.
+"""Checks at the start of a command that a directory can be mounted.
 
 Owns the refusal.  Must not mount anything.
 """
@@ -11,7 +11,7 @@ from daxfault.vmm.errors import Unsupported
 
 
 def check_fuse(*, allow_other: bool) -> None:
-    """Raise Unsupported when this machine lacks what a mount needs, one for other users if `allow_other`."""
+    """Raise Unsupported when this machine cannot mount, for other users too if `allow_other`."""
     device = devices.fuse()
     if not device.openable:
         advice = device.mend or "the container's owner must permit the device"

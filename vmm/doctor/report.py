@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this machine has of what daxfault needs, and what therefore works here.
+"""The requirements of daxfault that this machine meets, and the features that work on it.
 
-Owns the report.  Must not print, and must not change anything on the machine.
+Owns the report.  Must not print, nor change anything on the machine.
 
-    probe() -> Report       looks
+    probe() -> Report       inspects the machine
     conclude(Machine)       decides, from its argument alone
     as_json(Report)         the report as plain values
 
@@ -17,7 +17,7 @@ The JSON form is a promise: keys are added, never renamed or removed, as long as
     machine       architecture, as uname -m gives it
     user          {uid, root}
     native        null, or why the compiled part cannot be loaded
-    userfaultfd   {bits, kernel_faults, problem}; bits is null when it cannot be had;
+    userfaultfd   {bits, kernel_faults, problem}; bits is null when userfaultfd is not available;
                   kernel_faults: faults inside system calls are served too
     features      [{bit, name, since, use, needed, here}]; here is null when not known
     devices       [{path, use, present, openable, owner, problem, mend}]
@@ -42,16 +42,16 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Userfaultfd:
-    """What UFFDIO_API answered."""
+    """The result of UFFDIO_API."""
 
-    bits: int | None  # the kernel's feature bits; None when no userfaultfd can be had
+    bits: int | None  # the kernel's feature bits; None when userfaultfd is not available
     kernel_faults: bool  # not limited to UFFD_USER_MODE_ONLY
     problem: str | None
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Everything that was found, without a judgement."""
+    """The findings, without conclusions."""
 
     kernel: str
     machine: str
@@ -70,12 +70,12 @@ class Machine:
 
 @dataclass(frozen=True)
 class Ability:
-    """One thing that daxfault does, and whether it can do it here."""
+    """A feature of daxfault, and whether it works here."""
 
     name: str
     what: str
     works: bool
-    reason: str  # why not, and a remedy; or what makes it work
+    reason: str  # why not, with a remedy; or the mechanism that makes it work
 
 
 @dataclass(frozen=True)
@@ -94,13 +94,13 @@ class Report:
 
 
 def probe() -> Report:
-    """Look at this machine.  Raises nothing: what cannot be looked at is part of the report."""
+    """Inspect this machine.  Never raises: the report includes failed inspections."""
     machine = _look()
     return Report(machine, tuple(conclude(machine)))
 
 
 def conclude(machine: Machine) -> Iterator[Ability]:
-    """What works on `machine`: "repro" is the main job, the others in the order of the README."""
+    """The abilities on `machine`: "repro" first, the others in the order of the README."""
     mounting = _mounting(machine)
     guest = _guest(machine)
     trouble = "; and ".join(problem for problem in (guest, mounting) if problem) or None
@@ -123,22 +123,22 @@ def conclude(machine: Machine) -> Iterator[Ability]:
     if not fork and not has(bits, "EVENT_FORK"):
         fork = "the kernel lacks UFFD_FEATURE_EVENT_FORK"
     elif not fork and machine.uid != 0:
-        # userfaultfd_api() in fs/userfaultfd.c wants CAP_SYS_PTRACE for it
-        fork = "only a process with CAP_SYS_PTRACE is given its children's faults; run as root"
+        # userfaultfd_api() in fs/userfaultfd.c requires CAP_SYS_PTRACE for it
+        fork = "EVENT_FORK requires CAP_SYS_PTRACE; run as root"
     yield ability("fork", "serve the children of a guest", fork, "UFFD_FEATURE_EVENT_FORK")
 
     watches = machine.setting("fs.inotify.max_user_watches")
     unnoticed = mounting
     if not unnoticed and not watches.enough:
         unnoticed = (
-            f"{watches.name} is {watches.value}: files beyond that are looked at "
+            f"{watches.name} is {watches.value}: files beyond that are checked "
             f"only when they are used; {watches.mend}"
         )
     yield ability("behind", "notice truncation behind the mount at once", unnoticed, "inotify")
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """The report as values that json.dumps takes, laid out as this module's docstring says."""
+    """The report as values for json.dumps, in the form of this module's docstring."""
     from importlib.metadata import version
 
     machine = report.machine

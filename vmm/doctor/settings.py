@@ -20,17 +20,17 @@ FEW_WATCHES = 8192  # one for each open file of a mount
 
 @dataclass(frozen=True)
 class Setting:
-    """One limit, program or switch, and whether it is as daxfault would have it."""
+    """A limit, program or switch, and whether it is sufficient for daxfault."""
 
     name: str
-    value: str  # as read; "unknown" when it cannot be
-    use: str  # what it decides
+    value: str  # as read; "unknown" when it cannot be read
+    use: str  # the feature that depends on it
     enough: bool
-    mend: str | None  # a shell command, for root; None when there is none
+    mend: str | None  # a shell command for root that fixes it; None when there is none
 
 
 def fusermount3() -> Setting:
-    """The set-uid program with which others than root mount (fusermount3(1))."""
+    """The set-uid program by which users other than root mount (fusermount3(1))."""
     path = shutil.which("fusermount3")
     enough = path is not None or os.geteuid() == 0
     mend = None if enough else "apt-get install fuse3"
@@ -38,7 +38,7 @@ def fusermount3() -> Setting:
 
 
 def user_allow_other() -> Setting:
-    """The switch in /etc/fuse.conf, which fusermount3 reads; root needs none."""
+    """The switch in /etc/fuse.conf, which fusermount3 reads; root does not need it."""
     try:
         with open("/etc/fuse.conf", encoding="utf-8", errors="replace") as lines:
             on = any(line.strip() == "user_allow_other" for line in lines)
@@ -50,7 +50,7 @@ def user_allow_other() -> Setting:
 
 
 def descriptors() -> Setting:
-    """The hard RLIMIT_NOFILE: the soft one is raised to it by the file server."""
+    """The hard RLIMIT_NOFILE; the file server raises the soft one to it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     unlimited = hard == resource.RLIM_INFINITY
     enough = unlimited or hard >= FEW_DESCRIPTORS
@@ -70,7 +70,7 @@ def page_caches() -> Setting:
 
 
 def inotify(name: str, least: int) -> Setting:
-    """fs.inotify.`name` (inotify(7)), of which `least` would do."""
+    """fs.inotify.`name` (inotify(7)); `least` is enough."""
     value = _read(f"/proc/sys/fs/inotify/{name}")
     enough = value.isdigit() and int(value) >= least
     mend = None if enough else f"sysctl fs.inotify.{name}={least}"
@@ -78,21 +78,21 @@ def inotify(name: str, least: int) -> Setting:
 
 
 def unprivileged_userfaultfd(allowed_anyway: bool) -> Setting:
-    """vm.unprivileged_userfaultfd (5.2), which the system call asks and the device does not."""
+    """vm.unprivileged_userfaultfd (5.2), which restricts the system call but not the device."""
     value = _read("/proc/sys/vm/unprivileged_userfaultfd")
     enough = allowed_anyway or value == "1"
     return Setting(
         "vm.unprivileged_userfaultfd",
         value,
-        "userfaultfd(2) for others than root",
+        "userfaultfd(2) for users other than root",
         enough,
         None if enough else "sysctl vm.unprivileged_userfaultfd=1",
     )
 
 
 def memory_failure(poison_code: int | None) -> Setting:
-    """CONFIG_MEMORY_FAILURE, concluded from the si_code of a poisoned page's SIGBUS, or by the kernel's
-    own configuration where nothing could be poisoned.  daxfault works with both."""
+    """CONFIG_MEMORY_FAILURE, from the si_code of a poisoned page's SIGBUS, or from the kernel's
+    configuration if poison is not available.  daxfault works with both."""
     codes = {4: "yes (SIGBUS says BUS_MCEERR_AR)", 2: "no (SIGBUS says BUS_ADRERR)"}
     value = codes.get(poison_code or 0) or _configured("CONFIG_MEMORY_FAILURE")
     return Setting("CONFIG_MEMORY_FAILURE", value, "the si_code of a poisoned page", True, None)
