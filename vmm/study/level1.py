@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stand-in as a host: part of its window is a file for guests of its own.
+"""A stand-in as a nested host: a part of its window is a file for its own guests.
 
-Owns that file, the host that serves it, and their end: they live as long as the stand-in does.
-A vCPU of the stand-in reads each page of the file from the window, in guest kernel mode and with an
-entry in the exception table, as get_user_pages() does for a host that is itself a guest.  Whatever
-the host below makes of that fault happens to that vCPU.  Must not decide faults of either level.
+Owns that file and the host that serves it, which live as long as the stand-in.  A vCPU of the stand-in
+reads each page of the file from the window, in guest kernel mode and with an entry in the exception
+table, as get_user_pages() does in a host that is itself a guest.  If that access faults, that vCPU gets
+the answer of the host below.  Must not decide faults of either level.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from daxfault.native import Engine, File
 from daxfault.vmm.host.host import Host, hosting
 from daxfault.vmm.study.standin import StandIn, StandInError
 
-_DEADLINE = 10.0  # seconds until a page, or an answer, is given up; a busy machine may delay a vCPU for some
-# An engine thread has a vCPU of its own: one that never ends its access delays no other page.
+_DEADLINE = 10.0  # seconds to wait for a page or an answer; a busy machine may delay a vCPU
+# One vCPU per engine thread: an access that never ends delays no other page.
 _VCPUS = (62, 61, 60, 59)
 
 
 class WindowFile:
     """Part of a stand-in's window as the only file of a host (session.FileServer and session.Pinned).
 
-    It is read-only, and a page is kept once it was read: a host does not notify its guests when a file
-    changes.
+    It is read-only, and pages are kept once they were read: a host does not notify its guests when a
+    file changes.
     """
 
     inode = 0
@@ -50,17 +50,17 @@ class WindowFile:
         self._own = threading.local()
 
     async def pin(self, fd: int) -> WindowFile:
-        """Whatever a guest opens stands for the one file: the stand-in has no mount of its own."""
+        """The one file, for any descriptor: the stand-in has no mount."""
         return self
 
     def release(self) -> None:
-        """The file outlives its guests."""
+        """Does nothing: the file outlives its guests."""
 
     def mapping_changed(self, inode: int) -> None:
-        """No cache is to be invalidated."""
+        """Does nothing: there is no cache to invalidate."""
 
     def _fetch(self, offset: int, length: int) -> None:
-        """In a thread of the engine, or of the retry of poisoned pages."""
+        """Runs in a thread of the engine, or one that retries poisoned pages."""
         if not hasattr(self._own, "vcpu"):
             self._own.vcpu = next(self._vcpus)
         text = f"kread {self._moffset + offset} {length}"
@@ -80,7 +80,7 @@ class WindowFile:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Level1:
-    """The host in a stand-in, and the nursery its guests live in; standin() makes one of them."""
+    """The host in a stand-in, and the nursery of its guests; standin() makes a guest."""
 
     host: Host
     guests: trio.Nursery
@@ -89,9 +89,9 @@ class Level1:
 
 @contextlib.asynccontextmanager
 async def level1(guest: StandIn, moffset: int, length: int) -> AsyncIterator[Level1]:
-    """Serve [moffset, moffset + length) of the guest's window, as a file, to guests of the guest.
+    """Serve [moffset, moffset + length) of the guest's window as a file to nested guests.
 
-    When the body ends, so does the guest: an access of its host's vCPUs may never end otherwise.
+    The end of the body ends the guest, because an access of its vCPUs may otherwise never end.
     """
     file = WindowFile(guest, moffset, length)
     engine = Engine(answer_seconds=_DEADLINE, source_seconds=_DEADLINE, fill_threads=len(_VCPUS))

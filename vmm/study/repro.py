@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole story, run for real: a guest maps a file of our mount, the file is truncated,
-the guest touches it.
+"""Runs the stories on the stand-in: a guest maps a file of our mount, the file is truncated, the guest
+touches it.
 
-Owns the order of events and the expectations; prints nothing.  A story is
-one design and one way to truncate; every observation in it is measured.
+Owns the order of events and the expectations.  Must not print.  A story is one design and one way to
+truncate; every observation is measured.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ STORIES = (DesignName.MAINLINE, DesignName.REPORT)  # the designs that are repro
 class Access:
     """One access of the guest after the truncation.
 
-    `outcome` is the stand-in's, or "loop", or "stopped": the vCPU is not resumed.  `cycles` in
-    `seconds`: fault -> error -> "ready" on that page, when it looped; `told`: the guest was notified
-    each time, otherwise its vCPU was only halted.  `cpu`: processor time of host and guest, in seconds.
+    `outcome` is the stand-in's, or "loop", or "stopped": the vCPU is not resumed.  When it looped,
+    `cycles` in `seconds` counts fault -> error -> "ready" on that page; `told`: the guest was notified
+    each time, otherwise its vCPU was only halted.  `cpu`: CPU time of host and guest, in seconds.
     """
 
     what: str
@@ -60,11 +60,11 @@ class Access:
 
     @property
     def rate(self) -> float:
-        """Cycles a second."""
+        """Cycles per second."""
         return self.cycles / self.seconds if self.seconds else 0.0
 
     def as_json(self) -> dict[str, Any]:
-        """`ns` nanoseconds, `rate` cycles a second, `cpu` and `seconds` seconds."""
+        """`ns` in nanoseconds, `rate` in cycles per second, `cpu` and `seconds` in seconds."""
         fields = dataclasses.asdict(self) | {"rate": self.rate}
         return story.with_hexadecimal(fields, "address", "expected_address")
 
@@ -81,10 +81,9 @@ async def run(
     seconds: float = 0.5,
     progress: Progress = lambda _: None,
 ) -> Outcome:
-    """Run every story; `file` is copied, never touched.  `seconds` is how long a loop is watched.
+    """Run every story on a copy of `file`.  `seconds` is how long a loop is watched.
 
-    Raises UsageError, Unsupported, fsd.MountError, or OSError when the machine will not; perhaps
-    in exception groups, each with nothing beside it.
+    Raises UsageError, Unsupported, fsd.MountError or OSError, possibly in exception groups of one.
     """
     story.check_file(file)
     stories = []
@@ -138,7 +137,7 @@ async def _story(testbed: _Testbed, design: str, via: str, progress: Progress) -
 
 
 async def _truncate(testbed: _Testbed, guest: StandIn, via: str, name: str, cut: int) -> float:
-    """-> milliseconds until the host had acted on it."""
+    """Truncate the file; -> milliseconds until the host has applied it."""
     began = trio.current_time()
     path = (testbed.mount if via == "mount" else testbed.backing) / name
     await trio.to_thread.run_sync(os.truncate, path, cut)
@@ -151,13 +150,13 @@ async def _noticed(guest: StandIn, name: str, size: int) -> None:
     """Wait until the file server has seen a change behind the mount."""
     with trio.fail_after(story.NOTICE_SECONDS):
         file = guest.session.file(name)
-        # inotify has no acknowledgement to wait for
+        # no event reports that the change was applied
         while (state := file.state()).known_size != size or state.retrying:  # noqa: ASYNC110
             await trio.sleep(0.0005)
 
 
 class _Recorder:
-    """Makes accesses and records what they got."""
+    """Makes accesses and records their results."""
 
     def __init__(self, testbed: _Testbed, guest: StandIn, base: int, first: int, progress: Progress) -> None:
         self.accesses: list[Access] = []
@@ -168,7 +167,7 @@ class _Recorder:
         self._progress = progress
 
     async def before(self, backing: Path, cut: int, dead: int) -> None:
-        """The guest sees the file's bytes, also those that are about to go."""
+        """Check that the guest sees the file's bytes, including those to be cut off."""
         with backing.open("rb") as file:
             data = os.pread(file.fileno(), 32, cut - 16)
         await self._access("read", "read across the cut", cut - 16, 32, "ok", value=data.hex())
@@ -222,7 +221,7 @@ class _Recorder:
         self.accesses.append(self._recorded(op, what, offset, expected, got, loops, cpu, value, done))
 
     async def _end_of(self, vcpu: int, text: str) -> Done:
-        """What the access got; "stopped" when the host does not resume its vCPU."""
+        """The result of the access; "stopped" when the host does not resume its vCPU."""
         wait = await self._guest.start(vcpu, text)
         began = trio.current_time()
         got: list[Done] = []
@@ -232,7 +231,7 @@ class _Recorder:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(take)
-            # the policy thread rings no bell here
+            # the policy thread cannot set a trio event
             while not got and not self._stopped(vcpu):  # noqa: ASYNC110
                 await trio.sleep(0.001)
             nursery.cancel_scope.cancel()
@@ -269,7 +268,7 @@ class _Recorder:
         ok &= value is None or got.value == value
         ok &= done is None or got.done == done
         if loop is not None:
-            # the watchdog's loop is this access's, and made no progress
+            # the watchdog detected this access, which made no progress
             ok &= loop.page == (self._base + fault) // PAGE_SIZE * PAGE_SIZE and loop.cycles >= 100
         return Access(
             what=what,
@@ -291,5 +290,5 @@ class _Recorder:
 
 
 def check_machine() -> None:
-    """Raise OSError when faults cannot be served here at all."""
+    """Raise OSError when faults cannot be served on this machine."""
     native.uffd_probe()

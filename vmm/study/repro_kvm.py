@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole story on a real KVM guest: a file of our mount is the guest's memory, it is truncated,
-the guest touches it.
+"""Runs the stories on a KVM guest: a file of our mount is the guest's memory, it is truncated, the guest
+touches it.
 
-Owns the order of events and the expectations; prints nothing.  Each loop is first
-watched without a rescue, then ended, and the error is reported to the guest.
+Owns the order of events and the expectations.  Must not print.  Each loop is first watched without a
+rescue, then ended, and the error is reported to the guest.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from daxfault.vmm.study import story
 from daxfault.vmm.study.story import Progress
 
 MANY = 20  # faults without one resolved, for a loop
-_SLOW_SECONDS = 5.0  # more of watching, on a machine that is busy with other things
+_SLOW_SECONDS = 5.0  # additional time to watch, on a busy machine
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Watched:
-    """A loop, watched without a rescue.  `faults`: KVM's count (pf_guest, with async page faults, else
-    pf_taken); `fixed`: those it resolved; `guest`: the guest's own count of pages not present, None
-    when it sees nothing; `cpu`: seconds that the vCPU's thread burnt."""
+    """A loop, watched without a rescue.  `faults`: KVM's count (pf_guest with async page faults, otherwise
+    pf_taken); `fixed`: those that it resolved; `guest`: the guest's count of pages not present, None
+    when it cannot count them; `cpu`: CPU time of the vCPU's thread in seconds."""
 
     seconds: float
     faults: int
@@ -48,14 +48,14 @@ class Watched:
 
     @property
     def rate(self) -> float:
-        """Faults a second."""
+        """Faults per second."""
         return self.faults / self.seconds
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Access:
-    """One access.  `address`: the gva that the guest got; `detect_ms`: from the first fault seen to
-    the suspicion; `rescue_ms`: the rescue itself; `answer_us`: from the exit to the resume."""
+    """One access.  `address`: the gva that was reported to the guest; `detect_ms`: from the first observed
+    fault to the suspicion; `rescue_ms`: the rescue; `answer_us`: from the exit to the resume."""
 
     what: str
     got: str
@@ -88,7 +88,7 @@ def check_machine() -> None:
     """Unsupported when there is no KVM that can run the guest."""
     why = unsupported()
     if why is not None:
-        raise Unsupported(f"{why}; without it, --guest standin reproduces the same")
+        raise Unsupported(f"{why}; --guest standin reproduces the same without KVM")
 
 
 async def run(
@@ -98,9 +98,10 @@ async def run(
     seconds: float = 0.5,
     progress: Progress = lambda _: None,
 ) -> Outcome:
-    """Run the stories; `file` is copied, never touched.  `seconds` is how long each loop is watched.
+    """Run the stories on a copy of `file`.  `seconds` is how long each loop is watched.
 
-    Raises UsageError, Unsupported, GuestEnded, fsd.MountError or OSError, perhaps in groups of one.
+    Raises UsageError, Unsupported, GuestEnded, fsd.MountError or OSError, possibly in exception groups
+    of one.
     """
     stories = []
     with scratch() as directories:
@@ -115,7 +116,7 @@ async def run(
 
 
 class _Play:
-    """One story under way."""
+    """A running story."""
 
     def __init__(
         self, backing: Path, path: Path, via: str, size: int, seconds: float, progress: Progress
@@ -175,10 +176,10 @@ class _Play:
         return (trio.current_time() - began) * 1e3
 
     async def _noticed(self, size: int) -> None:
-        """Until the kernel believes the mount's file to have `size`: fsd notifies it of changes behind
-        the mount, and it asks for the size at the next call."""
+        """Wait until the kernel uses `size` for the mount's file: fsd notifies it of changes behind the
+        mount, and it asks for the size at the next call."""
         with trio.fail_after(story.NOTICE_SECONDS):
-            # no event says when it has
+            # no event reports it
             while (await trio.to_thread.run_sync(os.stat, self._path)).st_size != size:  # noqa: ASYNC110
                 await trio.sleep(0.0005)
 
@@ -193,7 +194,7 @@ class _Play:
         watched, runs = await self._watch(guest, step, counts=counts)
         loops = runs and watched.faults >= MANY and watched.fixed < watched.faults // 10
         if counts:
-            # it was stopped anywhere: KVM may have counted one that the guest has yet to see
+            # it was stopped at any time: KVM may have counted a fault that the guest has not seen yet
             loops &= watched.guest is not None and watched.faults - watched.guest in (0, 1)
         at = step.gva
         self._accesses.append(
@@ -213,12 +214,12 @@ class _Play:
         (result,) = await guest.finish(1)
         guest.rescue = None
         self._note("the same, with a rescue", result, Got.SIGBUS, address=at, guest=guest, rescued=began)
-        # the next loop wants the tail as the truncation left it
+        # the next loop needs the tail as the truncation left it
         await guest.revive()
 
     async def _watch(self, guest: Machine, step: Step, *, counts: bool) -> tuple[Watched, bool]:
-        """Start the step, and watch it for the time that was asked for, longer if it is slow.  The vCPU
-        stands still when it is read; -> and whether it was still at it."""
+        """Start the step, and watch it for the requested time, longer if it is slow.  The vCPU is stopped
+        while the counts are read; -> the counts, and whether the step was still running."""
         kvm, box = guest.kvm, guest.vcpus[0].mailbox
         name = "pf_guest" if counts else "pf_taken"
         before, seen, cpu = kvm.stats(0), box.counts().not_present, kvm.cpu_seconds(0)

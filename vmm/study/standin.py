@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Driving a guest stand-in: its process, its console, its answers.
+"""Drives a guest stand-in: its process, its console, its answers.
 
 Owns the child process and the JSON lines of native/standin.  Must not decide faults.
 """
@@ -25,20 +25,20 @@ from daxfault.vmm.designs.rfc_v1 import POSTED
 from daxfault.vmm.host.host import Host
 from daxfault.vmm.host.session import Session
 
-# events that answer a command; `done` and `error` name theirs
+# events that answer the last command; `done` and `error` have the number of theirs
 _ANSWERS = ("open", "map", "unmap", "close", "stat", "idle", "traced")
 
 
 class StandInError(Exception):
-    """The stand-in refused a command, or has ended; the message is its own."""
+    """The stand-in refused a command, with its message, or has ended."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Done:
     """The result of an access.  `outcome` is ok, sigbus, sigsegv, efault, short, panic, error or killed.
 
-    `address` is si_addr, or the gva the guest kernel saw; `error` an errno or 0; `done`
-    bytes; `raw` every field the stand-in printed (docs/standin.md).
+    `address` is si_addr, or the gva that the guest kernel got; `error` an errno or 0; `done` in bytes;
+    `raw` all fields that the stand-in printed (docs/standin.md).
     """
 
     outcome: str
@@ -66,7 +66,7 @@ def _done(event: dict[str, Any]) -> Done:
 
 
 class _Reply:
-    """One answer to come."""
+    """An expected answer."""
 
     def __init__(self) -> None:
         self.event = trio.Event()
@@ -107,7 +107,7 @@ class StandIn:
         return int((await self._ask(f"open {name} {os.fspath(path)} {mode}"))["size"])
 
     async def map(self, name: str, foffset: int, length: int, moffset: int, mode: str = "r") -> int:
-        """Show [foffset, foffset + length) of `name` at window + moffset; -> the address."""
+        """Map [foffset, foffset + length) of `name` at window + moffset; -> the address."""
         event = await self._ask(f"map {name} {foffset} {length} {moffset} {mode}")
         address = int(event["address"], 16)
         self.window = address - moffset
@@ -123,7 +123,7 @@ class StandIn:
         return await self._ask("stat")
 
     async def kill(self, vcpu: int, task: int) -> None:
-        """SIGKILL for a task: it ends when it would next run in user mode."""
+        """SIGKILL for a task: it ends before its next instruction in user mode."""
         await self._order(f"kill {vcpu} {task}")
 
     async def set_async(self, on: bool) -> None:
@@ -131,21 +131,21 @@ class StandIn:
         await self._order(f"async {'on' if on else 'off'}")
 
     async def trace(self, on: bool) -> None:
-        """Note every event of the guest kernel, or no more."""
+        """Start or stop recording the events of the guest kernel."""
         await self._order(f"trace {'on' if on else 'off'}")
 
     async def traced(self) -> list[dict[str, Any]]:
-        """What was noted, oldest first; see docs/standin.md."""
+        """The recorded events, oldest first; see docs/standin.md."""
         self._traced = []
         await self._ask("trace dump")
         return self._traced
 
     async def access(self, vcpu: int, text: str, task: int = 0) -> Done:
-        """Run one access on a task of a vCPU, as in `touch 0x1000`; -> what it got."""
+        """Run one access on a task of a vCPU, such as `touch 0x1000`; -> its result."""
         return await (await self.start(vcpu, text, task))()
 
     async def start(self, vcpu: int, text: str, task: int = 0) -> Callable[[], Awaitable[Done]]:
-        """Begin an access; -> an async function that waits for its Done."""
+        """Start an access; -> an async function that waits for its Done."""
         reply = _Reply()
         async with self._sending:
             seq = self._accesses[vcpu] + 1
@@ -178,7 +178,7 @@ class StandIn:
                 self._by_line.pop(line, None)
 
     async def _order(self, text: str) -> None:
-        """A command that is answered only when it is refused: done when the next one is."""
+        """Run a command that has no answer unless it is refused: wait for the answer of the next one."""
         refused = _Reply()
         async with self._sending:
             line = await self._send_line(text, refused)
@@ -210,7 +210,7 @@ class StandIn:
         return reply.value
 
     async def read_answers(self) -> None:
-        """Take the stand-in's lines until it ends."""
+        """Read the stand-in's lines until it ends."""
         assert self.process.stdout is not None
         rest = b""
         try:
@@ -243,7 +243,7 @@ class StandIn:
 
 
 def _command(design: Design, window: int) -> list[str]:
-    """A guest kernel that knows the design's ABI."""
+    """The command for a guest kernel with the design's ABI."""
     abi = design.abi.name.lower().replace("_", "-")
     command = [str(native.standin()), "--window", str(window), "--abi", abi]
     if design.posted:
@@ -261,10 +261,10 @@ async def standin(
     async_pf: bool = True,
     report_errors: bool = True,
 ) -> AsyncIterator[StandIn]:
-    """A stand-in served by `host` under `design`, with a guest kernel that knows the design's ABI;
-    ended, with its connection, when the body ends.
+    """A stand-in served by `host` under `design`, with a guest kernel of the design's ABI; the end of the
+    body ends it and its connection.
 
-    `async_pf`: it enables asynchronous page faults; `report_errors`: it asks for errors.
+    `async_pf`: it enables asynchronous page faults; `report_errors`: it enables error reports.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     command = [*_command(design, window), "--fd", str(theirs.fileno())]
@@ -284,7 +284,7 @@ async def standin(
         try:
             begun: Session = await nursery.start(host.guest, ours, process.pid, design)
         except RuntimeError as e:  # trio's: it ended before it began
-            raise StandInError("the host would not serve the stand-in; its log says why") from e
+            raise StandInError("the host refused the stand-in; its log has the reason") from e
         return begun
 
     async with _driven(process, session) as guest:
@@ -295,7 +295,7 @@ async def standin(
 async def connected(
     path: str | os.PathLike[str], design: Design, *, window: int = 2 * native.RANGE_SIZE
 ) -> AsyncIterator[StandIn]:
-    """A stand-in of a host in another process, which listens at `path`; ended when the body ends."""
+    """A stand-in of a host in another process, which listens at `path`; the end of the body ends it."""
     process = await _start([*_command(design, window), "--socket", os.fspath(path)])
     async with _driven(process) as guest:
         yield guest
@@ -315,7 +315,7 @@ async def _start(command: list[str], *fds: int) -> trio.Process:
 async def _driven(
     process: trio.Process, session: Callable[[], Awaitable[Session]] | None = None
 ) -> AsyncIterator[StandIn]:
-    """Read the answers of a process while the body runs, then end it.  `session` begins our end of it."""
+    """Read the answers of a process while the body runs, then end it.  `session` starts to serve it."""
     try:
         guest = StandIn(process, await session() if session else None)
         async with trio.open_nursery() as answers:
@@ -328,7 +328,7 @@ async def _driven(
 
 
 async def _end(process: trio.Process) -> None:
-    """Ask it to go, then make it."""
+    """Ask the process to end, then kill it."""
     if process.stdin is not None:
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
             with trio.move_on_after(1):

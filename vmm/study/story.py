@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the stories of both guests have in common: their file, and the shape of what was observed.
+"""The common parts of the stories of both guests: their file, and the form of the results.
 
-Owns both.  Must not run anything; prints nothing.
+Must not run anything, nor print.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Progress = Callable[[str], None]
 
 
 class Observed(Protocol):
-    """One access of the guest, and what it got."""
+    """One access of the guest, and its result."""
 
     @property
     def ok(self) -> bool: ...
@@ -40,7 +40,7 @@ A = TypeVar("A", bound=Observed)
 
 @dataclasses.dataclass(frozen=True)
 class Story(Generic[A]):
-    """One way to truncate, under one design; None: under the kernel's own behaviour.  Sizes in bytes."""
+    """One way to truncate, under one design, or None for the kernel's behaviour.  Sizes in bytes."""
 
     design: str | None
     via: str
@@ -79,7 +79,7 @@ class Outcome(Generic[A]):
         return all(story.ok for story in self.stories)
 
     def as_json(self) -> dict[str, Any]:
-        """`version` counts changes of this shape.  Sizes are bytes, addresses of the guest hexadecimal."""
+        """`version` counts changes of this form.  Sizes are in bytes, guest addresses in hexadecimal."""
         return {
             "version": 1,
             "guest": self.guest,
@@ -95,7 +95,7 @@ class Outcome(Generic[A]):
 
 
 def with_hexadecimal(fields: dict[str, Any], *names: str) -> dict[str, Any]:
-    """The same, the addresses called `names` as text."""
+    """`fields` with the addresses in `names` as hexadecimal text."""
     return fields | {name: None if fields[name] is None else hex(fields[name]) for name in names}
 
 
@@ -114,7 +114,7 @@ def check_file(file: Path | None) -> None:
 
 
 def make_file(path: Path, source: Path | None) -> int:
-    """A copy of `source`, or noise, at `path`; -> its size."""
+    """Make a copy of `source`, or random bytes, at `path`; -> its size."""
     try:
         if source is not None:
             shutil.copyfile(source, path)

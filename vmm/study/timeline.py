@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a recorded run did, as a trace that Perfetto and chrome://tracing open.
+"""Converts a recorded run to a trace for Perfetto and chrome://tracing.
 
-Owns the translation into the Trace Event Format (JSON Object Format): tracks, slices,
-flows.  Pure: it neither records nor reads a clock.  Every source has times of CLOCK_MONOTONIC,
-so one time line needs no alignment.
+Owns the translation into the Trace Event Format (JSON Object Format): tracks, slices, flows.  Pure: it
+does not record, nor read a clock.  All sources use CLOCK_MONOTONIC, so they need no alignment.
 
-Tracks are slices ("X") and nest by construction.  What happens at a moment is a slice of
-a microsecond at most, for a flow arrow ends at slices only.  Faults of one vCPU overlap, for
-its tasks wait side by side: they are async slices ("b", "e"), which may.
+Tracks consist of slices ("X"), which nest by construction.  An instant is a slice of at most a
+microsecond, because flow arrows connect only slices.  Faults of one vCPU overlap, because its tasks
+wait concurrently, so they are async slices ("b", "e").
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ _PLACES = {
 }
 _TASKS = 100  # more than a vCPU has
 _ANSWERS, _FILLS = 1, 10  # tids of the host's tracks; fills take as many as run at once
-_MOMENT = 1000  # ns, at most, that something without a duration is shown to take
+_MOMENT = 1000  # ns, the longest slice of an instant
 _ALL = 0xFFFFFFFF  # the token of "wake all"
 
-# what ends a fault, and what ends a failure
+# events that end a fault, and those that end a failure
 _RESOLVED = {TraceKind.INSTALL}
 _ANSWERED = {
     TraceKind.READY,
@@ -45,7 +44,7 @@ _ANSWERED = {
     TraceKind.STOP,
 }
 _SLICES = {TraceKind.FILL_BEGIN, TraceKind.FILL_END}
-# the guest's own: on the vCPU's track; the others are the task's
+# events of the guest on the vCPU's track; others are on the task's
 _OF_VCPU = {"irq", "ack", "idle", "switch", "deferred", "wake_all", "ready", "error", "early", "not_present"}
 _FLOWING = {"not_present", "park", "ready", "error", "early", "wake"}
 
@@ -57,7 +56,7 @@ class Recording:
     """The record of a run.
 
     `steps` are the actions, with begin and end in ns; `accesses` the commands of each task, by vCPU and
-    number, in order; `lost` counts events for which the guest had no room.
+    task number, in order; `lost` counts events that the guest dropped.
     """
 
     host: list[Trace]
@@ -79,7 +78,7 @@ class _Slice:
 
 @dataclasses.dataclass(slots=True)
 class _Track:
-    """One row.  `slices` nest; `moments` are short, and are cut off where anything else begins or ends."""
+    """One row.  `slices` nest; `moments` are short, and end where another slice begins or ends."""
 
     pid: int
     tid: int
@@ -206,7 +205,7 @@ class _Timeline:
         self.spans.append((len(self.spans) + 1, begin, end, "fault", name, _args(trace)))
 
     def _fills(self, traces: Iterable[Trace]) -> None:
-        """Reads from the file, which run side by side, each in the first row that is free."""
+        """Concurrent reads from the file, each in the first free row."""
         begun: dict[tuple[int, int], Trace] = {}
         whole: list[tuple[int, int, str, Json]] = []
         for trace in traces:
@@ -294,7 +293,7 @@ class _Timeline:
 def chrome(recording: Recording) -> Json:
     """The recording in the Trace Event Format: `traceEvents`, times in us since the first of them.
 
-    `otherData` has what the recording is about, and CLOCK_MONOTONIC at 0.
+    `otherData` has the description of the recording, and CLOCK_MONOTONIC at time 0.
     """
     timeline = _Timeline(recording)
     for begin, end, name in recording.steps:

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One run of a guest, recorded: every fault, every message, every request, on one clock.
+"""Records one run of a guest: every fault, message and request, on one clock.
 
-Owns the story that is recorded, and collecting the three traces.  What becomes of them
-is daxfault.vmm.study.timeline's.
+Owns the recorded story, and collecting the three traces; timeline converts them.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ from daxfault.vmm.study.standin import Done, StandIn, standin
 from daxfault.vmm.study.timeline import Recording
 
 PAGES = 256
-CUT = 64 * PAGE_SIZE + 100  # bytes that survive the truncation
-DEAD = 65 * PAGE_SIZE  # the first page that does not
+CUT = 64 * PAGE_SIZE + 100  # bytes left by the truncation
+DEAD = 65 * PAGE_SIZE  # the first page past the end
 SLOW = 0.01  # seconds a slow page takes
-_LOOPS = 0.05  # seconds until a loop is ended: thousands of turns, which is enough to look at
+_LOOPS = 0.05  # seconds until a loop is ended, after thousands of cycles
 _CYCLES = 50
 _CAPACITY = 1 << 18
-_PATIENCE = 1.0  # seconds; an access that has not ended then is shown unfinished
+_PATIENCE = 1.0  # seconds; a longer access is shown unfinished
 
 Progress = Callable[[str], None]
 Wait = Callable[[], Awaitable[Done]]
@@ -44,9 +43,9 @@ Wait = Callable[[], Awaitable[Done]]
 async def record(design: Design, *, progress: Progress = lambda _: None) -> Recording:
     """Run the story under `design`, about a second.
 
-    Two vCPUs with three tasks each read pages that are there, pages of a slow source, pages that are cut
-    off, and what is there again after the file has grown.  Raises Unsupported, fsd.MountError, or OSError
-    when the machine will not; perhaps in exception groups, each with nothing beside it.
+    Two vCPUs with three tasks each read present pages, pages of a slow source, pages that were cut off,
+    and the same pages after the file has grown.  Raises Unsupported, fsd.MountError or OSError, possibly
+    in exception groups of one.
     """
     about = {"design": design.name, "summary": design.summary, "kernel": f"Linux {platform.release()}"}
     recording = Recording([], [], [], about)
@@ -118,14 +117,14 @@ class _Scenario:
         await self._at_once("the pages that were cut off are touched", accesses)
 
     async def _call(self, what: str, call: Callable[..., object], *args: object) -> None:
-        """Something that the host's user does through the mount."""
+        """Run a call of the host's user on the mount, as a step."""
         self.progress(what)
         begin = time.monotonic_ns()
         await trio.to_thread.run_sync(call, *args)
         self.recording.steps.append((begin, time.monotonic_ns(), what))
 
     async def _at_once(self, what: str, accesses: dict[tuple[int, int], str]) -> None:
-        """Begin all accesses and wait for them; abandon those that have not ended in time."""
+        """Start all accesses and wait for them; abandon those that have not ended in time."""
         self.progress(what)
         begin = time.monotonic_ns()
         for who, text in accesses.items():

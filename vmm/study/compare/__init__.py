@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every design on the same accesses, side by side.
+"""Compares all designs on the same accesses.
 
-A cell is a real run: a file on a mount of ours, a host, a fresh stand-in, one access, and
-what became of it.  Nothing here knows what a design is supposed to do.
+A cell is a real run: a file on a mount, a host, a new stand-in, one access, and its outcome.  Nothing
+here knows the expected behaviour of a design.
 """
 
 from __future__ import annotations

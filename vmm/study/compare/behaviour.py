@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The questions about behaviour: an access, made under a design, to a page that cannot be had.
+"""The behaviour columns: an access under a design to a page that fails.
 
-Owns the access of each column and its right end.  Every result is observed.
+Owns the access of each column and its right outcome.  Every result is observed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from daxfault.vmm.study.compare.trial import CUT, DEAD, Testbed, Trial
 Run = Callable[[Testbed, Design], Awaitable[Cell]]
 
 QUEUE = 64  # ASYNC_PF_PER_VCPU
-_FAR = 96 * PAGE_SIZE  # a page of the file that no other access comes near
+_FAR = 96 * PAGE_SIZE  # a page of the file far from all other accesses
 _SLOW = 0.1  # seconds
 _UNTIL_CLEARED = 3600.0  # a delay that inject_clear() ends
 _ZEROS = "00" * 16
@@ -37,7 +37,7 @@ def column(name: str, title: str, right: Outcome, meaning: str) -> Callable[[Run
 
 
 async def _truncated(trial: Trial) -> None:
-    """The guest has touched what then goes."""
+    """Let the guest touch a page, then cut it off."""
     await trial.access(f"touch {DEAD}")
     await trial.forget()
     await trial.truncate(CUT)
@@ -49,7 +49,7 @@ async def _told(trial: Trial, cell: Cell) -> Cell:
 
 
 async def _one(trial: Trial, text: str, wanted: Wanted) -> Cell:
-    """The end of one access after the truncation."""
+    """The outcome of one access after the truncation."""
     await _truncated(trial)
     return await _told(trial, judge(await trial.access(text), wanted))
 
@@ -154,7 +154,7 @@ async def _queue_full(testbed: Testbed, design: Design) -> Cell:
         t.file.inject(0, dead - PAGE_SIZE, delay=_UNTIL_CLEARED)
         slow = []
         for i in range(QUEUE):
-            # one after the other: a task that is preempted in its fault may be told of another's
+            # one after another: a task that is preempted in its fault may get the event of another
             slow.append(await t.begin(f"touch {i * 15 * PAGE_SIZE}", task=1 + i))
             await t.parked(i + 1)
         end = await t.end(await t.begin(f"touch {dead + 5}", task=1 + QUEUE))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a cell of the comparison is: one access under one design, and how it ended.
+"""A cell of the comparison: one access under one design, and its outcome.
 
-Owns the outcomes' names and the words for them.  Must not run anything.
+Owns the names of outcomes and their texts.  Must not run anything.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class Outcome(enum.StrEnum):
-    """How an access ended, or that it did not."""
+    """The outcome of an access."""
 
     BYTES = "bytes"  # the file's bytes, or the zeros of a file that has grown
     SIGBUS = "sigbus"
@@ -21,16 +21,16 @@ class Outcome(enum.StrEnum):
     LOOP = "loop"  # fault, "ready", the same fault
     STOPPED = "stopped"  # KVM_RUN = -EFAULT: the VM is not resumed
     KILLED = "killed"
-    HANG = "hang"  # nothing within the deadline
-    WRONG = "wrong"  # anything else; the text says what
-    UNTRIED = "untried"  # it cannot be done here; `detail` says why
+    HANG = "hang"  # no result before the deadline
+    WRONG = "wrong"  # any other result; see the text
+    UNTRIED = "untried"  # not possible here; `detail` has the reason
     MEASURED = "measured"  # of a cost: see `numbers`
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Looped:
-    """The proof of a loop: `cycles` in `seconds` of fault, no page, the same fault.  `page`: guest
-    address; `told`: the guest gets "not present" and "ready" each time, else its vCPU is halted."""
+    """A detected loop: `cycles` of the same fault in `seconds`.  `page`: guest address; `told`: the guest
+    gets "not present" and "ready" each time, otherwise its vCPU is halted."""
 
     page: int
     told: bool
@@ -42,9 +42,9 @@ class Looped:
 class Cell:
     """One access under one design.
 
-    `ok`: it is the right end; None: the right error, but without its address, or untried.  `rate`: cycles a
-    second of a loop.  `events`: the messages, as daxfault.vmm.study.compare.sequence has them.
-    `numbers`: what was measured; times in seconds unless the name says otherwise.
+    `ok`: the outcome is right; None: the right error without its address, or untried.  `rate`: of a loop, in
+    cycles per second.  `events`: the messages, in the form of daxfault.vmm.study.compare.sequence.
+    `numbers`: measurements; times in seconds unless the name says otherwise.
     """
 
     outcome: Outcome
@@ -63,10 +63,10 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Column:
-    """An access or a measurement, under every design.  `right` is the only right end, None for a cost."""
+    """An access or a measurement, under every design.  `right` is the only right outcome, None for a cost."""
 
     name: str
     title: str
     group: str  # behaviour or cost
     right: Outcome | None
-    meaning: str  # a sentence: the access, and why that end is right
+    meaning: str  # a sentence: the access, and why that outcome is right

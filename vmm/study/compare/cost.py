@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a failed fault costs under a design, measured alone: time, processor, other tasks' work.
+"""The costs of a failed fault under a design: latency, CPU time, and the work of other tasks.
 
-Owns the cost columns and the pace of tasks beside a slow page source.
+Owns the cost columns and the pace of tasks during faults of a slow page source.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def percentile(values: Iterable[float], part: float) -> float:
 
 
 async def latency_and_cpu(testbed: Testbed, design: Design) -> tuple[Cell, Cell, list[float]]:
-    """One error a page, one after the other; -> two cells, and the times in us."""
+    """Cause one error per page, one after another; -> two cells, and the latencies in us."""
     async with testbed.trial(design, trace=False) as t:
         await t.access(f"scan 0 {PAGES * PAGE_SIZE} {PAGE_SIZE}")
         await t.truncate(CUT)
@@ -87,7 +87,7 @@ async def latency_and_cpu(testbed: Testbed, design: Design) -> tuple[Cell, Cell,
 
 
 def without_end(cell: Cell, burnt: float, seconds: float) -> tuple[Cell, Cell, list[float]]:
-    """A loop or a stopped VM: nothing is ever delivered."""
+    """The cells of a loop or a stopped VM: the error is never delivered."""
     never = Cell(cell.outcome, "never", cell.detail, ok=False, rate=cell.rate)
     if cell.outcome is not Outcome.LOOP:
         return never, Cell(cell.outcome, "-", cell.detail, ok=False), []
@@ -98,7 +98,7 @@ def without_end(cell: Cell, burnt: float, seconds: float) -> tuple[Cell, Cell, l
 
 
 async def others(testbed: Testbed, design: Design) -> Cell:
-    """The work of task 2 while task 1 touches what was cut off: the median of some guests'."""
+    """The work of task 2 while task 1 touches pages that were cut off: the median of several guests."""
     ratios = []
     for _ in range(_WORK_GUESTS):
         ratio = await _beside_a_failure(testbed, design)
@@ -111,7 +111,7 @@ async def others(testbed: Testbed, design: Design) -> Cell:
 
 
 async def _beside_a_failure(testbed: Testbed, design: Design) -> float | None:
-    """The pace of task 2, of its pace alone; None: its vCPU is not resumed."""
+    """The pace of task 2 as a fraction of its pace alone; None: its vCPU is not resumed."""
     async with testbed.trial(design, trace=False, watch=3600.0) as t:
         alone = await t.access(f"work {_WORK_MS}", task=2)
         await t.access(f"touch {DEAD}")
@@ -124,9 +124,9 @@ async def _beside_a_failure(testbed: Testbed, design: Design) -> float | None:
 
 
 async def pace(testbed: Testbed, design: Design, async_pf: bool) -> dict[str, Any]:
-    """The pace of a task while its neighbour waits for 20 ms a page, again and again.
+    """The pace of a task while its neighbour repeatedly waits 20 ms for a page.
 
-    -> one series: points are (ms since the beginning, pace as a part of the median pace alone).
+    -> one series: points are (ms since the start, pace as a fraction of the median pace alone).
     """
     count = max(8, int(testbed.seconds * 1e3 / _PACE_MS))
     async with testbed.trial(design, trace=False, async_pf=async_pf) as t:
@@ -142,7 +142,7 @@ async def pace(testbed: Testbed, design: Design, async_pf: bool) -> dict[str, An
 
 
 async def _speeds(t: Trial, count: int) -> list[tuple[float, float]]:
-    """Task 2 works without a pause; -> for each piece its end in ms, and units a millisecond."""
+    """Task 2 works without a pause; -> for each piece its end in ms, and its units per millisecond."""
     began = last = trio.current_time()
     waits = [await t.begin(f"work {_PACE_MS}", task=2) for _ in range(count)]
     speeds = []
@@ -155,5 +155,5 @@ async def _speeds(t: Trial, count: int) -> list[tuple[float, float]]:
 
 
 def _scattered(pages: int) -> list[int]:
-    """Every page once, none beside the one before: a reader that reads nothing ahead."""
+    """Every page once, never two adjacent ones in sequence, so that read-ahead does not help."""
     return [(i * 61) % pages for i in range(pages)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From how an access ended to a cell: its outcome, its words, and whether that was right.  Pure."""
+"""Turns the end of an access into a cell: its outcome, its text, and whether it is right.  Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from daxfault.vmm.study.compare.cell import Cell, Looped, Outcome
 from daxfault.vmm.study.compare.trial import End
 from daxfault.vmm.study.standin import Done
 
-_BUS_ADRERR = 2  # si_code that says si_addr is one (sigaction(2))
+_BUS_ADRERR = 2  # the si_code with a valid si_addr (sigaction(2))
 
 _OUTCOMES = {
     "ok": Outcome.BYTES,
@@ -19,7 +19,7 @@ _OUTCOMES = {
     "panic": Outcome.PANIC,
     "killed": Outcome.KILLED,
 }
-# the worst end first
+# the worst outcome first
 _WORST = (
     Outcome.HANG,
     Outcome.LOOP,
@@ -35,10 +35,10 @@ _WORST = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Wanted:
-    """The right end of one access.
+    """The right outcome of one access.
 
-    `address` is the exact address of its error, None where there is none; `value` what it reads,
-    None for anything; `done` the bytes that come before an error.
+    `address` is the exact address of its error, None if it has none; `value` the bytes that it reads,
+    None for any; `done` the number of bytes before an error.
     """
 
     outcome: Outcome
@@ -48,12 +48,12 @@ class Wanted:
 
 
 def judge(end: End, *wanted: Wanted) -> Cell:
-    """The cell of accesses that were begun together, each with its right end: the worst of them."""
+    """The cell of accesses that were started together, each with its right outcome: the worst of them."""
     cells = []
     for done, right in zip(end.done, wanted, strict=True):
         cells.append(_ended(done, right) if done is not None else _unended(end))
     if end.loop is not None:
-        # the watchdog ends a loop when it has its proof, so its access is over
+        # the watchdog ends a loop when it detects it, so the access has ended
         cells.append(looping(end.loop))
     worst = min(cells, key=lambda cell: _WORST.index(cell.outcome))
     if len(wanted) > 1 and worst.ok is not False and any(cell.ok is not True for cell in cells):
@@ -118,7 +118,7 @@ def _ended(done: Done, wanted: Wanted) -> Cell:
 
 
 def _judge_address(cell: Cell, done: Done, wanted: Wanted) -> None:
-    """A wrong address is wrong; a SIGBUS without an address is half right.  EFAULT needs none."""
+    """A wrong address is wrong; a SIGBUS without an address is half right.  EFAULT has no address."""
     if wanted.address is None or done.address is None:
         return
     known = done.address or cell.si_code == _BUS_ADRERR

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest in a guest: can a design carry an error from the bottom to the innermost task?
+"""Nested guests: does a design deliver an error from the lowest level to the innermost task?
 
-Owns three levels and one question for every design: the host (L0) serves a file of a mount to
-a stand-in (L1), whose own host serves it to another stand-in (L2); the file is truncated on L0,
-and a task in L2 touches a page past its new end.  Every answer is an observation with a deadline.
-docs/nested.md has the picture.
+Owns three levels and one access for every design.  The host (L0) serves a file of a mount to a stand-in
+(L1), and the host in L1 serves it to another stand-in (L2).  The file is truncated on L0, and a task in
+L2 touches a page past its new end.  Every result is observed, with a deadline.  docs/nested.md has a
+drawing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Progress = Callable[[str], None]
 _PAGES = 64
 _CUT = 33 * PAGE_SIZE
 _TOUCHED = 40 * PAGE_SIZE + 5
-_PATIENCE = 1.0  # seconds until an access that has not ended is looked at; L1's deadlines are longer
+_PATIENCE = 1.0  # seconds until an access that has not ended is examined; L1's deadlines are longer
 _LOOK = 0.5  # seconds over which failures are counted
 _LOOKS = 20  # at most: a vCPU may be runnable for seconds before a busy machine runs it
 _LOOP_RATE = 50  # failures a second of one access; a deadline causes one in ten seconds
@@ -40,7 +40,7 @@ _LIMIT = 30.0  # seconds for a design, whatever happens
 
 @dataclasses.dataclass(slots=True)
 class Nest:
-    """L1, its host, L2, and where L2's window is in its memory; what is at 0 in the file is at 0 in it."""
+    """L1, its host, L2, and the address of L2's window; offset 0 of the file is at its start."""
 
     l1: StandIn
     level: Level1
@@ -60,7 +60,7 @@ async def nest(host: Host, nursery: trio.Nursery, design: Design, path: Path) ->
 
 @contextlib.asynccontextmanager
 async def guest_of(level: Level1, design: Design) -> AsyncIterator[StandIn]:
-    """A guest of the host in L1, which has opened its only file."""
+    """A guest of the host in L1 that has opened the only file."""
     async with standin(level.host, level.guests, design, window=2 * RANGE_SIZE) as l2:
         await l2.open("file", os.devnull, "ro")
         yield l2
@@ -68,7 +68,7 @@ async def guest_of(level: Level1, design: Design) -> AsyncIterator[StandIn]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Count:
-    """What has failed so far, at each level."""
+    """The number of failures so far, at each level."""
 
     time: float
     l0: int
@@ -80,10 +80,10 @@ class _Count:
 
 
 async def run(progress: Progress) -> list[dict[str, Any]]:
-    """Every design, each some seconds at most: {design, outcome, detail, rate, address_exact}.
+    """Run every design, each for a few seconds at most: {design, outcome, detail, rate, address_exact}.
 
-    `outcome`: sigbus, loop, stopped, hang, bytes, or what else L2's access ended as; `rate` failures
-    a second of a loop, else None; `address_exact` None where there is no address to compare.
+    `outcome`: sigbus, loop, stopped, hang, bytes, or another outcome of L2's access; `rate`: of a loop, in
+    failures per second, otherwise None; `address_exact`: None without an address to compare.
     """
     results = []
     with scratch() as place:
@@ -91,7 +91,7 @@ async def run(progress: Progress) -> list[dict[str, Any]]:
         async with fsd.mounted(fs, place.mount):
             for name, design in DESIGNS.items():
                 progress(f"nested guests: {name}")
-                # a host for each: what one has failed is not another one's
+                # a new host for each, so that failures of one do not count for another
                 async with hosting(fs) as (host, nursery):
                     results.append({"design": name} | await _bounded(host, nursery, design, place))
     return results
@@ -106,7 +106,7 @@ async def _bounded(host: Host, nursery: trio.Nursery, design: Design, place: Scr
 async def observe(
     host: Host, nursery: trio.Nursery, design: Design, backing: Path, path: Path
 ) -> dict[str, Any]:
-    """Make the file, map it twice over, truncate it, touch it; see run()."""
+    """Make the file, map it at both levels, truncate it, touch it; see run()."""
     data = os.urandom(_PAGES * PAGE_SIZE)
     await trio.Path(backing).write_bytes(data)
     async with nest(host, nursery, design, path) as n:
@@ -138,7 +138,7 @@ def _ended(done: Done, address: int) -> dict[str, Any]:
 
 
 async def _unended(l0: Host, l1: Host) -> dict[str, Any]:
-    """Why L2's access has not ended: which level loops, or stands still."""
+    """Why L2's access has not ended: the level that loops or has stopped."""
     for _ in range(_LOOKS):
         first = _Count.now(l0, l1)
         await trio.sleep(_LOOK)

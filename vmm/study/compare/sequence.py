@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The messages of one access, as the host and the guest saw them, in one order.
+"""The messages of one access, merged from the traces of host and guest in order of time.
 
-Owns merging the engine's trace with the stand-in's: both have times of CLOCK_MONOTONIC.  Pure.
+Both traces use CLOCK_MONOTONIC.  Pure.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _HOST: dict[TraceKind, tuple[str | None, str | None, str]] = {
     TraceKind.WITHDRAW: (HOST, KERNEL, "withdraw"),
 }
 
-# the guest kernel's; those that repeat what the engine said are left out
+# the guest kernel's events, except those that the engine's trace already has
 _GUEST: dict[str, tuple[str | None, str | None, str]] = {
     "park": (KERNEL, None, "park"),
     "wake": (KERNEL, None, "wake"),
@@ -57,7 +57,7 @@ _RUNS = ("begin", "switch", "sigbus", "fixup", "end")  # of the task that runs
 
 
 def merged(host: Iterable[Trace], guest: Iterable[Event]) -> list[Event]:
-    """Both traces in one order; of a long one the beginning and the end."""
+    """Both traces merged; only the beginning and the end of a long one."""
     host = list(host)
     vcpus = {trace.tid: trace.vcpu for trace in host if trace.vcpu >= 0}
     running: dict[int, int] = {}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole comparison: every design, every column, one after the other; in the model and on KVM.
+"""The complete comparison: every design in every column, in the model and on KVM.
 
-Owns the order and the shape of the result.  Cells are run one at a time: two loops side by
-side would halve each other's rate.
+Owns the order and the form of the result.  Cells run one at a time: two concurrent loops would halve
+each other's rate.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ Progress = Callable[[str], None]
 
 @dataclasses.dataclass(slots=True)
 class Row:
-    """One design's cells, by column.  On KVM: a mechanism's; `models` is the design whose reality it is, or
-    nothing.  `promises`: every access shall have its right end."""
+    """The cells of a design, or on KVM of a mechanism, by column.  `models`: the design that the mechanism
+    corresponds to, or empty.  `promises`: every access must have its right outcome."""
 
     name: str
     summary: str
@@ -68,8 +68,8 @@ class Comparison:
 
     @property
     def kept(self) -> bool:
-        """Our promise: nothing hangs, and under `report` every access has its right end; on KVM, wherever
-        the memory is the engine's."""
+        """Whether daxfault keeps its promise: nothing hangs, and every access has its right outcome under
+        `report`, and on KVM if the engine serves the memory."""
         behaviour = [column.name for column in self.columns if column.group == "behaviour"]
         return all(
             cell.outcome is not Outcome.HANG
@@ -81,7 +81,7 @@ class Comparison:
 
     @property
     def differences(self) -> list[Difference]:
-        """Where a mechanism of KVM ends otherwise than the design that it is the reality of."""
+        """The accesses whose outcome under a mechanism differs from that of its design."""
         rows = {row.name: row for row in self.rows}
         pairs = [(rows[row.models], row) for row in self.rows if row.models in rows]
         return [
@@ -91,7 +91,7 @@ class Comparison:
         ]
 
     def as_json(self) -> dict[str, Any]:
-        """`version` counts changes of this shape.  `ns` are CLOCK_MONOTONIC, rates cycles a second."""
+        """`version` counts changes of this form.  `ns` are CLOCK_MONOTONIC, rates in cycles per second."""
         return {
             "version": 1,
             "kernel": self.kernel,
@@ -134,12 +134,11 @@ async def run(
     in_nested: bool = False,
     progress: Progress = lambda _: None,
 ) -> Comparison:
-    """Compare `designs`, in the model, and `mechanisms`, on KVM, in `columns`: names, of COLUMNS; a row has
-    cells in those that its guest has.  A mechanism stands beside the design it is the reality of.
-    `seconds`: how long a loop is watched.  `in_nested`: ask every design about a guest in a guest, too.
+    """Compare `designs`, in the model, and `mechanisms`, on KVM, in `columns`, names of COLUMNS; a row has
+    cells in the columns of its guest.  A mechanism is next to the design that it corresponds to.
+    `seconds`: how long a loop is watched.  `in_nested`: also run every design with nested guests.
 
-    Raises Unsupported, fsd.MountError, or OSError when the machine will not; perhaps in exception
-    groups, each with nothing beside it.
+    Raises Unsupported, fsd.MountError or OSError, possibly in exception groups of one.
     """
     guests = [guest for guest, rows in ((STANDIN, designs), (KVM, mechanisms)) if rows]
     shown = [name for name in columns if any(name in OF_GUEST[guest] for guest in guests)]
@@ -168,14 +167,14 @@ async def run(
         for mechanism in mechanisms:
             await _costs_on_kvm(real, mechanism, on_kvm[mechanism.name], shown, found, progress)
     if in_nested:
-        # it mounts, and there is one mount at a time
+        # it makes its own mount, and a process has one at a time
         asked = {design.name for design in designs}
         found.nested = [result for result in await nested.run(progress) if result["design"] in asked]
     return found
 
 
 def beside(of_model: list[Row], on_kvm: list[Row]) -> list[Row]:
-    """Each row of KVM's after the one that it is the reality of; the others last."""
+    """Each row of KVM after the design that it corresponds to; the others last."""
     found = []
     for row in of_model:
         found += [row, *(real for real in on_kvm if real.models == row.name)]
@@ -185,7 +184,7 @@ def beside(of_model: list[Row], on_kvm: list[Row]) -> list[Row]:
 async def _costs(
     place: Testbed, design: Design, row: Row, columns: Sequence[str], found: Comparison, progress: Progress
 ) -> None:
-    """Last, for these measure time."""
+    """Run last, because these measure time."""
     if cost.LATENCY.name in columns or cost.CPU.name in columns:
         progress(f"{design.name}: {cost.LATENCY.title}")
         delivered, burnt, samples = await cost.latency_and_cpu(place, design)

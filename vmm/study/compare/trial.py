@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One design's guest on a file of its own: what every cell of the comparison is run with.
+"""A guest under one design with a new file: the environment of each cell of the comparison.
 
-Owns the mount, a host and a stand-in for each trial, and finding out how accesses end.
-Must not judge the end.
+Owns the mount, a host and a stand-in for each trial, and observing how accesses end.
+Must not judge the outcome.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from daxfault.vmm.study.standin import Done, StandIn, StandInError, standin
 
 DEADLINE = 10.0  # seconds; an access that has not ended then, and neither loops nor is stopped, hangs
 _TRACED = 4096
-_EARLY = 0.01  # seconds after which the beginning of a long trace is put by
+_EARLY = 0.01  # seconds after which the beginning of a long trace is saved
 
 PAGES = 128
-CUT = 32 * PAGE_SIZE + 100  # bytes that survive the truncation
-DEAD = 33 * PAGE_SIZE  # the first page that does not
+CUT = 32 * PAGE_SIZE + 100  # bytes left by the truncation
+DEAD = 33 * PAGE_SIZE  # the first page past the end
 
 _LOOP_CYCLES = 50
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class End:
-    """How accesses that were begun together ended.
+    """How accesses that were started together ended.
 
-    `done[i]` is None for one that has not.  `loop`: the watchdog's proof; `stopped`: the host does not
-    resume the vCPU; neither, and something not done: it hangs.
+    `done[i]` is None for one that has not ended.  `loop`: detected by the watchdog; `stopped`: the host
+    does not resume the vCPU.  If neither applies and one has not ended, it hangs.
     """
 
     done: tuple[Done | None, ...]
@@ -94,14 +94,14 @@ class Testbed:
             if trace:
                 host.engine.trace(_TRACED)
                 await guest.trace(True)
-            # its vCPU runs, and has taken the wake-all that comes with switching async pf on
+            # now its vCPU runs, and has taken the wake-all of enabling async pf
             await guest.access(0, "work 1")
             yield Trial(self, design, name, content, host, guest, base, trace)
 
 
 @contextlib.asynccontextmanager
 async def testbed(seconds: float) -> AsyncIterator[Testbed]:
-    """Mount a fresh directory while the body runs."""
+    """Mount a new directory while the body runs."""
     with scratch() as place:
         fs = fsd.Filesystem(place.backing)
         async with fsd.mounted(fs, place.mount):
@@ -109,7 +109,7 @@ async def testbed(seconds: float) -> AsyncIterator[Testbed]:
 
 
 def make_file(path: Path, pages: int) -> bytes:
-    """A file of noise, which is returned."""
+    """Make a file of random bytes; -> its contents."""
     content = os.urandom(pages * PAGE_SIZE)
     try:
         path.write_bytes(content)
@@ -127,7 +127,7 @@ Waiting = Callable[[], Awaitable[Done]]
 
 
 class Trial:
-    """A guest under a design, and what can be done to its file."""
+    """A guest under a design, and operations on its file."""
 
     def __init__(
         self,
@@ -156,7 +156,7 @@ class Trial:
         return self.guest.session.file(self._path.name)
 
     async def truncate(self, size: int) -> None:
-        """Through the mount; when it returns no guest has a page past `size`."""
+        """truncate(2) through the mount; when it returns, no guest has a page past `size`."""
         await trio.to_thread.run_sync(os.truncate, self._path, size)
 
     async def begin(self, text: str, task: int = 0, vcpu: int = 0) -> Waiting:
@@ -166,7 +166,7 @@ class Trial:
         return await self.end(await self.begin(text, task, vcpu))
 
     async def end(self, *waits: Waiting) -> End:
-        """Wait until each has ended, or it is clear that it will not."""
+        """Wait until each has ended, loops, is stopped, or the deadline has passed."""
         done: list[Done | None] = [None] * len(waits)
         seen = len(self.host.loops)
         put_by = not self._traced
@@ -178,7 +178,7 @@ class Trial:
             for i, result in enumerate(waits):
                 nursery.start_soon(wait, i, result)
             began = trio.current_time()
-            # a loop or a stop is the policy thread's to see, and rings no bell here
+            # the policy thread detects a loop or a stop, and cannot set a trio event
             while None in done and not self.stopped and len(self.host.loops) == seen:
                 elapsed = trio.current_time() - began
                 if elapsed > DEADLINE:
@@ -212,13 +212,13 @@ class Trial:
             self._of_guest += await self.guest.traced()
 
     async def forget(self) -> None:
-        """The events so far are of no interest."""
+        """Discard the events so far."""
         await self._put_by()
         self._of_host.clear()
         self._of_guest.clear()
 
     async def events(self) -> list[dict[str, Any]]:
-        """Everything that host and guest said to each other, as sequence.py has it."""
+        """The messages between host and guest, in the form of sequence.py."""
         if self._traced:
             await self._put_by()
         return sequence.merged(self._of_host, self._of_guest)

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `daxfault compare` found, as one HTML page that needs nothing else.
+"""The result of `daxfault compare` as one self-contained HTML page.
 
-Owns the page's content and order; sequence.py and plots.py lay the drawings out, the
-templates draw them.  Must not run anything, nor judge an outcome: what is right was
-decided where it was measured.
+Owns the page's content and order; sequence.py and plots.py lay the drawings out, the templates draw
+them.  Must not run anything, nor judge an outcome: the comparison has done that.
 
-The drawings are SVG made here: a plotting library bakes its colours in and knows no
-sequence diagrams, while these follow the page's style sheet, dark, light and on paper.
+The drawings are SVG made here, because they must follow the page's style sheet (dark, light, print);
+plotting libraries fix the colours and have no sequence diagrams.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ __all__ = ["render"]
 
 VERSION = 1  # of the JSON
 
-# outcome -> what the legend says of it; the order is the legend's
+# outcome -> its text in the legend, in the legend's order
 OUTCOMES = {
     "bytes": "the access got its bytes",
     "sigbus": "the task got SIGBUS",
@@ -55,8 +54,8 @@ _GROUPS = {"behaviour": "What the access came to", "cost": "What it costs"}
 class Cell:
     """One access under one design.
 
-    `kind` is an outcome, or `other` for one this page does not know; `mark` a key of MARKS, or nothing
-    where there is no right end.
+    `kind` is an outcome, or `other` for an unknown one; `mark` is a key of MARKS, or empty if there is no
+    right outcome.
     """
 
     id: str
@@ -89,8 +88,8 @@ class Row:
 def render(result: Mapping[str, Any]) -> str:
     """The page for a comparison's JSON.
 
-    Raises ValueError when it is of another version.  Whatever stands in it is text: it
-    is escaped, and a Content-Security-Policy lets only the page's own style and script in.
+    Raises ValueError when it is of another version.  All its strings are escaped, and a
+    Content-Security-Policy allows only the page's own style and script.
     """
     if result.get("version") != VERSION:
         raise ValueError(f"the comparison has version {result.get('version')!r}; this page draws {VERSION}")
@@ -153,7 +152,7 @@ def _rows(result: Mapping[str, Any], columns: list[dict[str, Any]]) -> list[Row]
 
 
 def _opened(result: Mapping[str, Any], columns: list[dict[str, Any]]) -> set[tuple[int, int]]:
-    """The cells that are open at first: one access that ends badly, and the same where it ends well."""
+    """The cells that are open initially: one access with a wrong outcome, and the same with a right one."""
     for c, column in enumerate(columns):
         found = [row["cells"].get(column["name"]) or {} for row in result["rows"]]
         bad = [r for r, cell in enumerate(found) if cell.get("ok") is False and cell.get("events")]
@@ -174,7 +173,7 @@ def _cell(
 ) -> Cell:
     outcome = str(cell.get("outcome") or "")
     per_second = cell.get("rate") or 0.0
-    # what was traced is a part of it
+    # the trace covers only a part of them
     cycles = (cell.get("numbers") or {}).get("cycles") or round(per_second * (result.get("seconds") or 0))
     return Cell(
         id=ident,
@@ -192,7 +191,7 @@ def _cell(
 
 
 def _text(outcome: str, text: str) -> str:
-    """What `text` says beside the outcome, which stands above it."""
+    """`text` without the name of the outcome, which is shown above it."""
     return re.sub(rf"^(guest |vm )?{re.escape(outcome)}s?\b[ ,]*", "", text, flags=re.IGNORECASE)
 
 
@@ -223,7 +222,7 @@ def _groups(columns: list[dict[str, Any]]) -> list[tuple[str, list[int]]]:
 
 
 def _legend(rows: list[Row]) -> list[tuple[str, str, int]]:
-    """Outcome, what it means, in how many cells; only what is in the table."""
+    """Outcome, its meaning, its number of cells; only outcomes in the table."""
     kinds = [cell.kind for row in rows for cell in row.cells if cell]
     return [(kind, words, kinds.count(kind)) for kind, words in OUTCOMES.items() if kind in kinds]
 
@@ -243,7 +242,7 @@ def _verdict(rows: list[Row]) -> str:
 
 
 def _environment(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What was run where; the rest of what the JSON may tell of its machine, as it stands."""
+    """The environment of the run; other values in the JSON are shown unchanged."""
     shown = [("kernel", f"Linux {result['kernel']}")]
     if result.get("date"):
         shown.append(("date", str(result["date"])))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the page writes numbers.
+"""The format of numbers on the page.
 
-Owns their wording, and the ticks of an axis.  Must not know what they count.
+Owns their format, and the ticks of an axis.  Must not know what they count.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def count(value: Any) -> str:
-    """With thousands separated; what is no number, as it stands."""
+    """A number with thousands separators; other values unchanged."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if isinstance(value, float) and not value.is_integer():
@@ -39,7 +39,7 @@ def ticks(high: float, about: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times the powers of ten in [low, high]; of many, the powers alone."""
+    """1, 2 and 5 times the powers of ten in [low, high]; if these are many, only the powers."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     factors = (1, 2, 5) if len(powers) <= 4 else (1,)
     return [value for n in powers for f in factors if low <= (value := f * 10.0**n) <= high]

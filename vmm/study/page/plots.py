@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page's plots, laid out: pace of other tasks, latencies, loop rates.
+"""The layout of the page's plots: pace of other tasks, latencies, loop rates.
 
-Owns scales, ticks and where each mark stands; the template draws them.  Units are CSS
-pixels at natural size.  Must not measure anything.
+Owns scales, ticks and the positions of marks; the template draws them.  Units are CSS pixels at natural
+size.  Must not measure anything.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from daxfault.vmm.study.page.numbers import count, duration, log_ticks, rate, ti
 
 WIDTH = 440
 COLOURS = 8  # of the style sheet's palette
-MOST_DOTS = 160  # of one design; more say no more
+MOST_DOTS = 160  # of one design; more would not be distinguishable
 
 Json = Mapping[str, Any]
 Tick = tuple[float, str]
@@ -135,7 +135,7 @@ class Latency:
             shown = sorted(one)[:: max(1, len(one) // MOST_DOTS)]
             design = str(entry["design"])
             p50, p99 = duration(entry["p50_us"] * 1e3), duration(entry["p99_us"] * 1e3)
-            # the height within its band is of no meaning: it keeps equal ones apart
+            # the height within the band has no meaning: it separates equal values
             dots = [(across(us), round(y + (k * 7 % 5 - 2) * 2.6, 1)) for k, us in enumerate(shown)]
             rows.append(
                 Spread(
@@ -168,7 +168,7 @@ class Bar:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rates:
-    """Cycles a second of each loop, the fastest first."""
+    """Cycles per second of each loop, the fastest first."""
 
     bars: list[Bar]
     xs: list[Tick]

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A cell's events laid out as a sequence diagram.
+"""The layout of a cell's events as a sequence diagram.
 
-Owns which lifelines there are, what is folded, and where everything stands; the
-template draws it.  Units are those of the drawing, CSS pixels at its natural size.
-Must not know of designs or outcomes.
+Owns the choice of lifelines, the folding of repetitions, and all positions; the template draws them.
+Units are CSS pixels at natural size.  Must not know designs or outcomes.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ CHARACTER, BOLD = 6.1, 7.0  # generous means at the labels' size; text is not me
 WRAP = 30  # characters of a label's line
 LONGEST_PERIOD = 12
 FOLDED_FROM = 3  # repetitions
-SLACK_FROM = 5  # events of a turn from which on two turns may differ a little
+SLACK_FROM = 5  # turns with at least so many events may differ a little
 MOST = 60  # steps that are drawn
 LEFT_OUT = "..."  # an event that stands for others, which were left out
 
@@ -41,7 +40,7 @@ _FAULTS = re.compile(r"fault|touch|access|retry", re.IGNORECASE)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Lane:
-    """A lifeline and whose it is."""
+    """A lifeline and its owner."""
 
     x: float
     name: str
@@ -68,7 +67,7 @@ class Step:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Frame:
-    """Steps that were repeated: drawn once, with how often."""
+    """Repeated steps: drawn once, with their number."""
 
     top: float
     bottom: float
@@ -88,7 +87,7 @@ class Sequence:
 
     @property
     def texts(self) -> list[str]:
-        """The same for who does not see it: a line a step, and what is repeated."""
+        """The diagram as text, for screen readers: a line per step, and the repetitions."""
         lines = []
         begins = {id(_first(frame, self.steps)): frame.label for frame in self.frames}
         for step in self.steps:
@@ -107,8 +106,8 @@ Event = Mapping[str, Any]
 def laid_out(events: Iterable[Event], cycles: int = 0, per_second: float = 0.0) -> Sequence:
     """The diagram of `events`.
 
-    Where a run of them is repeated it is drawn once.  `cycles` is how often the longest one was
-    repeated in truth, when it is more than the events tell; `per_second` how fast.
+    A repeated run of events is drawn once.  `cycles` is the actual number of repetitions of the longest
+    one, if more than the events show; `per_second` its rate.
     """
     listed = list(events)
     names = _lifelines(listed)
@@ -160,10 +159,10 @@ def _order(events: list[Event]) -> list[str]:
 
 
 def folded(events: list[Event]) -> list[tuple[list[Event], int]]:
-    """`events` as runs, each with how often it comes in a row.
+    """`events` as runs, each with its number of consecutive repetitions.
 
-    Times, tokens and notes may differ.  Host and guest stamp their own events, so that within a long
-    turn the order may, too, and one event may have slipped into its neighbour.
+    Times, tokens and notes may differ.  Host and guest take their own time stamps, so the order within a
+    long turn may also differ, and one event may be in the adjacent turn.
     """
     keys = [_key(event) for event in events]
     runs: list[tuple[list[Event], int]] = []
@@ -178,7 +177,7 @@ def folded(events: list[Event]) -> list[tuple[list[Event], int]]:
 
 
 def _turns(keys: list[tuple[Any, ...]], begin: int) -> list[int]:
-    """Where each of the turns ends that begin at `begin` and resemble the first of them."""
+    """The end of each turn from `begin` on that resembles the first one."""
     starts = [n for n in range(begin, len(keys)) if keys[n] == keys[begin]]
     if len(starts) < FOLDED_FROM or starts[1] - begin > LONGEST_PERIOD:
         return [begin + 1]
@@ -199,7 +198,7 @@ def _distance(one: collections.Counter[Any], other: collections.Counter[Any]) ->
 
 
 def _through_gaps(runs: list[tuple[list[Event], int]]) -> list[tuple[list[Event], int]]:
-    """`runs` without what only says that a repetition went on: its first steps once more, and then a gap."""
+    """`runs` without the start of a further repetition that is followed by a gap."""
     kept: list[tuple[list[Event], int]] = []
     for run, times in runs:
         kept.append((run, times))

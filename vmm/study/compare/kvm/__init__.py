@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The comparison on a real guest: what can be done on a stock kernel, on the same accesses.
+"""The comparison on a real guest: the mechanisms of a stock kernel, on the same accesses.
 
-    mechanisms       what stands in for a design: the memory, the rescue, the injection
-    trial      a KVM guest under one of them, and how its accesses end
-    behaviour  what is done in each column
-    cost       what an error costs
-    events     who said what to whom
-    differ     where model and reality differ, and why
+    mechanisms  the counterpart of a design: memory, rescue, injection
+    trial       a KVM guest under one of them, and how its accesses end
+    behaviour   the access of each column
+    cost        the cost of an error
+    events      the messages between host, KVM and guest
+    differ      the differences between model and KVM, with reasons
 
-Nothing here knows what a mechanism is supposed to do, but `differ`.
+Only `differ` knows the expected behaviour of a mechanism.
 """

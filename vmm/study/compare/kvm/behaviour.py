@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The questions about behaviour, asked of a KVM guest.
+"""The behaviour columns on a KVM guest.
 
-Owns what is done in each column and what its right end is.  A column that the other guests'
-comparison has too is the same access with the same right end.  Everything is run; nothing is declared.
+Owns the access of each column and its right outcome.  A column that the stand-in's comparison also has
+is the same access with the same right outcome.  Every result is observed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from daxfault.vmm.study.compare.trial import DEAD, End
 
 Run = Callable[[KvmTestbed, Mechanism], Awaitable[Cell]]
 
-_FAR = 96 * PAGE_SIZE  # a page that no other access comes near
+_FAR = 96 * PAGE_SIZE  # a page far from all other accesses
 _SLOW = 0.02  # seconds
 _LOAD = Step(Op.LOAD, offset=DEAD + 5)
 _COPY = Step(Op.READ, offset=DEAD - 16, length=64, ring=0, table=True)
@@ -34,7 +34,7 @@ KVM_BEHAVIOUR: dict[str, tuple[Column, Run]] = {}
 def column(
     name: str, title: str = "", right: Outcome | None = None, meaning: str = ""
 ) -> Callable[[Run], Run]:
-    """A question; one of the other guests' when only its name is given."""
+    """Define a column; with a name only, one that the stand-in's comparison has."""
 
     def add(run: Run) -> Run:
         of_others = BEHAVIOUR[name][0] if name in BEHAVIOUR else None
@@ -45,7 +45,7 @@ def column(
 
 
 async def run_cell(place: KvmTestbed, mechanism: Mechanism, name: str) -> Cell:
-    """One cell; one that cannot be had here says why."""
+    """Run one cell; if it is not possible here, it has the reason."""
     try:
         return await KVM_BEHAVIOUR[name][1](place, mechanism)
     except Untried as e:
@@ -78,7 +78,7 @@ def _sigbus(step: Step) -> Wanted:
 
 
 async def _one(trial: KvmTrial, step: Step, wanted: Wanted) -> Cell:
-    """The end of one access after the truncation."""
+    """The outcome of one access after the truncation."""
     await trial.truncated()
     return _judge(trial, await trial.access(step), wanted)
 
@@ -182,7 +182,7 @@ async def _grown(place: KvmTestbed, mechanism: Mechanism) -> Cell:
 async def _io_error(place: KvmTestbed, mechanism: Mechanism) -> Cell:
     step = Step(Op.LOAD, offset=_FAR + 5)
     if mechanism.under is Under.FILE:
-        # nobody but a host that has the faults can say what failed: by poison
+        # only a host that serves the faults can report this error: by poison
         async with place.over(mechanism, anonymous(Reply.POISON)) as t:
             return _judge(t, await t.access(step), _sigbus(step))
     async with place.trial(mechanism) as t:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an error costs a KVM guest and its host, measured alone.
+"""The costs of an error for a KVM guest and its host.
 
-Owns the cost columns on KVM.  Times are the guest's own, by its TSC.
+Owns the cost columns on KVM.  The guest measures times by its TSC.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _SAMPLES = 80  # pages; all lie past what the truncation leaves
 
 
 async def latency_and_cpu(place: KvmTestbed, mechanism: Mechanism) -> tuple[dict[str, Cell], list[float]]:
-    """One error a page, one after the other; -> a cell for each of COSTS, and the times in us.  The
-    first, which may wait for the loop to be noticed and ended, stands apart."""
+    """Cause one error per page, one after another; -> a cell for each of COSTS, and the times in us.  The
+    first error is reported separately, because it may include detecting and ending the loop."""
     try:
         cells, samples = await _measure(place, mechanism)
     except Untried as e:
@@ -49,7 +49,7 @@ async def _measure(place: KvmTestbed, mechanism: Mechanism) -> tuple[tuple[Cell,
                 return (never, burns), []
             samples.append(end.done[0].ns / 1e3 if end.done[0] else 0.0)
             if not page:
-                burnt = time.process_time()  # noticing the loop is not a part of each error
+                burnt = time.process_time()  # do not count the detection of the loop
         each = (time.process_time() - burnt) / _SAMPLES
     first, *samples = samples
     p50, p99 = percentile(samples, 0.5), percentile(samples, 0.99)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the model and the real thing differ, and why.
+"""The differences between the model and KVM, with reasons.
 
-Owns the reasons, a sentence each; docs/compare.md has more.  A difference that nobody has
-foreseen is one all the same, without a reason.
+Owns the reasons, a sentence each; docs/compare.md has more.  An unexpected difference is listed without
+a reason.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from daxfault.vmm.study.compare.cell import Cell, Outcome
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Difference:
-    """An access that ends one way in the model and another on KVM."""
+    """An access with different outcomes in the model and on KVM."""
 
     column: str
     design: str

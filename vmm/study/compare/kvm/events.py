@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What host, KVM and guest said to each other about one access, in order of time.
+"""The messages between host, KVM and guest about one access, in order of time.
 
-Owns the words for it; the shape is that of daxfault.vmm.study.compare.sequence.  What KVM tells the guest
-behind our back has no time of its own: it is in the counts, told with the loop.
+Owns their texts; the form is that of daxfault.vmm.study.compare.sequence.  The host cannot observe the
+times of KVM's messages to the guest; it shows their number with the loop.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _event(ns: int, who: str, to: str | None, what: str, note: str = "") -> Even
 
 
 class Log:
-    """What a machine did since the last forget()."""
+    """The events of a machine since the last forget()."""
 
     def __init__(self, guest: Machine) -> None:
         self._guest = guest

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands in for a design on a stock kernel: the memory, the rescue, the injection.
+"""The counterparts of the designs on a stock kernel: memory, rescue, injection.
 
-Owns their names, and which design of the model each is the reality of.  A design that needs
-another kernel has one too, which says so.  Must not run anything.
+Owns their names, and the design of the model that each corresponds to.  A design that needs another
+kernel has one too, with that reason.  Must not run anything.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from daxfault.vmm.names import DesignName
 
 
 class Under(enum.StrEnum):
-    """What the window's memslot lies over."""
+    """The memory under the window's memslot."""
 
     FILE = "file"  # a mapping of the file: the kernel resolves the faults, as in the 2020 series
-    ENGINE = "engine"  # the file's page cache, whose faults are the engine's
+    ENGINE = "engine"  # the file's page cache, whose faults the engine serves
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Mechanism:
-    """`models`: a name of daxfault.vmm.designs, or nothing.  `impossible`: why no stock kernel can do it.
+    """`models`: a name of daxfault.vmm.designs, or empty.  `impossible`: why no stock kernel can do it.
 
-    Without a rescue nobody ends a loop; without an injection the guest is told of nothing, and
-    its vCPU not resumed.
+    Without a rescue a loop does not end; without an injection the guest gets no report, and its vCPU is
+    not resumed.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Mechanism:
 
     @property
     def promises(self) -> bool:
-        """Every access has its right end: daxfault's own promise, which needs its own memory."""
+        """Every access has its right outcome: daxfault's promise if the engine serves the memory."""
         return self.under is Under.ENGINE
 
 
@@ -56,7 +56,7 @@ _INJECTIONS = {
     Injection.MC: "#MC, with the gpa in a bank",
     Injection.EVENT: "an MSI, with reason and address in the area",
 }
-# the reality of a design: which of the mechanisms below
+# the design that each mechanism corresponds to
 _MODELS = {
     "unmap+area": DesignName.RFC_V1,
     "unmap+pf": DesignName.INJECT_ON_RETRY,
@@ -104,5 +104,5 @@ MECHANISMS: dict[str, Mechanism] = {mechanism.name: mechanism for mechanism in _
 
 
 def of_designs(names: list[str]) -> list[Mechanism]:
-    """The reality of these designs, in their order."""
+    """The mechanisms of these designs, in their order."""
     return [mechanism for name in names for mechanism in MECHANISMS.values() if mechanism.models == name]

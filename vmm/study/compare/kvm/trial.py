@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A KVM guest under one mechanism, over memory of its own: what every cell on KVM is run with.
+"""A KVM guest under one mechanism with new memory: the environment of each cell on KVM.
 
-Owns the machine and its file for each trial, and finding out how accesses end.  Must not
-judge the end.
+Owns the machine and its file for each trial, and observing how accesses end.  Must not judge the
+outcome.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ _OUTCOMES = {Got.OK: "ok", Got.SIGBUS: "sigbus", Got.FIXUP: "efault"}
 
 
 class Untried(Exception):
-    """This cannot be done here; the message says why."""
+    """This is not possible here; the message has the reason."""
 
 
 @dataclasses.dataclass(slots=True)
 class KvmTestbed:
-    """What trials are made on: the mount of the other guests' trials, and this KVM; None: there is none,
-    and nothing will be tried."""
+    """The mount, shared with the stand-in's trials, and the abilities of this KVM; None: there is no KVM,
+    and every cell is untried."""
 
     place: Testbed
     can: Abilities | None
@@ -65,7 +65,7 @@ class KvmTestbed:
         return self.place.seconds
 
     def check(self, mechanism: Mechanism, *, apf: bool, irqchip: bool) -> None:
-        """Untried, when this machine lacks what is needed."""
+        """Raise Untried when this machine lacks a requirement."""
         can = self.can
         if mechanism.impossible:
             raise Untried(mechanism.impossible)
@@ -88,7 +88,7 @@ class KvmTestbed:
     async def trial(
         self, mechanism: Mechanism, *, apf: bool = True, vcpus: int = 1, irqchip: bool = True
     ) -> AsyncIterator[KvmTrial]:
-        """A guest that has a new file of ours as its window: mapped, or served by the engine."""
+        """A guest whose window is a new file on the mount: mapped, or served by the engine."""
         self.check(mechanism, apf=apf, irqchip=irqchip)
         place = self.place
         place.trials += 1
@@ -124,13 +124,13 @@ def _mapped(path: Path) -> Memory:
 
 
 async def _in_thread(call: Callable[[], None]) -> None:
-    """What may block."""
+    """Run a call that may block, in a thread."""
     with trio.CancelScope(shield=True):
         await trio.to_thread.run_sync(call)
 
 
 def check_poison() -> None:
-    """Untried, without UFFDIO_POISON."""
+    """Raise Untried without UFFDIO_POISON."""
     try:
         features = native.uffd_probe()
     except OSError as e:
@@ -146,7 +146,7 @@ def anonymous(reply: Reply, delay: float = 0.0) -> Callable[[], Memory]:
 
 
 def without_space() -> Callable[[], Memory]:
-    """A file with room for none of its pages: of hugetlbfs, where no huge page is free."""
+    """A file without space for its pages: on hugetlbfs without a free huge page."""
     try:
         fd = _huge_file()
     except OSError as e:
@@ -181,7 +181,7 @@ async def _guest(
 
 
 class KvmTrial:
-    """A guest, and what can be done to its file."""
+    """A guest, and operations on its file."""
 
     def __init__(
         self,
@@ -206,17 +206,17 @@ class KvmTrial:
         return self._file
 
     async def truncate(self, size: int) -> None:
-        """Through the mount."""
+        """truncate(2) through the mount."""
         await trio.to_thread.run_sync(self._truncate, size)
 
     async def truncated(self) -> None:
-        """The guest has touched what then goes."""
+        """Let the guest touch a page, then cut it off."""
         await self.guest.run(Step(Op.LOAD, offset=DEAD))
         await self.truncate(CUT)
         self._log.forget()
 
     async def grow(self, size: int) -> None:
-        """The file grows, and a rescue is undone; no vCPU runs."""
+        """Let the file grow, and undo the rescue; no vCPU may run."""
         await self.truncate(size)
         await self.guest.revive()
 
@@ -229,8 +229,7 @@ class KvmTrial:
         return await self.end(step)
 
     async def end(self, *steps: Step, seconds: float = DEADLINE) -> End:
-        """Wait until step n, begun on vCPU n, has ended, or it is clear that it will not; for `seconds`
-        at most."""
+        """Wait until step n, started on vCPU n, has ended, loops, or is stopped; at most `seconds`."""
         guest, vcpus = self.guest, self.guest.vcpus[: len(steps)]
         began = trio.current_time()
         before = [self._counts(vcpu) for vcpu in vcpus]
@@ -241,7 +240,7 @@ class KvmTrial:
                 loop = self._loop(steps, before, elapsed)
             if loop is not None or elapsed > seconds:
                 break
-            # nobody tells of a loop
+            # no event reports a loop
             with trio.move_on_after(0.001):
                 await running[0].wake.wait()
         done = [await self._done(n, step) for n, step in enumerate(steps)]
@@ -251,7 +250,7 @@ class KvmTrial:
         return End(tuple(done), loop, stopped)
 
     def events(self) -> list[dict[str, Any]]:
-        """Everything that was seen of the last access."""
+        """All observed events of the last access."""
         return self._log.events()
 
     @property
@@ -270,7 +269,7 @@ class KvmTrial:
     def _loop(
         self, steps: Sequence[Step], before: list[tuple[int, int, int]], seconds: float
     ) -> Looped | None:
-        """The proof that a vCPU loops and that nobody can help it, or None."""
+        """The evidence that a vCPU loops and no rescue can end it, or None."""
         if self.guest.rescue is not None and not self.guest.helpless:
             return None
         for vcpu, step, then in zip(self.guest.vcpus, steps, before, strict=False):
