@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fsd: a directory, served through FUSE with one page cache for each file.
+"""fsd: serves a directory through FUSE, with one page cache for each file.
 
-Owns the file server: names, attributes, handles, and noticing changes.  Must not know who maps a file,
-or why; imports only native.
+Owns the file server: names, attributes, handles, and noticing changes.  Must not know the guests that
+map a file; imports only native.
 
     async with fsd.mounted(fsd.Filesystem(backing), mountpoint) as mount:
         ...

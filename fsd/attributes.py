@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Requests on attributes: stat, change, extended attributes, statfs.
 
-Owns the order in which one request's changes are applied.  Must not change a size by itself: in_use.py
-does, through the inode's native.File.
+Owns the order in which the changes of a request are applied.  Must not change sizes: in_use.py does,
+through the inode's native.File.
 
-Extended attributes cost something: before every write the kernel asks for
-security.capability (file_remove_privs in mm/filemap.c), which it must not cache.
-They are served nevertheless, because programs that copy trees need them;
-Filesystem(xattr=False) answers ENOSYS once, after which the kernel does not ask
+Extended attributes have a cost: before every write the kernel requests security.capability
+(file_remove_privs in mm/filemap.c), which it must not cache.  They are served because programs that
+copy trees need them; Filesystem(xattr=False) answers ENOSYS once, and the kernel does not request them
 again.  There is no access handler: with default_permissions the kernel checks.
 """
 
@@ -63,12 +62,11 @@ class Attributes:
     ) -> EntryAttributes:
         """Apply size, owner, mode and times, in this order, and answer with the result.
 
-        Size first: it alone is likely to fail, and then nothing has changed.
-        Mode after owner: chown(2) clears the set-ID bits.  Times last: the
-        others set them.  Works by inode, with or without an open file, and on
-        a symlink it changes the link.  With nothing to change it is a chown(2) to
-        the same owner, which marks st_ctime for update; where that call clears
-        set-ID bits, the kernel sends the new mode too (fuse_setattr in fs/fuse/dir.c).
+        Size first: it is the most likely to fail, and then nothing has changed.  Mode after owner:
+        chown(2) clears the set-ID bits.  Times last: the others set them.  Works by inode, with or
+        without an open file; on a symlink it changes the link.  With nothing to change it is a chown(2)
+        to the same owner, which marks st_ctime for update; if that clears set-ID bits, the kernel sends
+        the new mode too (fuse_setattr in fs/fuse/dir.c).
         """
         node = self._inodes.get(inode)
         owner = fields.update_uid or fields.update_gid
@@ -96,7 +94,7 @@ class Attributes:
         return self._replies.attributes(node, st)
 
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
-        """The backing file system's figures, its limit on the length of a name among them."""
+        """The backing file system's statvfs(3), including its limit on the length of names."""
         found = os.fstatvfs(self._inodes.fd(self._inodes.root))
         reply = StatvfsData()
         for field in ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail",
@@ -127,5 +125,5 @@ class Attributes:
 
     def _xattr_path(self, inode: int) -> bytes:
         if not self._xattr:
-            raise pyfuse3.FUSEError(errno.ENOSYS)  # the kernel does not ask again
+            raise pyfuse3.FUSEError(errno.ENOSYS)  # the kernel does not send this request again
         return proc_path(self._inodes.fd(self._inodes.get(inode)))

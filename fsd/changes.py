@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Noticing that a file in use was changed behind the mount.
 
-Owns the decision that a file has changed.  Must not answer requests, and must not know who maps a file.
+Owns the decision that a file has changed.  Must not answer requests, nor know the guests that map a file.
 
 A change is first reported to the native.File (recheck), which updates the guests' mappings, then to the
 kernel, whose pages and attributes of the inode are invalidated.
 
-A store through a mapping of the backing file leaves size and times as they were, unless the page was clean:
-once such a store was seen, the kernel's pages are dropped at every poll for as long as a page may stay dirty.
+A store through a mapping of the backing file changes the times only if the page was clean.  After such a
+store was noticed, the kernel's pages are dropped at every poll for as long as a page may stay dirty.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ Changed = list[int]  # enum df_change bits, of each file
 
 log = logging.getLogger(__name__)
 
-# How long stores to a page may leave no trace: it is written, and so write-protected again, after
-# vm.dirty_expire_centisecs (30 s) and vm.dirty_writeback_centisecs (5 s), and a disk takes its time.
+# How long stores to a page may change no times: the page is written, and so write-protected again, after
+# vm.dirty_expire_centisecs (30 s) and vm.dirty_writeback_centisecs (5 s), plus the time of the disk.
 STORES_FOR = 60.0
 
 
@@ -49,8 +49,8 @@ class Changes:
         self._looking: set[Inode] = set()  # files that are not local, and are being looked at
 
     async def recheck(self, inode: Inode) -> bool:
-        """Whether the file of `inode`, which is in use, was changed behind the mount; if so, guests and
-        the kernel are notified."""
+        """Check the file of `inode`, which is in use; -> whether it was changed behind the mount.  If so,
+        notifies guests and the kernel."""
         assert inode.file is not None
         inode.uses += 1
         try:
@@ -101,7 +101,7 @@ class Changes:
             try:
                 changes = await run(lambda: [_recheck(file) for file in files])
             except Exception:  # no thread can be started, for instance: the mount goes on
-                log.exception("%d files: taken for changed, since they cannot be checked", len(files))
+                log.exception("%d files: cannot be checked, so they are taken for changed", len(files))
                 changes = [native.CHANGED_CONTENT] * len(files)
             for (inode, events), change in zip(found, changes, strict=True):
                 self._report(inode, events, change)
@@ -121,7 +121,7 @@ class Changes:
 
 
 def note_own_change(inode: Inode) -> None:
-    """Attributes of `inode` were just changed for a client: its new ctime is of our own making."""
+    """Note that a client's request changed attributes of `inode`: ignore its new ctime."""
     if inode.file is not None:
         inode.file.attributes_set()
 

@@ -3,11 +3,10 @@
 
 Owns the order and the offsets of entries.  Must not change any name.
 
-A listing is a snapshot taken when reading starts at offset 0 (open, rewinddir):
-the offset of an entry is its place in the snapshot, so it stays what it was
-while entries come and go, and seekdir(3) works within one open directory, which
-is all POSIX asks.  Entries that have gone since are left out, new ones appear
-after rewinddir(3).
+A listing is a snapshot taken when reading starts at offset 0 (open, rewinddir).  The offset of an entry
+is its index in the snapshot, so it stays valid while entries are added and removed, and seekdir(3) works
+within one open directory, as POSIX requires.  Removed entries are left out; new ones appear after
+rewinddir(3).
 """
 
 from __future__ import annotations

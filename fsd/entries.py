@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Directory entries: finding one, and entering a new file into the table.
 
-Owns who owns a new file, and with which mode.  Must use names relative to a directory's descriptor
-only, never a path, and must follow no symbolic link: those are the client's to follow.
+Owns the owner and mode of a new file.  Must use only names relative to a directory's descriptor, never a
+path, and must not follow symbolic links: the client follows them.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ RIGHTS = 0o777
 
 
 def checked(name: bytes) -> bytes:
-    """`name` if it can only mean an entry of the directory it is used in; OSError(EINVAL) otherwise.
+    """`name` if it can only mean an entry of its directory; otherwise OSError(EINVAL).
 
-    The kernel sends no other (fs/namei.c resolves "." and ".." itself), but nothing may depend on that:
-    such a name would leave the backing directory.
+    The kernel sends no other names (fs/namei.c resolves "." and ".." itself), but they would lead out of
+    the backing directory, so they are checked.
     """
     if name in (b"", b".", b"..") or b"/" in name or b"\0" in name:
         raise OSError(errno.EINVAL, f"not a file name: {name!r}")
@@ -59,7 +59,7 @@ class Entries:
     def made(
         self, parent: Inode, name: bytes, kind: int, mode: int | None, ctx: RequestContext
     ) -> EntryAttributes:
-        """Give the file of `kind` (S_IFMT) just made at `name` to the caller; -> the reply for it."""
+        """Make the caller the owner of the file of `kind` (S_IFMT) just made at `name`; -> the reply."""
         fd = self._inodes.open_path(checked(name), self._inodes.fd(parent))
         if stat.S_IFMT(os.fstat(fd).st_mode) != kind:
             os.close(fd)
@@ -71,7 +71,7 @@ class Entries:
     ) -> EntryAttributes:
         """Like `made`, with an O_PATH descriptor of the new file (taken over).
 
-        A file that cannot be given to the caller is removed again: it would be root's.
+        A file whose owner cannot be set is removed again, because root would own it.
         """
         try:
             self._give(fd, parent, mode, ctx)
@@ -83,12 +83,11 @@ class Entries:
         return self._enter(parent, name, fd)
 
     def _give(self, fd: int, parent: Inode, mode: int | None, ctx: RequestContext) -> None:
-        """Make the new file behind `fd` what it would be if the caller had made it.
+        """Set owner and mode of the new file behind `fd` as if the caller had made it.
 
-        The owner is the caller's, when we may give files away (root); in a set-group-ID directory the
-        group stays the directory's, and directories inherit that bit (inode_init_owner in fs/inode.c).
-        `mode` is what the caller asked for, its umask applied, and None for symlinks; our own umask may
-        have cleared bits of it.
+        As root, set the owner to the caller; in a set-group-ID directory the group is the directory's,
+        and directories inherit that bit (inode_init_owner in fs/inode.c).  `mode` is the caller's, with
+        its umask applied, and None for symlinks; our own umask may have cleared bits of it.
         """
         st = os.fstat(fd)
         inherits = os.fstat(self._inodes.fd(parent)).st_mode & stat.S_ISGID

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How failures of this package are reported.
+"""Error reporting of this package.
 
-Owns the one place where an OSError becomes the errno of a FUSE reply, and the
-exception for a mount that could not be made.  Must not decide what to do about
-a failure: it only translates.
+Turns an OSError into the errno of a FUSE reply, and owns the exception for a failed mount.  Must not
+react to a failure: it only translates.
 """
 
 from __future__ import annotations
@@ -26,18 +25,16 @@ T = TypeVar("T")
 class MountError(Exception):
     """A mount was refused or failed.
 
-    The message names the path, what is wrong with it and what to do about it;
-    it is meant to be shown to a person as it stands.
+    The message has the path, the problem and a remedy; the user sees it unchanged.
     """
 
 
 def reply_errno(exc: OSError) -> int:
-    """The positive errno to answer a FUSE request with, for `exc`.
+    """The positive errno of a FUSE reply for `exc`.
 
-    ENOSYS never passes: for most requests the kernel takes it to mean "do not
-    ask again while this is mounted" (fc->no_open, fc->no_fsync, ... in
-    fs/fuse/), which is not what a backing file system meant by it.  An OSError
-    without an errno is EIO.
+    Never ENOSYS: for most requests the kernel would not send that request again while this is mounted
+    (fc->no_open, fc->no_fsync, ... in fs/fuse/), but a backing file system means only this call.  An
+    OSError without an errno is EIO.
     """
     if exc.errno == errno.ENOSYS:
         return errno.EOPNOTSUPP
@@ -47,10 +44,9 @@ def reply_errno(exc: OSError) -> int:
 def operation(handler: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
     """Wrap a FUSE request handler so that every failure is an errno.
 
-    pyfuse3 lets only FUSEError out of a handler; anything else ends its main
-    loop and with it the mount.  An OSError becomes its errno, MemoryError
-    becomes ENOMEM, and any other exception is a bug: logged with its traceback
-    and answered with EIO.  Cancellation passes.
+    A handler of pyfuse3 may raise only FUSEError; any other exception ends its main loop, and so the
+    mount.  An OSError becomes its errno, MemoryError becomes ENOMEM, and any other exception is a bug: it
+    is logged with its traceback and answered with EIO.  Cancellation passes.
 
     A request on an inode first waits until its backing file system answers (locality.py).
     """

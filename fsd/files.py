@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Requests on open regular files.
 
-Owns what open, read, write and close mean, and what the kernel may cache.  Must
-not touch file data except through the inode's native.File (in_use.py).
+Owns open, read, write and close, and the kernel's caching of data.  Must access file data only through
+the inode's native.File (in_use.py).
 
-What the kernel may cache, decided at each open:
+Each open decides what the kernel may cache:
 
-- normally its pages stay valid from one open to the next (keep_cache), provided
-  the file is the one we closed: same size, mtime and ctime (close-to-open, as
-  NFS has it).  While a file is open, changes.py notices changes behind the mount.
-- when a guest maps the file for writing, its stores reach us without a request,
-  so the kernel must ask every time (direct_io).  A handle opened before that
-  still fills the kernel's cache: pages it reads are invalidated after each read,
-  so a second reader may see data that is old by one round trip.  A kernel
-  mmap(MAP_SHARED) of a direct_io file is ENODEV (fs/fuse/file.c).
+- Normally its pages stay valid from one open to the next (keep_cache) if the file has not changed since
+  it was closed: same size, mtime and ctime (close-to-open, as in NFS).  While a file is open, changes.py
+  notices changes behind the mount.
+- When a guest maps the file for writing, its stores cause no request, so the kernel must not cache
+  (direct_io).  A handle opened before that still fills the kernel's cache.  The pages that it reads are
+  invalidated after each read, so a second reader may see data that is old by one round trip.
+  A kernel mmap(MAP_SHARED) of a direct_io file fails with ENODEV (fs/fuse/file.c).
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from daxfault.fsd.invalidation import Invalidation
 from daxfault.fsd.threads import Threads
 
 SLOW_WRITE = 0.05  # seconds that a write may take
-SLOW_PERIOD = 1.0  # seconds for which one that took longer is remembered
+SLOW_PERIOD = 1.0  # seconds for which writes use threads after a slow one
 
 Buffer = bytes | bytearray | memoryview
 
@@ -82,9 +81,8 @@ class Files:
     ) -> tuple[FileInfo, EntryAttributes]:
         """Make and open a regular file.
 
-        The kernel sends this only for a name it believes to be free.  If it is
-        not, one made behind the mount is opened, unless the caller insisted
-        (O_EXCL): EEXIST.
+        The kernel sends this only for a name that it takes to be free.  A file that was made behind the
+        mount is opened, unless the caller used O_EXCL: EEXIST.
         """
         parent = self._inodes.get(parent_inode)
         self._inodes.make_room(parent)  # no file is made that cannot be opened
@@ -96,7 +94,7 @@ class Files:
                 raise
             return await self._open_existing(parent, name, flags, ctx)
         try:
-            # by descriptor, not by name: the name may have been given to another file already
+            # by descriptor, because the name may belong to another file already
             path_fd = os.open(proc_path(fd), os.O_PATH | os.O_CLOEXEC)
             entry = self._entries.made_at(parent, name, path_fd, mode & ~ctx.umask, ctx)
         except BaseException:
@@ -117,7 +115,7 @@ class Files:
         entry = self._entries.look_up(parent, name)
         try:
             if not stat.S_ISREG(entry.st_mode):
-                # on ESTALE the kernel walks the path again, and finds what is there now
+                # on ESTALE the kernel resolves the path again, and finds the new file
                 raise OSError(errno.ESTALE, "made behind the mount, and no regular file")
             info = await self._open(self._inodes.get(entry.st_ino), flags, ctx)
         except BaseException:
@@ -147,7 +145,7 @@ class Files:
             raise
 
     def _handle_of(self, inode: Inode, flags: int, ctx: RequestContext, *, keep_cache: bool) -> FileInfo:
-        """A new handle, to which the caller's use of `inode` now belongs."""
+        """A new handle, which takes over the caller's use of `inode`."""
         assert inode.file is not None
         direct_io = self._direct_io or inode.file.mapped_writable
         handle = OpenFile(inode, flags, direct_io=direct_io, by_user=ctx.uid != 0)
@@ -158,8 +156,7 @@ class Files:
     async def read(self, fh: int, off: int, size: int) -> Buffer:
         """`size` bytes at `off`, fewer only at the end of the file.
 
-        At once when the data is in memory; in a thread when storage must be
-        waited for.
+        Answers at once when the data is in memory; otherwise in a thread that waits for storage.
         """
         handle = self._handles.get(fh)
         file = _file(handle)
@@ -168,7 +165,7 @@ class Files:
         except BlockingIOError:
             found = await self._threads.of(file, file.read, off, size)
         if handle.inode.older_sizes and not handle.direct_io:
-            # whole pages are asked for, and only if they begin below the size (mm/readahead.c)
+            # the kernel reads whole pages, and only those that begin below the size (mm/readahead.c)
             handle.inode.size_at_least((off + size - 1) // mmap.PAGESIZE * mmap.PAGESIZE + 1)
         if file.mapped_writable and not handle.direct_io:
             self._invalidation.invalidate(handle.inode.nodeid)
@@ -177,11 +174,9 @@ class Files:
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         """Write all of `buf`.
 
-        At once, because a write is a copy into the page cache, and handing it
-        to a thread and back costs more (measured: 1 MiB writes 1.0 GB/s against
-        0.35, 4 KiB 150 us against 320).  If storage has lately made a write
-        wait, as it does when the system is out of clean pages, in threads for
-        a while.
+        Writes at once, because a write is a copy into the page cache, and a thread costs more (measured:
+        1 MiB writes 1.0 GB/s against 0.35, 4 KiB 150 us against 320).  After a slow write, as when the
+        system is out of clean pages, writes use threads for SLOW_PERIOD.
         """
         handle = self._handles.get(fh)
         handle.written = True
@@ -211,14 +206,13 @@ class Files:
             inode.size_settled(off + written)
         else:
             inode.size_at_least(off + written)
-        if at != off:  # the kernel has put the data at the wrong place in its cache
+        if at != off:  # the kernel has the data at the wrong offset in its cache
             self._invalidation.invalidate(inode.nodeid, size=True)
         return written
 
     async def flush(self, fh: int) -> None:
-        """close(2) by a client: the last chance to report what was stored in vain through a mapping.
-        A network file system reports failed writes when a descriptor is closed: close a copy, and pass
-        that on."""
+        """close(2) by a client: reports lost stores through a mapping, for the last time.  A network file
+        system reports failed writes at close(2), so this closes a copy and reports its error too."""
         handle = self._handles.get(fh)
         file = _file(handle)
         if handle.writes and file.unwritten:
@@ -247,11 +241,11 @@ class Files:
             self._in_use.apply_noatime(inode)
 
     def _clear_set_id(self, inode: Inode) -> None:
-        """Clear the set-ID bits of `inode`, which is in use: they must not outlast a change by a user.
+        """Clear the set-ID bits of `inode`, which is in use, after a change by a user.
 
-        The kernel asks for that before write(2) and truncate(2) (file_remove_privs in fs/inode.c).  It
-        leaves to us O_TRUNC, and write(2) with direct_io (FUSE_WRITE_KILL_SUIDGID, which pyfuse3 does
-        not pass on); and the backing kernel keeps the bits, since we are root.
+        The kernel requests that before write(2) and truncate(2) (file_remove_privs in fs/inode.c), but
+        not for O_TRUNC, nor for write(2) with direct_io (FUSE_WRITE_KILL_SUIDGID, which pyfuse3 does not
+        pass on).  The backing file system keeps the bits, because this process is root.
         """
         assert inode.file is not None
         mode = os.fstat(inode.file.fileno()).st_mode
@@ -271,10 +265,10 @@ class Files:
 def _is_append(inode: Inode, off: int) -> bool:
     """Whether a write at `off`, through a handle that was opened with O_APPEND, is an append.
 
-    The kernel appends at the size it uses, and does not ask for the size before: something may have been
-    appended behind the mount meanwhile, and then the offset is wrong.  A write elsewhere comes after
-    fcntl(2) has cleared O_APPEND, or writes back a page of a mapping.  That page lies below the size, and
-    before it was stored to the kernel has read it from us, which showed us the size (`read`).
+    The kernel appends at its own idea of the size, without asking for the size first.  So the offset is
+    wrong if the file grew behind the mount.  A write elsewhere comes after fcntl(2) has cleared O_APPEND,
+    or writes back a page of a mapping.  That page is below the size, and the kernel has read it before,
+    which showed us the kernel's size (`read`).
     """
     return off == inode.kernel_size or off in inode.older_sizes
 

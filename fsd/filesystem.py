@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file system of one mount, put together.
+"""The file system of one mount, composed of its parts.
 
-Owns the order in which the parts are made and closed, and the one place where requests pass from
-pyfuse3 to their handlers and failures become errnos.  Must not do any part's work.
+Owns the order in which the parts are made and closed, and passes requests from pyfuse3 to their
+handlers; failures become errnos here.  Must not do the work of a part.
 
     threads        worker threads                  in_use       a native.File for each inode in use
     inodes         the inode table                 changes      noticing changes behind the mount
     watch          inotify                         pins         files that the host keeps in use
     invalidation   the kernel's caches             replies      attributes for the kernel
-    sizes          the kernel's idea of a size     entries      names and new files
+    sizes          the size that the kernel uses   entries      names and new files
 
     names, directories, files, attributes          the requests
 """
@@ -41,10 +41,10 @@ from daxfault.fsd.watch import Watch
 
 
 class Filesystem(pyfuse3.Operations):
-    """Passes a backing directory through, file data by way of one native.File for each inode.
+    """Passes a backing directory through; file data goes through one native.File for each inode.
 
-    Every method but `close` is for the trio thread that serves the mount.  It can be mounted once, with
-    `mounted` (mount.py), which closes it; one that is not mounted is for its maker to close.
+    All methods except `close` must be called in the trio thread that serves the mount.  It can be mounted
+    once, by `mounted` (mount.py), which closes it; otherwise its creator must close it.
     """
 
     # "." and ".." are refused as names, so file handles exported over NFS cannot be decoded
@@ -64,10 +64,10 @@ class Filesystem(pyfuse3.Operations):
     ) -> None:
         """Serve the directory `backing`.
 
-        `attr_timeout` and `entry_timeout`, in seconds, are how long the kernel may use attributes and
-        names without asking.  `max_descriptors` bounds the O_PATH descriptors (default: half the hard
+        `attr_timeout` and `entry_timeout`, in seconds, are how long the kernel may cache attributes and
+        names.  `max_descriptors` bounds the O_PATH descriptors (default: half the hard
         RLIMIT_NOFILE, 65536 at most).  `xattr` serves extended attributes; without them the kernel saves
-        one GETXATTR a write (attributes.py), but a backing that has POSIX ACLs must not be served.  With
+        one GETXATTR per write (attributes.py), but a backing with POSIX ACLs must not be served.  With
         `direct_io` the kernel caches no data: read(2) sees what guests have stored whenever the file was
         opened, and mmap(2) with MAP_SHARED is for guests only (ENODEV for others).
 
@@ -108,8 +108,8 @@ class Filesystem(pyfuse3.Operations):
         return await self.pins.pin(fd)
 
     def mapping_changed(self, inode: int) -> None:
-        """A guest began to map, or stopped mapping, the file `inode` (a nodeid) for writing: drops what
-        the kernel has cached of it."""
+        """Drop the kernel's cache of the file `inode` (a nodeid): a guest began or stopped mapping it for
+        writing."""
         self.invalidation.invalidate(inode)
 
     # ---- for mount.py
@@ -125,7 +125,7 @@ class Filesystem(pyfuse3.Operations):
             task_status.started()
 
     def close(self) -> None:
-        """End everything that clients left open; a second call does nothing."""
+        """Close everything that clients left open.  Safe to call twice."""
         self.in_use.close()
         self.files.close()
         self.directories.close()

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Open files and directories, as clients see them.
+"""The open files and directories of clients.
 
-Owns the file handles: which number stands for which open file or directory.  Must not open or
-close anything.
+Owns the file handles: the number of each open file or directory.  Must not open or close anything.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ class OpenFile:
     """An open regular file.  It is one use of `inode` (in_use.py).
 
     `direct_io`: the kernel caches none of its data.  `append`: it was opened with O_APPEND.  `by_user`: its
-    opener was not root.  `noatime`: it was opened with O_NOATIME.  `sync_errors`: those it knows.
+    opener was not root.  `noatime`: it was opened with O_NOATIME.  `sync_errors`: those it has received.
     `writes`: it was opened for writing.
     """
 
@@ -67,20 +66,20 @@ class Handles(Generic[T]):
         return fh
 
     def get(self, fh: int) -> T:
-        """What `fh` stands for; OSError(EBADF) when it is not open."""
+        """The open file or directory of `fh`; OSError(EBADF) when it is not open."""
         try:
             return self._opened[fh]
         except KeyError:
             raise OSError(errno.EBADF, f"no open handle {fh}") from None
 
     def remove(self, fh: int) -> T:
-        """Forget `fh`, and return what it stood for; OSError(EBADF) when it is not open."""
+        """Remove `fh`, and return its file or directory; OSError(EBADF) when it is not open."""
         opened = self.get(fh)
         del self._opened[fh]
         return opened
 
     def clear(self) -> list[T]:
-        """Forget every handle, and return what they stood for."""
+        """Remove every handle, and return their files or directories."""
         opened = list(self._opened.values())
         self._opened.clear()
         return opened

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files in use: the life of an inode's one native.File.
+"""Files in use: the lifetime of an inode's native.File.
 
-Owns which native.File exists.  Must not answer requests, and must not know who maps a file or why.
+Owns the native.Files.  Must not answer requests, nor know the guests that map a file.
 
 An inode has a native.File while it is in use: open by a client, pinned by the host, or being truncated.
-All its users share it, so there is one truth about its size and its pages.
+All its users share it, so its size and pages are the same for all.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class FilesInUse:
         return (inode.file for inode in self._inodes if inode.file is not None)
 
     def use(self, inode: Inode, *, writable: bool) -> native.File:
-        """The native.File of `inode`, opened if there is none; one use more, given back with `unuse`.
+        """The native.File of `inode`, opened if there is none; adds one use, which `unuse` ends.
 
-        A file is opened for reading only as long as nobody writes: a read-only backing serves readers,
-        and a running program can still be executed.  Never with O_APPEND or O_DIRECT: pwrite(2) ignores
-        the offset with the first, and one descriptor serves all handles, whatever their flags.
+        A file is opened read-only until there is a writer, so that a read-only backing works, and so that
+        programs can be executed.  Never with O_APPEND or O_DIRECT: one descriptor serves all handles, and
+        with O_APPEND pwrite(2) ignores the offset.
 
-        Raises OSError, EINVAL among them for what is not a regular file.
+        Raises OSError; EINVAL if it is not a regular file.
         """
         if inode.file is None:
             return self.adopt(inode, self._open(inode, writable), writable=writable)
@@ -80,7 +80,7 @@ class FilesInUse:
         return self._inodes.open_file(proc_path(self._inodes.fd(inode)), flags)
 
     def unuse(self, inode: Inode) -> None:
-        """Give back one use; the last one closes the file."""
+        """End one use; the last one closes the file."""
         inode.uses -= 1
         if inode.uses:
             return
@@ -93,12 +93,12 @@ class FilesInUse:
         self._inodes.drop_unused(inode)
 
     def unchanged_since_closed(self, inode: Inode) -> bool:
-        """Whether `inode`, in use again, is the file that its last user closed."""
+        """Whether the file of `inode`, in use again, has not changed since its last user closed it."""
         assert inode.file is not None
         return inode.closed_state is not None and inode.closed_state == _state(inode.file)
 
     def apply_noatime(self, inode: Inode) -> None:
-        """Reads leave the atime while every handle of `inode`, which is in use, has O_NOATIME."""
+        """Set O_NOATIME on the file of `inode`, which is in use, while all its handles have it."""
         wanted = inode.noatime_handles > 0 and not inode.atime_handles
         if wanted == inode.noatime or inode.file is None:
             return
@@ -109,8 +109,8 @@ class FilesInUse:
     async def truncate(self, inode: Inode, size: int) -> None:
         """Set the size of `inode`, in use or not, in bytes.
 
-        In a thread: freeing the blocks of a big file takes long, and so does reporting the new size to
-        every guest that maps it.
+        Runs in a thread: freeing the blocks of a big file, and zapping pages in every guest that maps it,
+        can take long.
         """
         file = self.use(inode, writable=True)
         try:
@@ -149,8 +149,8 @@ def _write_back(file: native.File, ended: queue.SimpleQueue[int]) -> None:
 
 
 def _state(file: native.File) -> tuple[int, int, int] | None:
-    """Size, mtime and ctime, which tell two states of a file apart; None when they cannot, because the
-    file changed just now."""
+    """Size, mtime and ctime, which identify the state of a file; None when the file has changed so
+    recently that a further change may leave them equal."""
     try:
         st = os.fstat(file.fileno())
     except OSError:

@@ -1,21 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The inode table: which backing file each FUSE nodeid stands for.
+"""The inode table: the backing file of each FUSE nodeid.
 
-Owns the identity of inodes, the kernel's lookup counts and the O_PATH
-descriptors.  Must not answer requests, and must not open a file for its data.
+Owns the identity of inodes, the kernel's lookup counts and the O_PATH descriptors.  Must not answer
+requests, nor open a file for its data.
 
-Identity.  The kernel knows an inode by its nodeid, which is also the st_ino
-that clients see; we know it by (st_dev, st_ino) of the backing.  The nodeid is
-the backing's st_ino wherever that is free, so that inode numbers stay the same
-from one mount to the next; files of other file systems below the backing, and
-the few numbers already taken, get one from a counter above 2**63.
+Identity.  The kernel identifies an inode by its nodeid, which is also the st_ino that clients see; the
+table identifies it by (st_dev, st_ino) of the backing.  The nodeid is the backing's st_ino if that is
+free, so that inode numbers stay the same from one mount to the next.  Files of other file systems below
+the backing, and those whose number is taken, get one from a counter above 2**63.
 
-Descriptors.  An inode is reached through an O_PATH | O_NOFOLLOW descriptor.
-How many are open is bounded: the least recently used is closed, and opened
-again by (parent, name) when needed; a file in use has none besides its own.  If
-that is no file any more, or another one by now, the answer is ESTALE, on which
-the kernel walks the path again (fs/namei.c, retry_estale).  An inode whose name was removed through the mount
-has nothing to be found by: it keeps its descriptor until it is forgotten.
+Descriptors.  An inode is accessed through an O_PATH | O_NOFOLLOW descriptor.  Their number is bounded:
+the least recently used one is closed, and opened again by (parent, name) when needed.  A file in use has
+only its data descriptor.  If the name is gone, or belongs to another file now, the answer is ESTALE, and
+the kernel resolves the path again (fs/namei.c, retry_estale).  An inode whose name was removed through
+the mount cannot be opened again, so it keeps its descriptor until it is forgotten.
 
 Lifetime.  An inode stays in the table while the kernel has looked it up, while
 it is in use (open or pinned), or while an inode in the table was found in it.
@@ -40,17 +38,17 @@ log = logging.getLogger(__name__)
 
 PATH_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
-LEAST_DESCRIPTORS = 16  # more than any one request needs at a time
+LEAST_DESCRIPTORS = 16  # more than any request needs at a time
 
-MOST_SIZES = 16  # of an inode that are remembered
+MOST_SIZES = 16  # remembered sizes of an inode
 
 _FIRST_SPARE = 1 << 63
 
 
 def descriptor_bound() -> int:
-    """Raise this process's soft RLIMIT_NOFILE to the hard one; half of it is for O_PATH descriptors.
+    """Raise this process's soft RLIMIT_NOFILE to the hard one; -> half of it, for O_PATH descriptors.
 
-    The other half is for open files and whatever else the process does; it gets more when it needs it.
+    The other half is for open files and other uses; idle O_PATH descriptors are closed if it is too few.
     """
     return max(LEAST_DESCRIPTORS, min(descriptors.raise_limit() // 2, 1 << 16))
 
@@ -68,13 +66,13 @@ class Inode:
     """One backing file, directory or special file that the kernel or the host knows.
 
     `nodeid`, `dev`, `ino`, `kind` (S_IFMT) never change.  `lookups` is the kernel's lookup count.  `parent`
-    and `name` are where it was found last, both None for the root and for an inode whose name was removed;
+    and `name` are its last known name, both None for the root and for an inode whose name was removed;
     `children` counts the inodes whose parent this is.  `uses` counts open handles, pins and running
     requests that need `file`, which exists exactly while it is not 0 (in_use.py); `closed_state` is the
     state in which the last user closed it.
 
-    `kernel_size` is the size that the kernel was given last, `older_sizes` are earlier ones that it may
-    still use: it drops a size that it receives while a write is under way, or has not received it yet.
+    `kernel_size` is the size that was last sent to the kernel, `older_sizes` are earlier ones that it may
+    still use: it drops a size that arrives during a write, or it has not received the size yet.
 
     `atime_handles` and `noatime_handles` count open handles without and with O_NOATIME; `noatime` says that
     reads of `file` leave the atime.
@@ -165,8 +163,7 @@ class Inodes:
             raise _stale() from None
 
     def child(self, parent: Inode, name: bytes) -> Inode | None:
-        """The inode the table has for `name` in `parent`, None when it has none.  OSError when there is
-        no such name."""
+        """The inode in the table for `name` in `parent`, or None.  OSError when the name does not exist."""
         st = os.stat(name, dir_fd=self.fd(parent), follow_symlinks=False)
         return self._by_file.get((st.st_dev, st.st_ino))
 
@@ -175,7 +172,7 @@ class Inodes:
     def fd(self, inode: Inode) -> int:
         """A descriptor of `inode`, O_PATH unless the file is open; valid until the next call on the table.
 
-        OSError(ESTALE) when it has to be opened again and is not there.
+        OSError(ESTALE) when it must be opened again but is gone.
         """
         if inode.fd is not None:
             if inode.parent is not None:
@@ -188,7 +185,7 @@ class Inodes:
         while above is not None and above.fd is None:
             chain.append(above)
             above = above.parent
-        # one by one from the top: no path string, so no limit on depth, and no name is followed
+        # one by one from the top: without a path there is no limit on depth, and no symlink is followed
         for node in reversed(chain):
             self._reopen(node)
         assert inode.fd is not None
@@ -215,10 +212,10 @@ class Inodes:
         return self.open_file(name, PATH_FLAGS, dir_fd=dir_fd)
 
     def open_file(self, path: bytes, flags: int, *, dir_fd: int | None = None) -> int:
-        """os.open() of what must not use up the process's descriptors; the caller owns it.
+        """os.open() that leaves the reserve of descriptors free; the caller owns the result.
 
-        When there are no others, closes idle ones and tries again.  OSError EMFILE when none is left but
-        the reserve.
+        If no other descriptor is free, closes idle ones and tries again.  OSError EMFILE when only the
+        reserve is left.
         """
         while True:
             try:
@@ -229,17 +226,16 @@ class Inodes:
                 self._evict(len(self._idle) // 2)
 
     def make_room(self, near: Inode) -> None:
-        """Return when one more descriptor can be had; `near` is an inode that exists.  OSError as
-        open_file()."""
+        """Make sure that a descriptor is free; `near` is any existing inode.  OSError as open_file()."""
         os.close(self.open_file(proc_path(self.fd(near)), os.O_PATH | os.O_CLOEXEC))
 
     def close_path(self, inode: Inode) -> None:
-        """`inode` has a file now, whose descriptor serves as well."""
+        """Close the O_PATH descriptor of `inode`, which has a file with its own descriptor now."""
         self._idle.pop(inode.nodeid, None)
         self._close(inode)
 
     def keep_path(self, inode: Inode) -> None:
-        """The file of `inode` is about to be closed: keep a descriptor if no name leads to it."""
+        """Keep a descriptor of `inode`, whose file is about to be closed, if it has no name."""
         if inode.parent is None and inode.fd is None and inode.lookups and inode.file is not None:
             with contextlib.suppress(OSError):  # requests on it get ESTALE
                 inode.fd = os.open(proc_path(inode.file.fileno()), os.O_PATH | os.O_CLOEXEC)
@@ -298,14 +294,14 @@ class Inodes:
         return self._spare
 
     def hold(self, inode: Inode, parent: Inode, name: bytes) -> None:
-        """Make sure `inode`, found at `name` in `parent`, has a descriptor, of its own or of its file: its
-        name is about to go."""
+        """Make sure that `inode`, found at `name` in `parent`, has a descriptor, because its name is about
+        to be removed."""
         if inode.fd is None and inode.file is None:
             fd = self.open_path(name, self.fd(parent))
             st = os.fstat(fd)
             if (st.st_dev, st.st_ino) == (inode.dev, inode.ino):
                 self._keep(inode, fd)
-            else:  # replaced behind the mount meanwhile: not the one we know
+            else:  # replaced behind the mount meanwhile
                 os.close(fd)
 
     def renamed(self, inode: Inode, parent: Inode, name: bytes) -> None:
@@ -313,7 +309,7 @@ class Inodes:
         self._name(inode, parent, name)
 
     def removed(self, inode: Inode, parent: Inode, name: bytes) -> None:
-        """The name `name` in `parent`, which was `inode`'s, is gone.  `hold` was called before."""
+        """Note that `name` in `parent`, a name of `inode`, was removed; after `hold`."""
         if inode.parent is parent and inode.name == name:
             self._unname(inode)
 
@@ -321,8 +317,8 @@ class Inodes:
         inode.name = name
         if inode.parent is parent:
             return
-        # A directory moved behind the mount may come to lie below its own old child: the older
-        # knowledge is the wrong one, and parents must not form a ring.
+        # A directory that was moved behind the mount may now be below its own former child.  The older
+        # entry is wrong then, and parents must not form a cycle.
         above: Inode | None = parent
         while above is not None:
             if above.parent is inode:
@@ -361,7 +357,7 @@ class Inodes:
             self.drop_unused(inode)
 
     def drop_unused(self, inode: Inode) -> None:
-        """Take `inode` out of the table unless something needs it, and then its parents likewise."""
+        """Remove `inode` from the table unless it is needed, and then its parents in the same way."""
         node: Inode | None = inode
         while node is not None and node is not self.root and not (node.lookups or node.children or node.uses):
             if self._by_nodeid.pop(node.nodeid, None) is None:
@@ -376,11 +372,11 @@ class Inodes:
             node = above
 
     def open_descriptors(self) -> int:
-        """How many O_PATH descriptors are open, the root's included."""
+        """The number of open O_PATH descriptors, including the root's."""
         return sum(inode.fd is not None for inode in self._by_nodeid.values())
 
     def close(self) -> None:
-        """Close every descriptor.  The table is of no use afterwards."""
+        """Close every descriptor.  The table must not be used afterwards."""
         for inode in self._by_nodeid.values():
             self._close(inode)
         self._idle.clear()

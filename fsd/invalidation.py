@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dropping what the kernel has cached of an inode.
+"""Drops the kernel's cache of an inode.
 
 Owns the order of these calls: one at a time for an inode.  Must not decide when they are needed.
 
 The kernel completes an invalidation only after reads in flight on the same pages, which wait for the
-file server: so never in the trio thread, and in threads of their own.
+file server.  So it must not run in the trio thread, and has its own pool of threads.
 
-The kernel asks for a new size after it has dropped the pages, not before: dropping writes a client's
-dirty page up to the size that the kernel has, and past the old one that page holds zeros.
+The kernel must ask for a new size after it has dropped the pages, not before.  Dropping writes a client's
+dirty page up to the size that the kernel uses; past the old size that page contains zeros.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Invalidation:
     def __init__(self, threads: Threads, sizes: Sizes) -> None:
         self._threads = threads
         self._sizes = sizes
-        # what is to be invalidated, by nodeid: True with data, False attributes only
+        # pending invalidations, by nodeid: True with data, False attributes only
         self._stale: dict[int, bool] = {}
         self._resized: set[int] = set()
         self._running: set[int] = set()
@@ -48,8 +48,8 @@ class Invalidation:
                 self._nursery = None
 
     def invalidate(self, nodeid: int, *, data: bool = True, size: bool = False) -> None:
-        """Have the kernel drop its attributes of the inode, and with `data` its pages, soon; with `size`
-        it then asks for the size."""
+        """Have the kernel drop its attributes of the inode, and with `data` its pages, without waiting;
+        with `size` it then asks for the size."""
         if self._nursery is None:
             return
         if size:
@@ -60,7 +60,7 @@ class Invalidation:
             self._nursery.start_soon(self._until_done, nodeid)
 
     async def _until_done(self, nodeid: int) -> None:
-        """A change during one invalidation causes another."""
+        """Invalidate, again if the inode changes meanwhile."""
         try:
             while nodeid in self._stale:
                 await self._one(nodeid, self._stale.pop(nodeid))

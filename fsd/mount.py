@@ -3,10 +3,10 @@
 
 Owns the FUSE session.  Must not know what the file system does.
 
-The end of a mount has an order.  The kernel may hold pages that a client dirtied through mmap and that
-only we can write: so a regular unmount comes first, while requests are still answered; if the mount is
-busy, syncfs(2) has the kernel send the pages, and the mount is detached.  Then the loop ends, open files
-are closed, and the connection is closed, which fails the requests that clients still wait for (ENOTCONN).
+The end of a mount has an order.  The kernel may hold pages that clients dirtied through mmap and that
+only this process can write.  So a regular unmount comes first, while requests are still answered; if the
+mount is busy, syncfs(2) has the kernel send the pages, and the mount is detached.  Then the loop ends,
+open files are closed, and the connection is closed, which fails pending requests (ENOTCONN).
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from daxfault.fsd.pins import fdinfo
 
 log = logging.getLogger(__name__)
 
-GRACE = 5.0  # seconds that requests in flight get to end by themselves
+GRACE = 5.0  # seconds for requests in flight to complete
 
-# pyfuse3 keeps its session in a global: this says whether it is taken
+# pyfuse3 has one global session; held while it is in use
 _session = threading.Lock()
 
 
 class Mount:
-    """A mount that answers.  `path` is where, an absolute path, `point` an O_PATH descriptor of the
-    directory below it."""
+    """A mount that answers.  `path` is its absolute path, `point` an O_PATH descriptor of the directory
+    below it."""
 
     def __init__(self, path: str, point: int) -> None:
         self.path = path
@@ -56,12 +56,12 @@ class Mount:
 
     @property
     def aborted(self) -> bool:
-        """The connection ended, and the mount did not: somebody wrote to /sys/fs/fuse/connections/N/abort,
-        or called umount2(2) with MNT_FORCE."""
+        """The connection has ended, but not the mount: by a write to /sys/fs/fuse/connections/N/abort, or
+        umount2(2) with MNT_FORCE."""
         return self.ended.is_set() and mountpoints.is_mounted(os.readlink(f"/proc/self/fd/{self.point}"))
 
     async def wait_unmounted(self) -> None:
-        """Return when the mount has ended: usually because somebody unmounted it."""
+        """Return when the mount has ended, usually by an unmount."""
         await self.ended.wait()
 
 
@@ -74,10 +74,9 @@ async def mounted(
 ) -> AsyncIterator[Mount]:
     """Mount `fs` on the empty directory `mountpoint` while the body runs.
 
-    The body starts when the mount answers.  At its end, however it ends, the
-    mount is gone and `fs` closed.  `allow_other` lets other users in; who may
-    do what is decided by the kernel from owners, modes and ACLs (default_permissions).
-    The mount is read-only if the backing file system is.
+    The body starts when the mount answers.  At its end, also by an exception, the mount is removed and
+    `fs` closed.  `allow_other` allows access by other users; the kernel checks owners, modes and ACLs
+    (default_permissions).  The mount is read-only if the backing file system is.
 
     One mount at a time in a process, as pyfuse3 has one session.
 
@@ -113,8 +112,8 @@ def _opened(mountpoint: str | os.PathLike[str], backing: str, allow_other: bool)
 
 
 def _target(mount: Mount) -> str:
-    """What to give mount(2) and umount(2).  Root's by descriptor: whoever may rename the directory must not
-    choose what root mounts on, or unmounts."""
+    """The path for mount(2) and umount(2).  Root uses the descriptor, so that a user who may rename the
+    directory cannot choose where root mounts or unmounts."""
     return f"/proc/self/fd/{mount.point}" if os.geteuid() == 0 else mount.path
 
 
@@ -122,8 +121,8 @@ def _target(mount: Mount) -> str:
 async def _served(fs: Filesystem, mount: Mount) -> AsyncIterator[None]:
     """Answer requests while the body runs, then unmount.
 
-    Two nurseries: when the body is cancelled, the session must still answer the
-    writes that the kernel sends before it unmounts.
+    Two nurseries: after the body is cancelled, the session must still answer the writes that the kernel
+    sends before it unmounts.
     """
     failure: BaseException | None = None
     async with trio.open_nursery() as session:
@@ -193,8 +192,8 @@ async def _background(
 
 
 def _init(fs: Filesystem, mount: Mount, allow_other: bool) -> None:
-    # No max_read: libfuse wants it from the init handler too (do_init in lib/fuse_lowlevel.c), where
-    # pyfuse3 cannot set it.  Without it a request carries up to 256 pages, 1 MiB, either way.
+    # No max_read: libfuse requires the same value from the init handler (do_init in
+    # lib/fuse_lowlevel.c), where pyfuse3 cannot set it.  Without it a request has up to 256 pages, 1 MiB.
     options = {"fsname=daxfault", "subtype=daxfault", "default_permissions"}
     if allow_other:
         options.add("allow_other")
@@ -203,7 +202,7 @@ def _init(fs: Filesystem, mount: Mount, allow_other: bool) -> None:
     try:
         pyfuse3.init(fs, _target(mount), options)
     except RuntimeError as exc:
-        if "fuse_session_mount" in str(exc):  # the session was made, and is ours to destroy
+        if "fuse_session_mount" in str(exc):  # the session was made, and must be destroyed
             pyfuse3.close(unmount=False)
         raise MountError(
             f"mount point {mount.path}: mounting failed ({exc}); libfuse gave the reason on stderr"
@@ -227,7 +226,7 @@ async def _unmount(fs: Filesystem, mount: Mount) -> None:
 
 
 def _try_unmount(mount: Mount) -> bool:
-    """Unmount what is not in use; False when it is."""
+    """Unmount; False when the mount is in use."""
     path = mount.path
     if os.geteuid() == 0:
         try:
@@ -242,10 +241,9 @@ def _try_unmount(mount: Mount) -> bool:
 async def _write_back(fs: Filesystem, path: str) -> None:
     """Have the kernel send the pages that clients dirtied through mmap, and write them all.
 
-    syncfs(2) has the requests queued when it returns, but does not wait for a file
-    server's replies (fs/fs-writeback.c, wait_sb_inodes(); on 6.18 one mount in six
-    lost a page that way).  The queue is in order: when no write was begun between a request of ours and
-    its reply, none was queued before it.
+    When syncfs(2) returns, the requests are queued, but it does not wait for a file server's replies
+    (fs/fs-writeback.c, wait_sb_inodes(); on 6.18 one mount in six lost a page that way).  The queue is in
+    order: if no write began between a request of ours and its reply, none was queued before it.
     """
     await fs.threads.kernel(_sync, path)
     while True:
@@ -271,7 +269,7 @@ def _sync(path: str) -> None:
 
 
 def _close(mount: Mount) -> None:
-    """Close the connection, which detaches a mount that is still there."""
+    """Close the connection, and detach the mount if it still exists."""
     pyfuse3.close(unmount=True)
     # libfuse leaves a mount whose connection was aborted (/sys/fs/fuse/connections) where it is
     if _is_there(mount):

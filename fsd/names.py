@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Requests on names: look up, make, link, rename, remove.
 
-Owns what a name in a directory means.  Must use names relative to a directory's descriptor only, never
-a path, and must follow no symbolic link: those are the client's to follow.
+Owns changes of names.  Must use only names relative to a directory's descriptor, never a path, and must
+not follow symbolic links: the client follows them.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Names:
         self._replies = replies
 
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        """Find `name`; a missing one is ENOENT and not cached, so that it appears as soon as it is made
-        behind the mount."""
+        """Find `name`.  A missing name is ENOENT and not cached, so that a file made behind the mount
+        appears at once."""
         return self._entries.look_up(self._inodes.get(parent_inode), name)
 
     def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -41,7 +41,7 @@ class Names:
             self._inodes.forget(nodeid, count)
 
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
-        # readlinkat(2): an empty name reads the link that the descriptor is
+        # readlinkat(2): with an empty name it reads the link behind the descriptor
         return os.readlink(b"", dir_fd=self._inodes.fd(self._inodes.get(inode)))
 
     async def mknod(
@@ -76,7 +76,7 @@ class Names:
             follow_symlinks=True,
         )
         note_own_change(source)
-        # by inode, not by the new name, which may have been given to another file already
+        # by inode, because the new name may belong to another file already
         st = os.fstat(self._inodes.fd(source))
         return self._replies.attributes(self._inodes.enter(parent, new_name, st, None), st)
 

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that the host keeps in use, whoever has them open.
+"""Files that the host keeps in use, even if no client has them open.
 
-Owns the way from a descriptor of a file on this mount to its native.File.  Must not know why the host
-needs it.
+Owns finding the native.File of a descriptor of a file on this mount.  Must not know the host's reason.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ class Pinned:
         self.file = inode.file
 
     def release(self) -> None:
-        """Give the file back; a second call does nothing.  In the trio thread, before the mount ends."""
+        """End the use of the file.  Safe to call twice.  In the trio thread, before the mount ends."""
         in_use, self._in_use = self._in_use, None
         if in_use is not None:
             in_use.unuse(self._node)
@@ -51,13 +50,13 @@ class Pins:
         self.mount_id: int | None = None
 
     async def pin(self, fd: int) -> Pinned:
-        """Keep the file behind `fd`, anyone's descriptor on this mount, in use until it is released.
+        """Keep the file behind `fd`, any descriptor on this mount, in use until it is released.
 
-        The file is identified by its inode, so it need not have a name.  `fd` stays the caller's and
-        must stay open meanwhile.
+        The file is identified by its inode, so it need not have a name.  The caller must keep `fd` open
+        during the call, and still owns it.
 
-        Raises OSError: EXDEV when `fd` is not of this mount, EINVAL when it is not a regular file,
-        EMFILE when no descriptor is left for its page cache, else as open(2) of the backing file.
+        Raises OSError: EXDEV when `fd` is not on this mount, EINVAL when it is not a regular file, EMFILE
+        when no descriptor is left for its page cache, otherwise as open(2) of the backing file.
         """
         mount, ino = fdinfo(fd)
         if mount != self.mount_id:
@@ -80,8 +79,8 @@ class Pins:
 
 
 def fdinfo(fd: int) -> tuple[int, int]:
-    """The IDs of mount and inode behind a descriptor of this process, without asking their file system
-    (proc_pid_fdinfo(5); `ino` since Linux 5.14); -1 for what is not reported.  OSError EBADF."""
+    """The IDs of mount and inode behind a descriptor of this process, without a request to the file system
+    (proc_pid_fdinfo(5); `ino` since Linux 5.14); -1 for a missing field.  OSError EBADF."""
     found = {"mnt_id": -1, "ino": -1}
     try:
         with open(f"/proc/self/fdinfo/{fd}") as lines:

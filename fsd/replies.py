@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The attributes of an inode, as they are sent to the kernel.
+"""Attribute replies to the kernel.
 
-Owns the conversion of a stat result, and how long the kernel may keep attributes and names.
+Owns the conversion of a stat result, and how long the kernel may cache attributes and names.
 Must not call stat(2) itself.
 """
 
@@ -25,8 +25,8 @@ class Replies:
     def attributes(self, inode: Inode, st: os.stat_result) -> EntryAttributes:
         """The reply for `inode`, whose backing file has the stat result `st`.
 
-        While a guest maps the file for writing, times change without a request: then the kernel must
-        not keep the attributes.
+        While a guest maps the file for writing, times change without a request, so the kernel must not
+        cache the attributes.
         """
         inode.size_sent(st.st_size)
         entry = EntryAttributes()

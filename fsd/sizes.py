@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Having the kernel ask for the size of an inode.
+"""Makes the kernel ask for the size of an inode.
 
 Owns the thread that does it.  Must not decide when that is needed.
 
-The kernel asks for a size neither at a fault nor at a write with O_APPEND: it uses the one it has, even
-if the attributes were invalidated (fs/fuse/file.c).  stat(2) makes it ask.  So the thread calls stat(2)
-on the inode, as a client would.  It finds the inode by its number, through the file handle that FUSE
-gives it (open_by_handle_at(2)): the file need not have a name.  That takes CAP_DAC_READ_SEARCH; without
-it the kernel learns the size when a client calls stat(2).
+The kernel does not ask for the size at a fault, nor at a write with O_APPEND: it uses the size that it
+has, even if the attributes were invalidated (fs/fuse/file.c).  stat(2) makes it ask, so the thread calls
+stat(2) on the inode, as a client would.  It opens the inode by its number, with FUSE's file handle
+(open_by_handle_at(2)), so the file need not have a name.  That requires CAP_DAC_READ_SEARCH; without it
+the kernel asks for the size when a client calls stat(2).
 
-A thread that waits for an answer of this very mount cannot be killed, and if it shared the process's
-descriptors, a killed process would never close /dev/fuse: the connection and all its clients would hang.
-So the thread has a descriptor table of its own, with nothing of the process's in it: neither /dev/fuse,
-nor the standard streams, which whoever started a daemon waits for.
+A thread that waits for an answer of this mount cannot be killed.  If it shared the process's descriptors,
+a killed process would never close /dev/fuse, and the connection and all its clients would hang.  So the
+thread has its own descriptor table without any descriptor of the process: neither /dev/fuse, nor the
+standard streams, since the starter of a daemon may wait for their end.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ class Sizes:
         threading.Thread(target=self._run, args=(path,), name="sizes", daemon=True).start()
 
     def ask(self, nodeid: int) -> None:
-        """Have the kernel ask for the size of the inode, soon.  Logs what has failed since the last call:
-        the thread itself has no stream to log to."""
+        """Have the kernel ask for the size of the inode, without waiting.  Logs failures since the last
+        call, because the thread has no stream to log to."""
         while self._failed:
             log.warning("%s", self._failed.popleft())
         self._wanted.put(nodeid)
 
     def close(self) -> None:
-        """End the thread; it is not waited for, since it may wait for the mount."""
+        """End the thread, without waiting for it, because it may be waiting for the mount."""
         self._wanted.put(None)
 
     def _run(self, path: str) -> None:

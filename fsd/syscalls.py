@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """System calls that Python's os module lacks.
 
-Owns their C signatures and error checks.  Must hold no policy.  ctypes.CDLL
-releases the GIL around each call, so a call that ends up at our own mount can
-be answered by another thread of this process.
+Owns their C signatures and error checks.  No policy.  ctypes.CDLL releases the GIL around each call, so
+that another thread of this process can answer a call on our own mount.
 """
 
 from __future__ import annotations
@@ -73,8 +72,8 @@ def renameat2(old_fd: int, old: bytes, new_fd: int, new: bytes, flags: int) -> N
 def set_times(path: bytes, atime_ns: int | None, mtime_ns: int | None) -> None:
     """utimensat(2): set the times of `path`, in ns since the epoch; None leaves one alone.
 
-    os.utime cannot leave one of the two alone.  A /proc/self/fd/N path reaches
-    the very inode behind N, a symlink's too.  Raises OSError.
+    os.utime cannot leave one of the two alone.  A /proc/self/fd/N path leads to the inode behind N, even
+    if that is a symlink.  Raises OSError.
     """
     times = (_Timespec * 2)()
     for spec, ns in zip(times, (atime_ns, mtime_ns), strict=True):
@@ -112,14 +111,14 @@ def open_fuse_inode(mount_fd: int, nodeid: int) -> int:
 
 
 def unshare_files() -> None:
-    """unshare(2) with CLONE_FILES: the calling thread gets a descriptor table of its own.  Raises OSError."""
+    """unshare(2) with CLONE_FILES: the calling thread gets its own descriptor table.  Raises OSError."""
     _call(_libc.unshare, CLONE_FILES)
 
 
 def device(fd: int) -> int:
-    """The st_dev of an open file, of any file system, which is not asked: it may be ours, or hang.
+    """The st_dev of an open file, without a request to its file system, which may be ours, or hang.
 
-    statx(2) of no field at all; fs/fuse/dir.c, fuse_getattr().  Raises OSError.
+    statx(2) with an empty mask; fs/fuse/dir.c, fuse_getattr().  Raises OSError.
     """
     found = ctypes.create_string_buffer(_STATX_SIZE)
     _call(_libc.statx, fd, b"", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, 0, found)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recording when each request of a mount began and ended.
+"""Records the begin and end of each request of a mount.
 
-Owns the recording.  Must not cost an untraced file system anything: only the handlers of the traced
-object are replaced.
+Owns the recording.  Replaces only the handlers of the traced object, so that an untraced file system has
+no cost.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _RECORDED = ("inode", "parent_inode", "fh", "off", "start_id", "size", "flags", 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Request:
-    """One request.  Times are CLOCK_MONOTONIC, ns; `error` is the errno of the answer, or 0,
-    `about` some of the arguments, by name."""
+    """One request.  Times are CLOCK_MONOTONIC in ns; `error` is the errno of the answer, or 0; `about` has
+    some of the arguments, by name."""
 
     name: str
     begin_ns: int
@@ -34,7 +34,7 @@ class Request:
 
 
 def trace(fs: Filesystem, note: Callable[[Request], None]) -> None:
-    """Call `note` after each request that `fs` answers, in the mount's thread.  Before it is mounted."""
+    """Call `note` after each request of `fs`, in the mount's thread.  Must be called before the mount."""
     for name in dir(pyfuse3.Operations):
         handler = getattr(fs, name)
         if not name.startswith("_") and inspect.iscoroutinefunction(handler):

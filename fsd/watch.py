@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Changes behind the mount: which files in use may have been changed by others.
+"""Reports files in use that may have been changed behind the mount.
 
-Owns the inotify descriptor and its watches.  Must not decide whether a file has
-changed, nor what follows: it only reports which to check.
+Owns the inotify descriptor and its watches.  Must not decide whether a file has changed, nor react to it:
+it only reports which files to check.
 
-inotify reports our own writes too, since it works on inodes.  The first event after
-a quiet time is reported at once; while events continue and no file has in fact
-changed, files are reported at longer and longer intervals, up to LONGEST, so that a
-busy writer costs little.
+inotify also reports our own writes, because it works on inodes.  The first event after a quiet time is
+reported at once.  While events continue but no file has changed, files are reported at increasing
+intervals, up to LONGEST, so that a busy writer costs little.
 
-Stores to a mapping of the backing file raise no event (inotify(7)): so files in use
-are also polled, POLL_MOST of them in a POLL_INTERVAL, in turn.  Where the system has
-no watch or inotify instance left, the files without one are reported in each interval.
+Stores to a mapping of the backing file raise no event (inotify(7)), so files in use are also polled, in
+turn, POLL_MOST of them per POLL_INTERVAL.  If the system has no watch or inotify instance left, files
+without one are reported in each interval.
 """
 
 from __future__ import annotations
@@ -57,8 +56,8 @@ class Watch:
                         "files are checked every %g s instead", exc.strerror, POLL_INTERVAL)  # fmt: skip
 
     def add(self, inode: Inode) -> None:
-        """Watch `inode`, through the descriptor of its own file: the name may be that of another
-        file by now."""
+        """Watch `inode`, through the descriptor of its file, because the name may belong to another file
+        now."""
         assert inode.file is not None
         self._some.set()
         if self._inotify is not None:
