@@ -7,6 +7,7 @@ Owns the options and the output.  Must not know how a program is served (daxfaul
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -120,11 +121,17 @@ def _served(mount: Path) -> dict[str, str] | None:
 def _attached(mount: Path, command: list[str], served: dict[str, str], user: pwd.struct_passwd | None) -> int:
     import trio
 
-    from daxfault.vmm.errors import DaxfaultError
+    from daxfault.vmm.errors import DaxfaultError, UsageError
     from daxfault.vmm.programs import control
     from daxfault.vmm.programs import run as running
     from daxfault.vmm.programs.files import Unwritten
 
+    socket = served["DAXFAULT_SOCKET"]
+    if user is not None and user.pw_uid not in (0, owner := os.stat(socket).st_uid):
+        raise UsageError(
+            f"--user {user.pw_name}: the host of {mount} serves programs of user {owner} and of root; "
+            "start one with `daxfault run --source DIR --user NAME`"
+        )
     before = control.ask(mount, "unwritten")
     status = trio.run(running.attached, command, served, user)
     try:

@@ -184,3 +184,12 @@ def test_death_in_a_thread_of_another_process_shows_nothing_of_it(tmp_path: Path
         host.end()
     (death,) = json.loads(written.read_text())["deaths"]
     assert death["stack"] == [hex(address)]  # not the module of that process
+
+
+def test_user_whom_the_host_of_a_mount_does_not_serve_is_refused_by_name(run_host: RunningHost) -> None:
+    require(os.geteuid() == 0, "root, to be somebody else")
+    run = [sys.executable, "-m", "daxfault", "run", "--mount", os.fspath(run_host.mount)]
+    command = [*run, "--user", "nobody", "--", "true"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE, cwd="/")
+    assert done.returncode != 0
+    assert "--user nobody: the host of" in done.stderr
