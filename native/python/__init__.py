@@ -12,6 +12,7 @@ from daxfault.native.engine import Counters, Engine, Failure, Guest, process_fil
 from daxfault.native.enums import Abi, Answer, Cpuid, CpuState, Delivery, GuestFlag, Posted, Reason, Wait
 from daxfault.native.errors import check
 from daxfault.native.file import CHANGED_CONTENT, CHANGED_SIZE, File, FileState, SyncErrors
+from daxfault.native.keeping import keep_no_socket, keep_socket
 from daxfault.native.programs import keeper, preload, program, standin, tracer
 from daxfault.native.trace import Trace, TraceKind
 from daxfault.native.uffd import Event, EventKind, Mode, Uffd
@@ -80,18 +81,6 @@ def poison_code() -> int:
     OSError EINVAL before Linux 6.6, EPERM when userfaultfd is not permitted.
     """
     return check(lib.df_probe_poison(), "UFFDIO_POISON")
-
-
-def keep_socket(fd: int) -> None:
-    """Register a socket with the keeper, which shuts it down when this process dies.
-
-    Call keep_no_socket() before closing it.
-    """
-    lib.df_keep_socket(fd)
-
-
-def keep_no_socket(fd: int) -> None:
-    lib.df_keep_no_socket(fd)
 
 
 def cache_limit(size: int) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 import trio
 
 from daxfault import fsd, native
-from daxfault.native import lib
+from daxfault.native import keeping
 from daxfault.vmm.programs.leftovers import recorded
 
 log = logging.getLogger(__name__)
@@ -84,14 +84,14 @@ async def kept(left: Left, *, daemon: bool = False) -> AsyncIterator[None]:
 @contextlib.contextmanager
 def _alive() -> Iterator[None]:
     """Have the keeper notice the death of this thread, which serves the mount."""
-    error = lib.df_keeper_live()
-    if error:
+    noticed = keeping.live()
+    if not noticed:
         log.debug("not the first thread of the process: the keeper notices only the end of the process")
     try:
         yield
     finally:
-        if not error:
-            lib.df_keeper_left()
+        if noticed:
+            keeping.left()
 
 
 class _Keeper:
@@ -120,7 +120,7 @@ class _Keeper:
             ours.close()
             raise
         self._sock = ours
-        lib.df_keeper(ours.fileno())
+        keeping.keep_with(ours.fileno())
 
     async def watch(self) -> None:
         """Replace each keeper that is lost, until cancelled."""
@@ -156,7 +156,7 @@ class _Keeper:
     async def _listens(self) -> None:
         """Send messages and pings while the keeper receives them in time."""
         assert self._sock is not None
-        waiting = lib.df_keeper_send()
+        waiting = keeping.send()
         while waiting >= 0:
             with trio.move_on_after(LISTEN_SECONDS) as late:
                 if waiting:
@@ -165,13 +165,13 @@ class _Keeper:
                 return
             if not waiting:
                 with trio.move_on_after(PING_SECONDS) as quiet:
-                    await trio.lowlevel.wait_readable(lib.df_keeper_fd())
-                    os.eventfd_read(lib.df_keeper_fd())
+                    await trio.lowlevel.wait_readable(keeping.waiting_fd())
+                    os.eventfd_read(keeping.waiting_fd())
                 if quiet.cancelled_caught:
                     if self._unread():
                         return
-                    lib.df_keeper_ping()
-            waiting = lib.df_keeper_send()
+                    keeping.ping()
+            waiting = keeping.send()
 
     def _unread(self) -> bool:
         """Whether it has messages to receive (unix(7), SIOCOUTQ)."""
@@ -185,7 +185,7 @@ class _Keeper:
         assert self._sock is not None
         self._process.kill()
         await self._process.wait()
-        lib.df_keeper(-1)
+        keeping.keep_with(-1)
         self._sock.close()
         self._sock = None
 
@@ -194,8 +194,8 @@ class _Keeper:
         if self._sock is None:
             return
         assert self._process is not None
-        lib.df_keeper_end()
-        lib.df_keeper(-1)
+        keeping.end()
+        keeping.keep_with(-1)
         self._sock.close()
         with trio.move_on_after(_END_SECONDS):
             await self._process.wait()
