@@ -218,6 +218,8 @@ def _look() -> Machine:
             settings.unprivileged_userfaultfd(allowed_anyway=uffd.kernel_faults),
             settings.descriptors(),
             settings.page_caches(),
+            settings.fusectl(),
+            settings.confinement(),
             settings.inotify("max_user_watches", settings.FEW_WATCHES),
             settings.inotify("max_user_instances", 1),
             settings.memory_failure(poison),

@@ -6,6 +6,7 @@ Owns reading them.  Must not change anything: commands are named, never run.
 
 from __future__ import annotations
 
+import ctypes
 import gzip
 import os
 import resource
@@ -16,6 +17,10 @@ from daxfault.vmm.host import memory
 
 FEW_DESCRIPTORS = 4096  # one for each file that the kernel remembers of a mount
 FEW_WATCHES = 8192  # one for each open file of a mount
+CONNECTIONS = "/sys/fs/fuse/connections"
+
+_LANDLOCK_CREATE_RULESET = 444  # the same number on every architecture
+_LANDLOCK_VERSION = 1  # the flag that asks for the version
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,28 @@ def page_caches() -> Setting:
     """What the page caches of a host may have unless it is said (`run --cache`)."""
     limit = memory.default_limit()
     return Setting("page caches", f"{limit >> 20} MiB", "memory of page caches, by default", True, None)
+
+
+def fusectl() -> Setting:
+    """Where a user aborts the connection of his mount; root does it by umount2(2)."""
+    mounted = os.path.ismount(CONNECTIONS)
+    enough = mounted or os.geteuid() == 0
+    return Setting(
+        "fusectl",
+        "mounted" if mounted else "not mounted",
+        "ending the requests of programs when a killed host cannot die",
+        enough,
+        None if enough else f"mount -t fusectl none {CONNECTIONS}",
+    )
+
+
+def confinement() -> Setting:
+    """What the keeper shuts itself in with: SECURITY.md."""
+    libc = ctypes.CDLL(None)
+    abi = libc.syscall(_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), _LANDLOCK_VERSION)
+    landlock = f"Landlock {abi}" if abi > 0 else "no Landlock"
+    seccomp = "seccomp" if os.path.exists("/proc/sys/kernel/seccomp") else "no seccomp"
+    return Setting("confinement", f"{seccomp}, {landlock}", "what the keeper may still do", True, None)
 
 
 def inotify(name: str, least: int) -> Setting:
