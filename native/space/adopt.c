@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * adopt.c - guests that are ordinary programs: they map what and where they want, and the kernel is
- * asked what that is.  Must not install pages, nor decide what a mapping may show: a program that
- * holds a page cache's descriptor was given it.
+ * adopt.c - guests that are ordinary programs: reads their mappings from the kernel, and serves
+ * them. Must not install pages, nor restrict what a program maps: it received the page cache's
+ * descriptor from the host.
  */
 #include <errno.h>
 
@@ -10,9 +10,9 @@
 #include "base/maps.h"
 #include "space.h"
 
-#define ADOPT_TRIES 100		/* of a program that maps again each time we look */
+#define ADOPT_TRIES 100		/* of a program that keeps changing its mappings */
 
-/* What of the area lies in [start, end). */
+/* Clip the area to [start, end). */
 static void clip(struct maps_area *area, uint64_t start, uint64_t end)
 {
 	if (area->start < start) {
@@ -30,8 +30,8 @@ static bool shows(const struct df_region *region, uint64_t address, const struct
 	       region->offset + (address - region->start) == area->offset + (address - area->start);
 }
 
-/* The kernel says what is there now: what we knew of before is gone, unless it is the same,
- * poisoned pages and all. */
+/* Add a region for the area that the kernel shows.  Other regions there are stale and are
+ * removed; an equal one stays, with its poisoned pages. */
 static int know(struct df_space *space, const struct maps_area *area, struct df_file *file,
 		struct df_region **removed)
 {
@@ -57,7 +57,7 @@ static int know(struct df_space *space, const struct maps_area *area, struct df_
 	return error;
 }
 
-/* A mapping that could not be registered shows nobody's bytes yet, and must show none. */
+/* Register and serve the area.  If that fails, its region is removed. */
 static int serve(struct df_space *space, const struct maps_area *area, struct df_file *file,
 		 struct df_region **removed)
 {
@@ -65,7 +65,7 @@ static int serve(struct df_space *space, const struct maps_area *area, struct df
 	uint64_t ioctls;
 	int error;
 
-	/* A private mapping stores into copies of its own: nothing to write back. */
+	/* Stores to a private mapping go to copies, which are not written back. */
 	if (area->shared && space->tracks)
 		modes |= DF_UFFD_WP;
 	pthread_rwlock_wrlock(&space->lock);
@@ -78,8 +78,8 @@ static int serve(struct df_space *space, const struct maps_area *area, struct df
 	return error;
 }
 
-/* No event says what becomes of a mapping before it is registered: another may be at its address
- * by then. */
+/* The kernel sends no events for a mapping before it is registered, so another one may have
+ * replaced it. */
 static bool still_there(int maps, const struct maps_area *area)
 {
 	struct maps_area now;
@@ -133,7 +133,7 @@ int space_adopt(struct df_space *space, int pid, uint64_t start, uint64_t len,
 			start = area.start;
 			error = ++tries < ADOPT_TRIES ? 0 : -EAGAIN;
 		} else if (refused) {
-			failed = refused;	/* the others are to be served all the same */
+			failed = refused;	/* go on and serve the others */
 		} else {
 			found++;
 		}
@@ -183,7 +183,7 @@ bool space_discover(struct df_space *space, uint64_t page, int tid)
 	return !error;
 }
 
-/* Adds an id that is not there yet; -> how many there are, of which `most` at most are kept. */
+/* Add an id unless it is in the array; -> the number of ids, of which at most `most` are stored. */
 static int add_id(uint64_t *ids, int n, int most, uint64_t id)
 {
 	for (int i = 0; i < n && i < most; i++)

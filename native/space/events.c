@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * events.c - reading an address space's events, and what each changes in its regions.  Must not
+ * events.c - reads the events of an address space, and applies them to its regions.  Must not
  * resolve faults.
  */
 #include "space.h"
@@ -9,7 +9,7 @@ int space_events_begin(struct df_space *space, struct uffd_msg *msgs, int most)
 {
 	int n, old;
 
-	/* Odd while there may be events that were read and not yet acted upon. */
+	/* Odd while events may have been read but not applied yet. */
 	atomic_fetch_add(&space->turn, 1);
 	pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, &old);	/* the guest may make read(2) block */
 	n = uffd_read(space->uffd, msgs, (size_t)most);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * install.c - putting pages of the page cache into a guest: how many, with which rights, and what
- * each errno of UFFDIO_CONTINUE means.  Everything here runs under space->lock and file->lock.  Must
+ * install.c - installs pages of the page cache in a guest: how many, with which protection, and the
+ * meaning of each errno of UFFDIO_CONTINUE.  All of it runs under space->lock and file->lock.  Must
  * not read page sources, nor fail a fault.
  */
 #include <errno.h>
@@ -13,8 +13,8 @@
 #define MAP_AROUND ((uint32_t)(16 * PAGE))
 #define STORE_AHEAD ((uint32_t)(64 * PAGE))	/* from here on a writer counts as sequential */
 
-/* How much to fill together: more and more for a sequential reader, down to the
- * page itself for a random one. */
+/* Adapt the size of a fill: it grows for a sequential reader, and shrinks to one page for a random
+ * one. */
 static void adapt(struct df_region *region, uint64_t page)
 {
 	if (page == region->expected)
@@ -56,7 +56,7 @@ static int map_pages(const struct df_region *region, struct install *install, ui
 		if (!error)
 			break;
 		if (error == -EEXIST && at > from) {
-			break;		/* it has this one, and so its neighbours */
+			break;		/* this page is mapped, so the next ones probably are too */
 		} else if (error == -EEXIST) {
 			*present = true;
 			at += PAGE;
@@ -69,8 +69,8 @@ static int map_pages(const struct df_region *region, struct install *install, ui
 	return 0;
 }
 
-/* Which of the pages to be mapped may be stored to unseen.  With tracking, those
- * that are being stored to, and what lies ahead of a sequential writer. */
+/* Choose the pages that are mapped writable, whose stores are not noticed.  With tracking, these
+ * are the pages being stored to, and those ahead of a sequential writer. */
 static bool protect_pages(struct df_region *region, const struct install *install, uint64_t *start,
 			  uint64_t *end)
 {
@@ -117,7 +117,7 @@ enum verdict install_store(struct df_region *region, struct install *install)
 		if (error == -EAGAIN)
 			return VERDICT_AGAIN;
 	}
-	/* The page is gone, by truncation or unmapping: the access will say so. */
+	/* The page is gone, by truncation or unmapping: the repeated access gets the error. */
 	uffd_wake(uffd, page, PAGE);
 	return VERDICT_DONE;
 }
@@ -131,7 +131,7 @@ enum verdict install_page(struct df_region *region, struct install *install)
 
 	if (!install->retry)
 		adapt(region, install->page);
-	/* What is in the page cache costs little to map: as in do_fault_around(). */
+	/* Mapping more pages of the page cache costs little: as in do_fault_around(). */
 	install_window(region, install, region->around > MAP_AROUND ? region->around : MAP_AROUND,
 		       &start, &end);
 	for (uint64_t at = start; at < offset; at += PAGE)
@@ -168,13 +168,12 @@ enum verdict install_page(struct df_region *region, struct install *install)
 	case -EAGAIN:
 		return VERDICT_AGAIN;
 	case -ESRCH:
-		return VERDICT_DONE;		/* nobody left to answer */
+		return VERDICT_DONE;		/* the guest has ended */
 	case -EINVAL:
 	case -EFAULT:
-		/* No page where the guest has mapped something: in the memfd, when
-		 * a guest that may write to it has punched it out, and what the file
-		 * holds comes from the source again; or in other shared memory that
-		 * it mapped instead, which says nothing about the file. */
+		/* The mapped memory has no page.  Either a guest with write access has punched it
+		 * out of the memfd, and the page is read from the source again; or the guest has
+		 * mapped other shared memory there. */
 		if (pages_present(file, offset))
 			return VERDICT_FAILED;
 		pages_drop(file, offset, offset + PAGE);

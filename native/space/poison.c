@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * poison.c - which pages of which address spaces are poisoned: they follow their region when it
- * moves, is forked or goes, and are read again when their file changes.  All of it under
- * file->lock.  Must not install.
+ * poison.c - the table of poisoned pages: they follow their region when it moves, is forked or is
+ * removed, and are read again when their file changes.  All of it under file->lock.  Must not
+ * install.
  *
- * A poisoned page lies in a region of its file, so it needs no count of either, and is listed
- * once, however often its guest drops it and has it poisoned again.
+ * A poisoned page is inside a region of its file, so it needs no reference to either.  It is listed
+ * once, even if its guest drops it and it is poisoned again.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -39,7 +39,7 @@ static bool grow(struct df_file *file)
 	file->mappings->poisons = calloc(slots, sizeof(struct df_poison *));
 	if (!file->mappings->poisons) {
 		file->mappings->poisons = from;
-		return old;		/* longer chains, then */
+		return old;		/* keep the table, with longer chains */
 	}
 	file->mappings->poison_slots = slots;
 	for (size_t i = 0; i < old; i++)
@@ -118,7 +118,7 @@ void poison_copy(const struct df_region *from, struct df_region *to, struct df_p
 	struct df_poison **found;
 	size_t n = 0;
 
-	/* Adding may move what is walked: first collect, then add. */
+	/* Adding may rehash the table: first collect, then add. */
 	found = file->mappings->npoisons ? calloc(file->mappings->npoisons, sizeof(*found)) : NULL;
 	for (size_t i = 0; found && i < file->mappings->poison_slots; i++)
 		for (struct df_poison *p = file->mappings->poisons[i]; p; p = p->next)
@@ -131,7 +131,7 @@ void poison_copy(const struct df_region *from, struct df_region *to, struct df_p
 
 		poison_add(to, page);
 		poison = *find(file, to->space, page);
-		/* an attempt under way is for the old place */
+		/* a pending attempt is for the old address */
 		if (poison && !poison->trying)
 			list_retry(poison, retry);
 	}
@@ -161,15 +161,15 @@ enum poison_result poison_page(struct df_space *space, struct df_file *file, uin
 
 	while (region && (region->space != space || page - region->start >= region->len))
 		region = region->next;
-	/* By now the address may show something else, which is sound. */
+	/* The address may now map something else, which is not poisoned. */
 	if (file && !region) {
 		uffd_wake(space->uffd, page, PAGE);
 		return POISON_WOKEN;
 	}
 	error = uffd_poison(space->uffd, page, PAGE, &done);
-	/* A page that is filled by now may be installed here: the fault of another thread has read
-	 * it again.  Removing its write protection would hide later stores.  A page that is not
-	 * filled is mapped nowhere: a marker stands in the way, or poison. */
+	/* A filled page may be installed here, because the fault of another thread has read it
+	 * again; removing its write protection would hide later stores.  A page that is not
+	 * filled is mapped nowhere, so EEXIST means a marker or poison. */
 	if (error == -EEXIST && space->tracks &&
 	    !(region && pages_filled(file, region->offset + (page - region->start))) &&
 	    !uffd_unmark(space->uffd, page, PAGE))
@@ -185,7 +185,7 @@ enum poison_result poison_page(struct df_space *space, struct df_file *file, uin
 		return POISON_UNKNOWN;
 	default:
 		/* EEXIST: present or poisoned already.  EAGAIN, ENOENT: the address
-		 * space is changing.  The access repeats and is decided again. */
+		 * space is changing.  The access is repeated, and decided again. */
 		uffd_wake(space->uffd, page, PAGE);
 		return POISON_WOKEN;
 	}

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * region.c - which addresses of a guest show which bytes of which file: a sorted
- * array a guest, searched in logarithmic time.  Must not touch the guest's memory.
- * Callers hold space->lock, for writing where the table changes.
+ * region.c - the regions of a guest, each a range of addresses that maps a range of a file: a
+ * sorted array per guest, with binary search.  Must not touch the guest's memory.  Callers hold
+ * space->lock, for writing where the table changes.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -72,7 +72,7 @@ static void unlink_file(struct df_region *region, uint64_t start, uint64_t end)
 	mappings->n--;
 	mappings->nwritable -= region->writable;
 	if (!mappings->n) {
-		free(mappings->poisons);	/* empty: each lies in a region */
+		free(mappings->poisons);	/* empty, because each poisoned page is inside a region */
 		mappings->poisons = NULL;
 		mappings->poison_slots = 0;
 	}
@@ -129,7 +129,7 @@ static bool shows_file(const struct df_space *space, const struct df_file *file)
 	return false;
 }
 
-/* Forget [start, end); what is left of a region on either side stays. */
+/* Remove [start, end); the parts of a region on either side stay. */
 void region_remove(struct df_space *space, uint64_t start, uint64_t end, struct df_region **removed)
 {
 	size_t i;
@@ -141,9 +141,9 @@ void region_remove(struct df_space *space, uint64_t start, uint64_t end, struct 
 		memmove(space->regions + i, space->regions + i + 1,
 			(space->nregions - i - 1) * sizeof(*space->regions));
 		space->nregions--;
-		/* There is room for one, and the two sides are disjoint: neither can
-		 * fail but for memory.  The file has them before it loses the whole,
-		 * or a write-back would not know that somebody may store to them. */
+		/* There is room for one, and the two sides are disjoint: they can fail only for
+		 * lack of memory.  They are added before the whole is removed, so that a
+		 * write-back never misses a writable mapping. */
 		if (region->start < start)
 			region_add(space, region->start, start - region->start, region->file,
 				   region->offset, region->writable);
@@ -163,7 +163,7 @@ void region_free(struct df_region *region)
 	free(region);
 }
 
-/* Show in `to` at `start` what `region` shows from `at` on, poison and all. */
+/* Add a region in `to` at `start` that maps what `region` maps from `at` on, with its poison. */
 static int add_like(struct df_space *to, uint64_t start, uint64_t len,
 		    const struct df_region *region, uint64_t at, struct df_poison **retry)
 {
@@ -177,7 +177,7 @@ static int add_like(struct df_space *to, uint64_t start, uint64_t len,
 	return error;
 }
 
-/* mremap(): [from, from + len) now lies at `to`. */
+/* mremap(): [from, from + len) is now at `to`. */
 void region_move(struct df_space *space, uint64_t from, uint64_t to, uint64_t len,
 		 struct df_region **removed, struct df_poison **retry)
 {

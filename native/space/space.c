@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * space.c - an address space as a whole: its userfaultfd, waiting for its events, mapping and
- * unmapping on request, poisoning what it lacks, write protection.  Must not read events.
+ * unmapping on request, poisoning absent pages, write protection.  Must not read events.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -35,9 +35,8 @@ void space_destroy(struct df_space *space)
 	pthread_rwlock_destroy(&space->lock);
 }
 
-/* poll() on a blocking userfaultfd is POLLERR (userfaultfd_poll), and the kernel
- * makes a forked child's like the first was made, whatever was set later
- * (resolve_userfault_fork). */
+/* poll() on a blocking userfaultfd is POLLERR (userfaultfd_poll).  A forked child's descriptor
+ * gets the original flags of its parent's, not later changes (resolve_userfault_fork). */
 int space_unblock(struct df_space *space)
 {
 	int flags = fcntl(space->uffd, F_GETFL);
@@ -67,9 +66,9 @@ static void pause_a_moment(void)
 	nanosleep(&(struct timespec){ .tv_nsec = PAUSE_NS }, NULL);
 }
 
-/* A munmap() returns in the guest when its event has been read: what the guest asks
- * for next must find that it was acted upon.  A reader that stays where it is sits
- * in a read(2) that was made to block; its guest has only itself to blame. */
+/* A munmap() returns in the guest when its event has been read, but the guest's next request
+ * must come after the event was applied.  If the wait times out, the reader is in a read(2) that
+ * the guest has made blocking; the consequences affect only that guest. */
 void space_settle(struct df_space *space)
 {
 	uint64_t turn = atomic_load(&space->turn), until = now_ns() + SETTLE_NS;
@@ -81,8 +80,8 @@ void space_settle(struct df_space *space)
 	}
 }
 
-/* The kernel has no events for us that say what the addresses of before meant: a munmap()
- * frees its range before its event is read, and another thread's mmap() may be there by now. */
+/* Wait until no events of earlier mappings are pending: a munmap() frees its range before its
+ * event is read, and another thread's mmap() may use the range already. */
 int space_catch_up(struct df_space *space)
 {
 	uint64_t until = now_ns() + CATCH_UP_NS, turn;
@@ -101,7 +100,7 @@ int space_catch_up(struct df_space *space)
 	return 0;
 }
 
-/* Of pages that are present this removes the write protection: nobody will answer the next store. */
+/* Removes the write protection of present pages, because no reader will answer their next store. */
 static int poison_absent(struct df_region *region, int uffd)
 {
 	if (region->writable && uffd_alive(uffd)) {
@@ -145,8 +144,7 @@ bool space_protect(struct df_file *file, uint64_t start, uint64_t end)
 			? uffd_protect(region->space->uffd, region->start + (from - region->offset),
 				       to - from, true)
 			: -EOPNOTSUPP;
-		/* What its reader has read of forks and moves does not change the
-		 * table before it has acted upon it. */
+		/* Forks and moves change the table only after the reader has applied them. */
 		all &= error == -ESRCH || (!error && !(atomic_load(&region->space->turn) % 2));
 	}
 	return all;

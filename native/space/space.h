@@ -1,13 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * space.h - a guest's address space: its userfaultfd, which addresses show which bytes of which
- * file, and which pages are poisoned.  The only room that has pages installed, poisoned, protected
- * and woken.  Must not know faults that wait, nor what becomes of one that failed: each step
- * returns what came of it.
+ * space.h - a guest's address space: its userfaultfd, its regions (ranges of addresses that map
+ * files), and its poisoned pages.  The only room that installs, poisons, protects and wakes.  Must
+ * not know parked faults, nor the answers to failed ones: each step returns its verdict.
  *
- * space->lock (rw) is for the regions; it is held for reading across an install, so that a range
- * that is being unmapped never receives a page.  It comes before file->lock, which is for what
- * hangs on a file: struct file_mappings.
+ * space->lock (rw) protects the regions; it is held for reading across an install, so that a range
+ * that is being unmapped never receives a page.  It is taken before file->lock, which protects
+ * struct file_mappings.
  */
 #ifndef DAXFAULT_SPACE_H
 #define DAXFAULT_SPACE_H
@@ -20,9 +19,9 @@
 
 /* DF_CDEF_BEGIN */
 
-/* Files of which the kernel says that a range of a process shows something, whoever serves it: also
- * what a forked child has inherited, and what was moved a moment ago.  At most `most` ids; -> how
- * many there are, or a negative errno. */
+/* Store the ids, at most `most`, of the files that are mapped in a range of a process, as the
+ * kernel shows it, including inherited and moved mappings.  -> their number, or a negative
+ * errno. */
 int df_process_files(int pid, uint64_t start, uint64_t len, uint64_t *ids, int most);
 
 /* DF_CDEF_END */
@@ -31,10 +30,10 @@ struct df_space {
 	uint64_t id;			/* of the guest */
 	int uffd;
 	bool tracks;			/* its userfaultfd has WP_UNPOPULATED */
-	bool program;			/* what it maps is asked of the kernel */
+	bool program;			/* its mappings are read from the kernel */
 	atomic_bool dead;		/* no install from here on; set under `lock` */
-	atomic_bool stuck;		/* its reader does not come back from read(2) */
-	atomic_uint_fast64_t turn;	/* odd: events are read, or acted upon */
+	atomic_bool stuck;		/* its reader does not return from read(2) */
+	atomic_uint_fast64_t turn;	/* odd: events are being read or applied */
 	pthread_rwlock_t lock;
 	struct df_region **regions;	/* sorted by start, disjoint */
 	size_t nregions, room;
@@ -48,9 +47,9 @@ struct df_region {
 	uint64_t offset;		/* in the file, of `start` */
 	bool writable;
 	bool tracked;			/* pages stay write-protected until the first store */
-	bool last;			/* removed: the space shows nothing of the file any more */
+	bool last;			/* removed: the space does not map the file any more */
 	uint32_t around;		/* bytes to fill and map together; grows when sequential */
-	uint64_t expected;		/* where a sequential reader faults next */
+	uint64_t expected;		/* the next fault of a sequential reader */
 	uint32_t store_around;		/* the same for first stores */
 	uint64_t store_expected;
 };
@@ -65,7 +64,7 @@ struct df_poison {
 	bool trying;			/* it is being read again */
 };
 
-/* What shows a file; file->lock. */
+/* The mappings of a file; file->lock. */
 struct file_mappings {
 	struct df_region *first;
 	uint64_t n, nwritable;
@@ -78,13 +77,13 @@ struct file_mappings {
 /* Takes `uffd` over. */
 void space_init(struct df_space *space, uint64_t id, int uffd, bool tracks, bool program);
 void space_destroy(struct df_space *space);
-int space_unblock(struct df_space *space);	/* poll() wants O_NONBLOCK */
+int space_unblock(struct df_space *space);	/* poll() requires O_NONBLOCK */
 bool space_alive(const struct df_space *space);
 bool space_shows(struct df_space *space, uint64_t address);
 int space_wake(const struct df_space *space, uint64_t address);	/* the page's waiters */
-/* What was read of its events is acted upon, ... */
+/* Wait until all events that were read have been applied; bounded. */
 void space_settle(struct df_space *space);
-/* ... and all there are were read; or -EAGAIN */
+/* Wait until all pending events have been read and applied; -> 0 or -EAGAIN */
 int space_catch_up(struct df_space *space);
 int space_map(struct df_space *space, uint64_t start, uint64_t len, struct df_file *file,
 	      uint64_t offset, bool writable);
@@ -93,8 +92,8 @@ void space_unmap(struct df_space *space, uint64_t start, uint64_t end, struct df
 int space_poison_absent(struct df_space *space);
 /* The same for the child of a fork that cannot be served; `parent` has the regions. */
 void space_poison_child(struct df_space *parent, int uffd);
-/* Make sure that the next store to these pages of a file is noticed; file->lock.  false: some guest
- * may store unseen (not tracked, or its address space is changing just now). */
+/* Write-protect these pages of a file in all guests, so that the next store is noticed; file->lock.
+ * false: not possible in some guest (not tracked, or its address space is changing). */
 bool space_protect(struct df_file *file, uint64_t start, uint64_t end);
 
 /* ---- region.c; space->lock, for writing where the table changes.  `removed` is a list that is
@@ -112,9 +111,9 @@ void region_free(struct df_region *region);
 
 /* ---- events.c */
 enum space_event_kind {
-	SPACE_OTHER,			/* acted upon */
+	SPACE_OTHER,			/* applied */
 	SPACE_FAULT,
-	SPACE_FORK,			/* `uffd` is the child's, the caller's to close or keep */
+	SPACE_FORK,			/* `uffd` is the child's; the caller closes or keeps it */
 };
 
 struct space_event {
@@ -125,13 +124,14 @@ struct space_event {
 	bool write;
 	bool stored;			/* a store to a page that is present, write-protected */
 	int uffd;
-	struct df_region *removed;	/* to be freed */
+	struct df_region *removed;	/* for the caller to free */
 	struct df_poison *retry;
 };
 
-/* Read events; they have been acted upon at space_events_end().  -> how many, or a negative errno */
+/* Read events; the caller applies them and then calls space_events_end().  -> their number, or a
+ * negative errno */
 int space_events_begin(struct df_space *space, struct uffd_msg *msgs, int most);
-/* Under space->lock, for writing, but for UFFD_EVENT_PAGEFAULT. */
+/* Apply an event.  Under space->lock, for writing unless it is UFFD_EVENT_PAGEFAULT. */
 void space_event(struct df_space *space, const struct uffd_msg *msg, struct space_event *out);
 void space_events_end(struct df_space *space);
 
@@ -139,42 +139,43 @@ void space_events_end(struct df_space *space);
 void poison_add(struct df_region *region, uint64_t page);
 void poison_tried(struct df_file *file, const struct df_space *space, uint64_t page, bool healed);
 void poison_forget(struct df_file *file, const struct df_space *space, uint64_t start, uint64_t end);
-/* What is poisoned in `from` is poisoned in `to`, which shows the same, too. */
+/* Copy the poison of `from` to `to`, a region of the same bytes. */
 void poison_copy(const struct df_region *from, struct df_region *to, struct df_poison **retry);
-/* Those inside the file, and not being read again already, are to be.  -> whether any are. */
+/* List the poisoned pages inside the file that are not being read again yet.  -> whether there are
+ * any. */
 bool poison_retry(struct df_file *file, struct df_poison **retry);
 enum poison_result {
 	POISON_DONE,
 	POISON_GONE,			/* no guest is left */
-	POISON_UNKNOWN,			/* no UFFDIO_POISON in this kernel */
-	POISON_WOKEN,			/* something else is there: the access repeats */
+	POISON_UNKNOWN,			/* this kernel has no UFFDIO_POISON */
+	POISON_WOKEN,			/* another entry is there: the access is repeated */
 };
 /* Poison the page of `address`; file: its lock is held, or NULL. */
 enum poison_result poison_page(struct df_space *space, struct df_file *file, uint64_t address);
 
 /* ---- install.c; space->lock and file->lock */
 enum verdict {
-	VERDICT_DONE,			/* nothing is left to do */
+	VERDICT_DONE,			/* finished */
 	VERDICT_INSTALLED,
 	VERDICT_AGAIN,			/* the address space is changing: after its events */
-	VERDICT_LOST,			/* the page has gone from the page cache: look again */
-	VERDICT_UNMAPPED,		/* no mapping is there, or one that takes no page */
+	VERDICT_LOST,			/* the page was removed from the page cache: decide again */
+	VERDICT_UNMAPPED,		/* no mapping, or one that cannot take the page */
 	VERDICT_FAILED,			/* see `error` */
 };
 
-/* A page to be installed, and what came of it. */
+/* A page to install, and the result. */
 struct install {
 	uint64_t page;			/* in the guest */
 	uint64_t offset;		/* in the file */
 	bool write;
 	bool alone;			/* no pages around it */
-	bool retry;			/* nobody touched it: it was poisoned */
+	bool retry;			/* not a fault: a poisoned page is read again */
 	int error;			/* positive errno */
 	uint64_t pages;			/* installed */
-	uint64_t bytes;			/* looked at: of the trace */
+	uint64_t bytes;			/* examined, for the trace */
 };
 
-/* What to fill or map together with the page, around it; file offsets. */
+/* The range around the page to fill or map with it; file offsets. */
 void install_window(const struct df_region *region, const struct install *install, uint64_t around,
 		    uint64_t *start, uint64_t *end);
 enum verdict install_page(struct df_region *region, struct install *install);
@@ -182,16 +183,16 @@ enum verdict install_page(struct df_region *region, struct install *install);
 enum verdict install_store(struct df_region *region, struct install *install);
 
 /* ---- adopt.c: programs */
-/* Register, and serve from now on, what a range of process `pid` shows of page caches.
- * -> how many mappings, or a negative errno. */
+/* Register and serve the page caches mapped in a range of process `pid`.
+ * -> the number of mappings, or a negative errno. */
 int space_adopt(struct df_space *space, int pid, uint64_t start, uint64_t len,
 		struct df_region **removed);
-/* Whether the kernel shows a page cache where we know of no region: then there is one now. */
+/* Whether the kernel shows a page cache at `page`; if so, adds a region for it. */
 bool space_discover(struct df_space *space, uint64_t page, int tid);
-/* The mappings of the thread that an event names, of this address space and no other: for
- * maps_find(), the caller's to close, or -1. */
+/* -> a descriptor for maps_find(), for the thread that an event names, if its mappings match this
+ * address space; the caller closes it.  Otherwise -1. */
 int space_maps(struct df_space *space, int tid);
-/* Files of which it shows something: at most `most` ids; -> how many there are. */
+/* Store the ids, at most `most`, of the files that it maps; -> their number. */
 int space_files(struct df_space *space, uint64_t *ids, int most);
 
 #endif

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * task.c - the mappings of the address space that an event came from.  Must not change regions.
+ * task.c - finds the mappings of the address space that an event came from.  Must not change
+ * regions.
  *
- * An event names the thread by its number in the thread's own pid namespace (task_pid_vnr(),
- * fs/userfaultfd.c), where it may be another number than here: /proc/TID is then another
- * process's.  So what a task shows is believed only if it shows what we know of this address space.
+ * An event names the thread by its id in the thread's own pid namespace (task_pid_vnr(),
+ * fs/userfaultfd.c).  In ours that id may belong to another process.  So the mappings of a task are
+ * used only if they match the known regions of this address space.
  */
 #include <dirent.h>
 #include <stdio.h>
@@ -16,7 +17,7 @@
 #include "base/maps.h"
 #include "space.h"
 
-/* Whether these are our mappings.  Some that we know of may have gone a moment ago. */
+/* Whether these mappings match the regions.  Some regions may have been unmapped just now. */
 static bool agree(struct df_space *space, int maps)
 {
 	bool agrees = !space->nregions;
@@ -34,7 +35,7 @@ static bool agree(struct df_space *space, int maps)
 	return agrees;
 }
 
-/* The number that a thread has in its own, inner pid namespace, or 0 (proc_pid_status(5), NSpid). */
+/* The id of a thread in its innermost pid namespace, or 0 (proc_pid_status(5), NSpid). */
 static int inner_number(int thread)
 {
 	char line[256], path[64], *last;
@@ -57,7 +58,7 @@ static int inner_number(int thread)
 	return found;
 }
 
-/* The mappings of `process`, if a thread of it has this inner number and they are ours; or -1. */
+/* The mappings of `process`, if one of its threads has this inner id and they match; or -1. */
 static int maps_of_inner(struct df_space *space, int process, int tid)
 {
 	struct dirent *entry;
