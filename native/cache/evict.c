@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * evict.c - the limit on the memory of all page caches.  Evicts pages that nobody stored to,
+ * evict.c - the limit on the memory of all page caches.  Evicts clean pages,
  * first those of the files that were filled longest ago.  Never evicts dirty pages; signals
  * df_cache_full_fd() so that they get written back, and throttles guests that store faster than
  * that, at each of their faults, as balance_dirty_pages() does.
@@ -16,12 +16,12 @@
 #include "base/clock.h"
 #include "cache.h"
 
-#define SLACK 16	/* of the limit, one part is freed at a time */
-#define HOLD_NS 100000000	/* a guest that stores too fast, at most */
+#define SLACK 16	/* frees 1/16 of the limit at a time */
+#define HOLD_NS 100000000	/* longest throttling of a guest that stores too fast */
 
 static atomic_uint_fast64_t limit;	/* pages; 0: none */
 static atomic_uint_fast64_t fills;
-static atomic_bool hopeless;		/* writing back has freed nothing: do not throttle */
+static atomic_bool hopeless;		/* a write-back has freed nothing: do not throttle */
 static atomic_int full_fd = -1;
 static pthread_mutex_t room_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t room_made = PTHREAD_COND_INITIALIZER;
@@ -58,7 +58,7 @@ void df_cache_state(struct df_cache_state *out)
 	*out = (struct df_cache_state){ pages_resident() * PAGE, atomic_load(&limit) * PAGE };
 }
 
-/* Drop pages of one file, from its hand on and once around; -> how many. */
+/* Drop pages of one file, from its hand on, once around; -> their number. */
 static uint64_t sweep(struct df_file *file, uint64_t most, uint64_t start, uint64_t end)
 {
 	struct { uint64_t from, to; } parts[] = {
@@ -69,7 +69,7 @@ static uint64_t sweep(struct df_file *file, uint64_t most, uint64_t start, uint6
 	for (size_t i = 0; i < 2 && dropped < most; i++) {
 		uint64_t at = parts[i].from;
 
-		/* but not what was just filled: somebody waits for it */
+		/* but not the pages just filled, which a fault waits for */
 		if (at < start)
 			dropped += exposed_drop_clean(file, &at, start < parts[i].to ? start : parts[i].to,
 						      most - dropped);

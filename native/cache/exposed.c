@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * exposed.c - pages that guests can store to, and what the backing file is known to hold for each.
+ * exposed.c - pages that guests can store to, and the known contents of the backing file for each.
  * All of it under file->lock.  Must not write to the backing file, nor decide when to.
  *
- * "Stored to" is a question: a page is exposed because a guest stored to it, or to one beside it,
- * or because DMA to it is still under way.  So a hash of the backing file's page is kept from
- * before the page is exposed until it is dropped.  A page with the same hash was not stored to,
- * and is neither written back over the bytes of others nor kept from being read again.
+ * An exposed page need not be dirty: a guest stored to it, or to an adjacent page, or DMA to it may
+ * still be in progress.  So a hash of the backing file's page is kept from before the page is
+ * exposed until it is dropped.  A page with the same hash is clean: it is not written back, which
+ * could overwrite another process's bytes, and it can be dropped and read again.
  *
- * Bytes past EOF are no part of the file: they count as zeros.
+ * Bytes past EOF are not part of the file: they count as zeros.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -42,7 +42,7 @@ static void take_hashes(struct df_file *file, uint64_t start, uint64_t end)
 	char bytes[BATCH];
 
 	if (pages_read(file, bytes, start, end - start)) {
-		/* Some have been lost: each alone, then. */
+		/* Some were removed from the memfd: hash each page alone. */
 		for (; end - start > PAGE; start += PAGE)
 			take_hashes(file, start, start + PAGE);
 		keep(file, start, HASH_UNKNOWN);
@@ -151,7 +151,7 @@ static bool is_clean(struct df_file *file, uint64_t offset)
 	if (!pages_in(file, offset, PAGE_EXPOSED))
 		return true;
 	if (pages_read(file, page, offset, PAGE))
-		return false;		/* it is lost, or cannot be compared now */
+		return false;		/* it was removed, or cannot be compared now */
 	if (exposed_differs(file, page, offset))
 		pages_mark(file, offset, offset + PAGE, PAGE_DIRTY, true);
 	return !pages_in(file, offset, PAGE_DIRTY);

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * file.c - a file: its life, and the one function that owns "this file changed" (file_changed).
- * Must not know who faults, nor what becomes of a failed fault.
+ * file.c - a file: its lifetime, and the one function that applies changes of it (file_changed).
+ * Must not know faults, nor their answers.
  *
- * A truncation, whoever made it, ends in file_changed() under file->lock:
+ * Every truncation, by any process, ends in file_changed() under file->lock:
  *
  *   generation += 1    a failure decided before it is not delivered any more
- *   drop past EOF      the page cache forgets, every guest's mapping is zapped
+ *   drop past EOF      from the page cache, zapping every guest's mapping
  *   zero the tail      of the last page, as truncate_pagecache() does
  *   record             the range that changed, for the faults parked on a fill of it and the
  *                      poisoned pages, which are decided again before the caller's setattr answers
@@ -59,7 +59,7 @@ void file_put(struct df_file *file)
 {
 	if (atomic_fetch_sub(&file->refs, 1) != 1)
 		return;
-	/* Whoever maps it or waits for it counts it: nobody does. */
+	/* Mappings and waiters hold references, so there are none. */
 	free(file->mappings);
 	free(file->waits);
 	pages_free(file);
@@ -102,15 +102,14 @@ void file_changed(struct df_file *file, uint64_t size, bool content)
 	atomic_fetch_add(&file->generation, 1);
 	if (file->cache >= 0) {
 		if (size < old) {
-			/* not only up to the old end: a page past EOF that some
-			 * guest conjured up in the memfd goes too */
+			/* beyond the old end too: a guest may have created a page past EOF in
+			 * the memfd */
 			pages_drop(file, PAGE_UP(size), CACHE_SIZE);
 			pages_zero(file, size, PAGE_UP(size));
 			file_fit(file);	/* and the private copies past EOF */
 		} else if (size > old) {
 			file_fit(file);
-			/* what a guest stored behind the old EOF was never part
-			 * of the file */
+			/* a guest's stores past the old EOF were never part of the file */
 			pages_zero(file, old, PAGE_UP(old) < size ? PAGE_UP(old) : size);
 		}
 		if (content)
@@ -142,8 +141,8 @@ static void stamp(struct df_file *file, const struct stat *st)
 	file->ctime = st->st_ctim;
 }
 
-/* fetch() writes the bytes it brings to the backing file: that is no change.  The mtime is a
- * program's to set, the ctime is not. */
+/* Whether the contents were changed by another process.  fetch() writes to the backing file,
+ * which does not count.  A program can set the mtime, but not the ctime. */
 static bool other_content(struct df_file *file, const struct stat *st)
 {
 	bool written = source_written_by_others(&file->source);
@@ -152,8 +151,8 @@ static bool other_content(struct df_file *file, const struct stat *st)
 				       !same_time(st->st_ctim, file->ctime));
 }
 
-/* A change that we did not make is a change now.  While a call of ours is under way its effects
- * cannot be told from a stranger's; but a file that is shorter is so for whatever reason. */
+/* Apply a change by another process.  While a call of the host is in progress, its effects
+ * cannot be distinguished from such a change; but a shorter size always counts. */
 int file_saw(struct df_file *file, const struct file_look *look)
 {
 	const struct stat *st = &look->st;
@@ -197,7 +196,7 @@ void file_call_end(struct df_file *file, const struct file_look *after)
 	file->call = CALL_NONE;
 	atomic_fetch_add(&file->looks, 1);
 	if (!after->error)
-		stamp(file, &after->st);	/* our own doing */
+		stamp(file, &after->st);	/* the host's own change */
 }
 
 void file_attributes_set(struct df_file *file, const struct file_look *after)
@@ -221,7 +220,7 @@ static void update(struct df_file *file, const char *bytes, uint64_t offset, uin
 			pages_mark(file, PAGE_DOWN(at), end, PAGE_UNSYNCED, true);
 			file->writes++;
 		}
-		/* Pages that cannot take them must not keep the old bytes. */
+		/* Pages that cannot be updated must not keep the old bytes. */
 		if (filled && pages_write(file, bytes + (at - offset), at, end - at))
 			pages_drop(file, PAGE_DOWN(at), PAGE_UP(end));
 		at = end;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * memfd.c - the memfd that is a file's page cache: how it is made, handed out, found by
- * its inode, and given up.  Must not read or write its pages (pages.c), nor decide when a
- * file's size changes.
+ * memfd.c - the memfd that is a file's page cache: makes it, duplicates its descriptor, finds it by
+ * its inode, and releases it.  Must not read or write its pages (pages.c), nor decide when a file's
+ * size changes.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -15,7 +15,7 @@
 #include "cache.h"
 #include "keeper/keep.h"
 
-/* Files with a page cache: a program's mapping is found by its inode. */
+/* Files with a page cache, to find the file of a program's mapping by the memfd's inode. */
 static pthread_mutex_t active_lock = PTHREAD_MUTEX_INITIALIZER;	/* a leaf */
 static struct df_file *active;
 
@@ -37,7 +37,7 @@ struct df_file *file_other_locked(const struct df_file *than)
 	for (struct df_file *file = active; file; file = file->next_active)
 		if (file != than && (!oldest || atomic_load(&file->used) < atomic_load(&oldest->used)))
 			oldest = file;
-	/* busy: the next to need room tries again */
+	/* busy: the next caller that needs room tries again */
 	if (oldest && (atomic_load(&oldest->used) == NOTHING_CLEAN ||
 		       pthread_mutex_trylock(&oldest->lock)))
 		oldest = NULL;
@@ -57,7 +57,7 @@ void file_deactivate(struct df_file *file)
 	if (file->next_active)
 		file->next_active->before_active = file->before_active;
 	pthread_mutex_unlock(&active_lock);
-	/* A program that lives on without its host gets SIGBUS: what it stored now would be lost. */
+	/* A program that goes on without its host gets SIGBUS, because its stores would be lost. */
 	if (file->sized && ftruncate(file->cache, 0)) {
 		/* there is nothing left to try */
 	}
@@ -95,11 +95,10 @@ void file_fit(struct df_file *file)
 	}
 }
 
-/* A memfd to be the page cache.  For guests whose EOF is the host's to decide its i_size
- * is out of reach, so that neither a truncation nor a touch past EOF is settled by the
- * kernel alone, and sealed, so that no guest can change it.  For programs it is the
- * file's, in whole pages, and the kernel settles both as it would for the file.  That one
- * can carry no seals at all: a program's F_SEAL_SHRINK would be its own truncation's end. */
+/* Make the memfd.  If the host decides faults past EOF, its i_size is huge and sealed, so that
+ * accesses past EOF always fault, and no guest can change it.  For programs (`sized`) it is the
+ * file's size in whole pages, and the kernel handles truncation and accesses past EOF.  That
+ * memfd must forbid seals, because a program's F_SEAL_SHRINK would make truncations fail. */
 int file_activate(struct df_file *file, bool sized)
 {
 	unsigned int sealing = sized ? 0 : MFD_ALLOW_SEALING;

@@ -3,14 +3,13 @@
  * pages.c - a file's page cache: a memfd, and one bit a page for each of its states.
  * All of it under file->lock.  Must not know what the backing file holds (exposed.c).
  *
- * The host reads and writes the memfd with pread() and pwrite() and never maps it:
- * writing 64 KiB of new pages is twice as fast as faulting them in, and no memory
- * left is an errno, not a SIGBUS in the host.
+ * The host reads and writes the memfd with pread() and pwrite() and never maps it: writing 64 KiB
+ * of new pages is twice as fast as faulting them in, and lack of memory is an errno, not a SIGBUS
+ * in the host.
  *
- * The bits are ours, not SEEK_DATA's: a guest that touches the memfd before it
- * registers its mapping creates a page of zeros there, and that page must not
- * count as the file's.  (Guests register for MINOR faults too, so nobody else
- * ever sees such a page: it is filled before it is mapped.)
+ * The page states are kept here, not derived by SEEK_DATA: a guest that touches the memfd before it
+ * registers its mapping creates a page of zeros there, which is not filled.  (Guests register for
+ * MINOR faults too, so other guests never see such a page: it is filled before it is mapped.)
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -82,9 +81,9 @@ static struct df_chunk *make_chunk(struct df_file *file, uint64_t offset)
 	return chunk;
 }
 
-/* A guest that may store to the memfd may take pages out of it as well, by ftruncate(2) or
- * FALLOC_FL_PUNCH_HOLE, and they read as zeros then.  Forgets those of a range that was read;
- * -> whether there were any. */
+/* A guest with write access can also remove pages from the memfd, by ftruncate(2) or
+ * FALLOC_FL_PUNCH_HOLE; they read as zeros then.  Drops those of a range that was read; ->
+ * whether there were any. */
 static bool lost(struct df_file *file, const char *bytes, uint64_t offset, uint64_t len)
 {
 	uint64_t end = offset + len, next;
@@ -198,8 +197,8 @@ uint64_t pages_run(struct df_file *file, uint64_t offset, uint64_t end, bool *fi
 	return *filled && at < end ? at : end;
 }
 
-/* Sets or clears a bit for each page of [start, end); -> bits that changed.  Only filled pages are
- * exposed, and only exposed ones dirty: what is said of others comes too late. */
+/* Sets or clears a bit for each page of [start, end); -> the number of bits that changed.  Only
+ * filled pages can be exposed, and only exposed ones dirty; other pages are skipped. */
 static uint64_t mark(struct df_file *file, uint64_t start, uint64_t end, enum page_state state, bool value)
 {
 	uint64_t changed = 0;
@@ -229,7 +228,7 @@ static uint64_t mark(struct df_file *file, uint64_t start, uint64_t end, enum pa
 	return changed;
 }
 
-/* Pages of all files: what evict.c holds against its limit. */
+/* Pages of all files, which evict.c compares with its limit. */
 static atomic_uint_fast64_t resident;
 
 uint64_t pages_resident(void)
@@ -264,7 +263,7 @@ void pages_mark(struct df_file *file, uint64_t start, uint64_t end, enum page_st
 	mark(file, start, end, state, value);
 }
 
-/* Forget the pages of [start, end) and zap every guest's mapping of them:
+/* Drop the pages of [start, end) and zap every guest's mapping of them:
  * shmem_fallocate(PUNCH_HOLE) is unmap_mapping_range() and a truncation of the
  * range (mm/shmem.c). */
 void pages_drop(struct df_file *file, uint64_t start, uint64_t end)
