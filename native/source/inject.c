@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * inject.c - errors and delays of a page source, on purpose: a disk that fails, a network that is
- * slow, a file system that is full.
+ * inject.c - injects errors and delays into a page source: a failing disk, a slow network, a full
+ * file system.
  *
- * Owns the list of them.  They act where a source is about to be read, and from there on are as
- * real as any.  Must not know who waits for the read.
+ * Owns the list of injections.  They take effect just before a source is read, and are then handled
+ * like real ones.  Must not know who waits for the read.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -15,7 +15,7 @@
 #include "base/clock.h"
 #include "source.h"
 
-#define SLICE_NS 2000000u	/* how long a delay goes on after it was removed, at most */
+#define SLICE_NS 2000000u	/* the longest time that a delay goes on after its removal */
 #define DELAY_MAX_NS (3600ull * 1000000000)
 
 struct df_injection {
@@ -114,7 +114,7 @@ static struct df_injection *find(const struct df_source *source, const struct so
 	return in;
 }
 
-/* Is it this fault's turn? */
+/* Whether the injection hits this fault. */
 static bool falls(struct df_injection *in)
 {
 	if (in->is.after) {
@@ -129,7 +129,7 @@ static bool falls(struct df_injection *in)
 	return (uint32_t)(in->dice >> 32) < in->is.chance;
 }
 
-/* One that is spent does nothing any more, and its pages can be read again. */
+/* Count a hit.  After the last one the injection is spent: its pages can be read again. */
 static void count_down(struct df_injection *in)
 {
 	if (!in->left || --in->left)
@@ -171,7 +171,7 @@ static void remember(struct df_injection *in, uint64_t page)
 		uint64_t *grown = realloc(in->failed, room * sizeof(*grown));
 
 		if (!grown)
-			return;		/* then it heals by itself */
+			return;		/* out of memory: the page heals without a removal */
 		in->failed = grown;
 		in->room = room;
 	}
@@ -180,7 +180,7 @@ static void remember(struct df_injection *in, uint64_t page)
 	in->nfailed++;
 }
 
-/* A retry counts for no access, and ends as the last one did. */
+/* A retry is not counted as an access, and has the result of the last access. */
 static int retried(const struct df_source *source, uint64_t page)
 {
 	for (const struct df_injection *in = source->injections; in; in = in->next)
@@ -215,13 +215,13 @@ static void delay(struct df_source *source, const struct df_inject_options *is, 
 	}
 }
 
-/* The error of a range is not yet the error of a page: a read of more than one is only
- * refused, and each of its faults asks again for its own page. */
+/* An error applies to single pages.  So a read of several pages is refused, and each of its
+ * faults then reads its page alone. */
 static struct df_inject_options choose(struct df_source *source, const struct source_ask *ask)
 {
 	struct df_inject_options met = { .error = 0 };
 	struct df_injection *in = find(source, ask);
-	/* each access is to be counted, and what happens to a page is its own */
+	/* count each access, and decide each page separately */
 	bool once = in && (in->is.error || in->is.after || in->is.chance || in->is.count ||
 			   in->is.start > ask->start || in->end < ask->start + ask->len ||
 			   in->is.flags & (DF_INJECT_TRUNCATE | DF_INJECT_STORES));

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * jobs.c - the threads that wait for page sources, so that the reader of a guest never does.
+ * jobs.c - threads that wait for page sources, so that the reader of a guest never does.
  *
- * They are counted by file: one whose source hangs occupies JOBS_PER_QUEUE of them, and takes none
- * from the others.  A file of which nothing runs gets a thread even when there are enough.
+ * They are counted per file: a file with a hung source occupies at most JOBS_PER_QUEUE of them.  A
+ * file without a running job gets a thread even beyond the limit.
  */
 #include <pthread.h>
 #include <stdbool.h>
@@ -52,7 +52,7 @@ static void list(struct job_queue *queue)
 		queue->next = NULL;
 		*last_ready = queue;
 		last_ready = &queue->next;
-	} else {		/* one of which nothing runs comes first */
+	} else {		/* a queue without a running job comes first */
 		queue->next = ready;
 		ready = queue;
 	}
@@ -113,7 +113,7 @@ static void *worker(void *arg)
 	return arg;
 }
 
-/* Whether a queue of which nothing runs waits for a thread. */
+/* Whether a queue without a running job waits for a thread. */
 static bool starves(void)
 {
 	const struct job_queue *queue = ready;

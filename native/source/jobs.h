@@ -6,25 +6,25 @@
 #ifndef DAXFAULT_JOBS_H
 #define DAXFAULT_JOBS_H
 
-#define JOBS_PER_QUEUE 8	/* calls in flight a file */
+#define JOBS_PER_QUEUE 8	/* calls in flight per file */
 
 struct job {
 	struct job *next;
 	void (*run)(struct job *job);	/* may free it */
 };
 
-/* The jobs of one file, in their order. */
+/* The jobs of one file, in order. */
 struct job_queue {
 	struct job *first, **last;
-	struct job_queue *next;		/* of those whose first job waits for a thread */
+	struct job_queue *next;		/* in the list of queues that wait for a thread */
 	unsigned running;
-	void (*release)(struct job_queue *queue);	/* after each job: the queue may go */
+	void (*release)(struct job_queue *queue);	/* called after each job; may free the queue */
 };
 
 void jobs_init(struct job_queue *queue, void (*release)(struct job_queue *queue));
-/* Threads of this process, at most.  A queue of which nothing runs gets one all the same. */
+/* Set the limit of threads of this process.  A queue without a running job may exceed it by one. */
 void jobs_limit(unsigned most);
-/* Never runs it here, and never fails: without a thread the job stays in the queue. */
+/* Queue a job.  Never runs it in this thread, and never fails: without a thread it stays queued. */
 void jobs_submit(struct job_queue *queue, struct job *job);
 
 #endif

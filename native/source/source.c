@@ -16,8 +16,8 @@
 #include "base/cleanup.h"
 #include "source.h"
 
-/* File systems whose inodes are in the kernel's memory, and whose reads can be asked not to wait.
- * Not one that asks a server (FUSE, NFS, 9p), nor overlayfs, which may lie over one. */
+/* Local file systems: inodes are in the kernel's memory, and reads support RWF_NOWAIT.  Not
+ * those with a server (FUSE, NFS, 9p), nor overlayfs, which may be over one. */
 static bool is_local(const struct statfs *fs)
 {
 	switch ((unsigned long)fs->f_type) {
@@ -56,7 +56,7 @@ int source_open(struct df_source *source, int fd, bool writable, struct stat *st
 		.memory = fs.f_type == TMPFS_MAGIC,
 	};
 	pthread_mutex_init(&source->lock, NULL);
-	if (source->local)		/* others may hang, and under a lock of all files */
+	if (source->local)		/* others may hang, with a lock that all files share */
 		source_watch(source);
 	return fstat(fd, st) ? -errno : 0;	/* as it was when we began to watch it */
 }
@@ -67,7 +67,8 @@ static void *closer(void *fd)
 	return NULL;
 }
 
-/* close(2) asks the server, and waits for its answer (fs/fuse/file.c, fuse_flush()). */
+/* In a thread: close(2) sends a request to the server and waits for it (fs/fuse/file.c,
+ * fuse_flush()). */
 static void close_apart(int fd)
 {
 	pthread_t thread;
@@ -155,7 +156,7 @@ int64_t source_read(struct df_source *source, void *to, uint64_t offset, uint64_
 	int error;
 
 	if (source->fetch)
-		return -EOPNOTSUPP;	/* what was not fetched is a hole there: zeros */
+		return -EOPNOTSUPP;	/* parts that were not fetched are holes: zeros */
 	got = nowait ? source_peek(source, to, offset, len, &error)
 		     : read_all(source->fd, to, offset, len, 0, &error);
 	return error ? -error : (int64_t)got;
@@ -173,7 +174,7 @@ int source_truncate(const struct df_source *source, uint64_t size)
 	int opened CLEANUP_CLOSE = -1, fd = source->fd;
 	char path[64];
 
-	/* A rule truncates what nobody has opened for writing, too. */
+	/* A rule also truncates files that are not open for writing. */
 	if (!source->writable) {
 		snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
 		fd = opened = open(path, O_WRONLY | O_CLOEXEC);

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * source.h - a backing file as a source of pages.  The only room that makes calls on a backing
- * descriptor.  Must not know what is cached, nor who waits for the bytes.
+ * descriptor.  Must not know the page cache, nor who waits for the bytes.
  *
- * Each call may hang for as long as its file system likes, so none is made under a file's lock, by
- * a guest's reader or by the thread that keeps deadlines.  The exceptions are the calls that never
- * wait: source_look(), source_peek() and source_gup_error() of a source that is `local`.
+ * Each call may hang, so none may be made under a file's lock, in a guest's reader thread, or in
+ * the thread that keeps deadlines.  Exceptions are the calls that never wait: source_look(),
+ * source_peek() and source_gup_error() of a source that is `local`.
  */
 #ifndef DAXFAULT_SOURCE_H
 #define DAXFAULT_SOURCE_H
@@ -32,14 +32,14 @@ struct df_source {
 	struct source_watch *watch;	/* writers.c; or NULL */
 	uint64_t writes;		/* of it, that source_written_by_others() has returned */
 	bool writable;
-	bool local;			/* fstat() and RWF_NOWAIT touch the kernel's memory alone */
+	bool local;			/* fstat() and RWF_NOWAIT use only the kernel's memory */
 	atomic_bool blocks;		/* RWF_NOWAIT does not work here */
 	bool memory;			/* tmpfs: a read never waits */
 	int (*fetch)(void *context, uint64_t offset, uint64_t len);	/* or NULL: df_file_fetch() */
 	void *fetch_context;
 	pthread_mutex_t lock;		/* the rest; a leaf */
 	struct df_injection *injections;	/* whether there are any can be read unlocked */
-	uint64_t cleared;		/* how often injections were removed */
+	uint64_t cleared;		/* number of removals of injections */
 };
 
 /* Takes `fd` over, also on failure.  *st is the file as it is now. */
@@ -49,8 +49,8 @@ void source_close(struct df_source *source);
 int source_upgrade(const struct df_source *source, int fd);
 int source_look(const struct df_source *source, struct stat *st);
 
-/* Read into the page cache: up to `len` bytes, or to EOF.  -> bytes; *error, a positive errno, says
- * why there are fewer.  source_peek() never waits (EAGAIN); source_bring() does. */
+/* Read for the page cache: up to `len` bytes, or to EOF.  -> bytes; if fewer, *error is the
+ * positive errno.  source_peek() never waits (EAGAIN); source_bring() does. */
 uint64_t source_peek(struct df_source *source, char *to, uint64_t offset, uint64_t len, int *error);
 uint64_t source_bring(const struct df_source *source, char *to, uint64_t offset, uint64_t len,
 		      int *error);
@@ -59,8 +59,8 @@ int64_t source_read(struct df_source *source, void *to, uint64_t offset, uint64_
 int64_t source_write(const struct df_source *source, const void *from, uint64_t offset, uint64_t len);
 int source_truncate(const struct df_source *source, uint64_t size);
 int source_sync(const struct df_source *source, bool datasync);
-/* The errno that get_user_pages() has for this page of the file: the one that KVM gets for a
- * guest's fault on a truncated file.  0: the file has the page. */
+/* -> the errno of get_user_pages() for this page of the file, which KVM gets for a guest's fault on a
+ * truncated file.  0: the file has the page. */
 int source_gup_error(const struct df_source *source, uint64_t offset);
 
 /* ---- writers.c */
@@ -70,14 +70,14 @@ void source_unwatch(struct df_source *source);
  * moment may be noticed by the next one. */
 bool source_written_by_others(struct df_source *source);
 
-/* ---- inject.c: faults on purpose */
+/* ---- inject.c: fault injection */
 
 /* A read about to be made, in whole pages. */
 struct source_ask {
 	uint64_t start, len;		/* at most RANGE */
 	bool may_block;
-	bool retry;			/* nobody touched the page: it is read again */
-	uint64_t stores[DF_RANGE_SIZE / DF_PAGE_SIZE / 64];	/* a bit a page: a store waits for it */
+	bool retry;			/* not a fault: a poisoned page is read again */
+	uint64_t stores[DF_RANGE_SIZE / DF_PAGE_SIZE / 64];	/* a bit per page: a store waits for it */
 };
 
 #define SOURCE_UNTRUNCATED UINT64_MAX
@@ -89,11 +89,11 @@ static inline bool source_injects(const struct df_source *source)
 {
 	return __atomic_load_n(&source->injections, __ATOMIC_ACQUIRE);
 }
-/* Whether stores to this page may fail on purpose. */
+/* Whether an injection may hit stores to this page. */
 bool source_injects_store(struct df_source *source, uint64_t offset);
-/* What this read is to end in: 0, or a positive errno.  Waits as long as a slow source would if
- * ask->may_block, and is EAGAIN otherwise.  *truncate: the size the file is to be cut to first, or
- * SOURCE_UNTRUNCATED. */
+/* Apply the injections to a read; -> its result, 0 or a positive errno.  A delay waits if
+ * ask->may_block, and is EAGAIN otherwise.  *truncate: the size to truncate the file to first,
+ * or SOURCE_UNTRUNCATED. */
 int source_ask(struct df_source *source, const struct source_ask *ask, uint64_t *truncate);
 
 #endif

@@ -3,10 +3,10 @@
  * writers.c - notices writes of other processes to backing files, by fanotify(7).  Must not decide
  * what such a write means.
  *
- * The times of a file do not tell our own write from one of another process in the same moment: the
- * event of a write does, since it has the writer's pid.  For a group without privileges the pid is
- * 0 unless it is our own.  Stores through a mapping raise no event, nor do file systems without
- * file handles have any: those changes are left to the times.
+ * The times of a file do not distinguish our own write from a simultaneous one of another process.
+ * The event of a write does, because it has the writer's pid; for an unprivileged group the pid is
+ * 0 unless it is ours.  Stores through a mapping raise no event, and file systems without file
+ * handles have none: those changes are noticed by the times only.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -24,7 +24,7 @@
 #define EVENTS 4096
 #define HANDLE_MOST 128		/* MAX_HANDLE_SZ */
 
-/* An inode, as an event has it. */
+/* The identity of an inode in an event. */
 struct inode_key {
 	fsid_t fs;
 	int type;
@@ -85,7 +85,7 @@ static int mark(int fd, unsigned what)
 	return fanotify_mark(group, what, FAN_MODIFY, AT_FDCWD, path);
 }
 
-/* One event of another process: of this inode, or, when some were lost, of any. */
+/* Count an event of another process for its inode, or for all inodes if events were lost. */
 static void count(const struct fanotify_event_metadata *event, const struct fanotify_event_info_fid *info)
 {
 	const struct file_handle *handle = (const void *)info->handle;
