@@ -121,7 +121,7 @@ def _limit(what: int, field: Callable[[int], int]) -> Callable[[Round], None]:
 
 
 def _descriptors(pid: int) -> int:
-    return max(map(int, os.listdir(f"/proc/{pid}/fd"))) + 2
+    return max(map(int, os.listdir(f"/proc/{pid}/fd")), default=0) + 2  # none: it is dying
 
 
 def _address_space(pid: int) -> int:
