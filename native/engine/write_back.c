@@ -238,12 +238,6 @@ int df_file_retire(struct df_file *file)
 	return error ? error : some;
 }
 
-static void wake_all(const struct df_file *file)
-{
-	for (const struct df_region *region = file->mappings->first; region; region = region->next)
-		uffd_wake(region->space->uffd, region->start, region->len);
-}
-
 int df_file_end(struct df_file *file, uint64_t *lost)
 {
 	int some = 0;
@@ -262,6 +256,6 @@ int df_file_end(struct df_file *file, uint64_t *lost)
 		verify(file);
 	pages_free(file);
 	file_deactivate(file);
-	wake_all(file);		/* they touch the page again, and find it gone */
+	space_wake_file(file);		/* they touch the page again, and find it gone */
 	return some < 0 ? some : 0;
 }

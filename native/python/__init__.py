@@ -59,6 +59,7 @@ __all__ = [
     "standin",
     "tracer",
     "uffd_probe",
+    "verify_differences",
 ]
 
 PAGE_SIZE: int = lib.DF_PAGE_SIZE
@@ -94,6 +95,12 @@ def cache_limit(size: int) -> None:
 def cache_full_fd() -> int:
     """An eventfd(2), readable when dirty pages keep the page caches over their limit."""
     return int(lib.df_cache_full_fd())
+
+
+def verify_differences() -> int:
+    """Pages whose bytes differed from the backing file's when their page cache was given up; looked at with
+    DAXFAULT_VERIFY set only."""
+    return int(lib.df_verify_differences())
 
 
 def cache_used() -> int:

@@ -61,6 +61,12 @@ int space_wake(const struct df_space *space, uint64_t address)
 	return uffd_wake(space->uffd, PAGE_DOWN(address), PAGE);
 }
 
+void space_wake_file(const struct df_file *file)
+{
+	for (const struct df_region *region = file->mappings->first; region; region = region->next)
+		uffd_wake(region->space->uffd, region->start, region->len);
+}
+
 static void pause_a_moment(void)
 {
 	nanosleep(&(struct timespec){ .tv_nsec = PAUSE_NS }, NULL);

@@ -81,6 +81,7 @@ int space_unblock(struct df_space *space);	/* poll() requires O_NONBLOCK */
 bool space_alive(const struct df_space *space);
 bool space_shows(struct df_space *space, uint64_t address);
 int space_wake(const struct df_space *space, uint64_t address);	/* the page's waiters */
+void space_wake_file(const struct df_file *file);	/* all that waits on a file; file->lock */
 /* Wait until all events that were read have been applied; bounded. */
 void space_settle(struct df_space *space);
 /* Wait until all pending events have been read and applied; -> 0 or -EAGAIN */

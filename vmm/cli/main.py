@@ -95,5 +95,5 @@ def main() -> None:
         if "DAXFAULT_VERIFY" in os.environ:
             from daxfault import native
 
-            if native.lib.df_verify_differences():
+            if native.verify_differences():
                 sys.exit("daxfault: DAXFAULT_VERIFY: see above")  # 1
