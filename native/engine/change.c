@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * change.c - what follows from a change of a file for those who wait for it or map it.  All of it
- * under file->lock, in one step with the change of what is known of the file; the call that changed the
- * backing file comes before, without the lock.  Must not decide a fault.
+ * under file->lock, in one step with the change of what is known of the file; the call that changed
+ * the backing file comes before, without the lock.  Must not decide a fault.
  */
 #include <errno.h>
 #include <limits.h>
@@ -11,10 +11,10 @@
 
 #define SLICE ((uint64_t)1 << 20)
 
-/* The backing file's bytes have changed, and the page cache has dropped its clean pages.  Of those
- * that guests may store to it keeps what they did store to: the others are write-protected, so
- * that they can be compared, and dropped, before the next store.  That cannot be done while a
- * guest's own events are acted upon: the next caller that is no reader of a guest does it. */
+/* The backing file's contents have changed, and the page cache has dropped its clean pages.
+ * Exposed pages are write-protected and compared, and the clean ones are dropped before their
+ * next store.  That is not possible in a guest's reader, while it applies the guest's events:
+ * then the next other caller does it. */
 static void drop_unstored(struct df_file *file)
 {
 	uint64_t at = 0, end;
@@ -44,8 +44,8 @@ void change_apply(struct df_file *file)
 	if (file->mappings->first)
 		TRACE(&guest_of(file->mappings->first->space)->engine->tracer, .kind = DF_TRACE_CHANGED,
 		      .file = file->id, .offset = file->size, .vcpu = -1);
-	/* An error raised but not yet taken is no longer true.  The guest finds an empty
-	 * slot, returns and repeats the access. */
+	/* Withdraw errors that the guest has not taken yet.  It finds an empty slot, returns and
+	 * repeats the access. */
 	for (struct df_region *region = file->mappings->first; region; region = region->next)
 		apf_heal(&guest_of(region->space)->apf, region->start, region->len);
 	file->waits->retried |= poison_retry(file, &retry);
@@ -74,7 +74,7 @@ static int begin(struct df_file *file, enum file_call call)
 
 	file_look(file, &look);
 	pthread_mutex_lock(&file->lock);
-	change_saw(file, &look);	/* our stamp must not hide a stranger's change */
+	change_saw(file, &look);	/* our stamp must not hide another process's change */
 	file_call_begin(file, call);
 	return look.error;
 }
@@ -135,9 +135,8 @@ void file_unlock(struct df_file *file)
 		next = released->next;
 		fault_again(released);
 	}
-	/* A caller that made the file longer may rely on it when the call returns; but a
-	 * source that does not answer holds up nobody for long, and the engine's
-	 * own threads not at all. */
+	/* A caller that made the file longer may rely on that when the call returns.  The wait is
+	 * bounded, and the engine's own threads do not wait. */
 	if (retried && !thread_is_ours())
 		faults_wait_retries(file);
 }

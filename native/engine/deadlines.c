@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * deadlines.c - the thread that keeps every deadline: of answers, of page sources, and
- * of forked guests.  Must not decide what becomes of a fault that is late.
+ * of forked guests.  Must not choose the answer to a late fault.
  */
 #include <errno.h>
 
 #include "internal.h"
 
 #define TICK_NS 20000000u		/* how late a deadline may be kept */
-#define CHILD_NS 500000000u		/* how often forked guests are looked after */
+#define CHILD_NS 500000000u		/* the interval of checks of forked guests */
 
-/* A file with a read under way that this round has not looked at; counted. */
+/* A file with a pending read that this round has not checked yet; a new reference. */
 static struct df_file *next_reading(struct df_engine *engine, uint64_t now)
 {
 	struct df_file *file = NULL;
@@ -57,7 +57,7 @@ static void keep_sources(struct df_engine *engine, uint64_t now)
 	}
 }
 
-/* The newest forked guest older than this one; counted. */
+/* The newest forked guest older than this one; a new reference. */
 static struct df_guest *next_child(struct df_engine *engine, uint64_t id)
 {
 	struct df_guest *guest;
@@ -71,8 +71,8 @@ static struct df_guest *next_child(struct df_engine *engine, uint64_t id)
 	return guest;
 }
 
-/* No event says that a forked guest ended.  Asking may take as long as its address
- * space is locked: not under our own. */
+/* No event reports the end of a forked guest, so poll.  The check may wait for the lock of its
+ * address space, so no lock of ours is held. */
 static void keep_children(struct df_engine *engine)
 {
 	uint64_t id = UINT64_MAX;

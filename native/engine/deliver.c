@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * deliver.c - how an answer reaches a guest: a wake-up, an error as its ABI has it, poison, or
- * nothing.  Must not choose between them: where an error cannot be delivered, the answer says what
- * to do instead.
+ * deliver.c - delivers an answer to a guest: a wake-up, an error of its ABI, poison, or nothing.
+ * Must not choose between them: the answer includes the alternative for an error that cannot be
+ * delivered.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -56,7 +56,7 @@ static int can_take_signal(int pid, int tid)
 	return blocked >> (DF_APF_EXCEPTION - 1) & 1 ? -EPERM : 0;
 }
 
-/* The error bit of its ABI, and a thread that can take an exception where it stands. */
+/* Raise an error by the guest's ABI; the thread must be able to take an exception at its access. */
 static int raise_event(struct df_pending *pending)
 {
 	struct df_guest *guest = pending->guest;
@@ -65,9 +65,9 @@ static int raise_event(struct df_pending *pending)
 
 	if (apf_state(&guest->apf, record->vcpu) & DF_CPU_SYSCALL)
 		return -EBUSY;
-	/* A guest that says it is not in a system call may lie: our signal would have it
-	 * spin in the kernel, and us read its faults.  More likely it has left the fault,
-	 * and its vCPU is idle. */
+	/* The slot's state may be wrong: in a system call our signal would make the thread spin
+	 * in the kernel, with endless faults.  More likely it has left the fault, and its vCPU
+	 * is idle. */
 	error = can_take_signal(guest->apf.options.pid, record->tid);
 	if (error == -EBUSY && record->attempts < LEFT_TRIES)
 		error = -EAGAIN;
@@ -90,14 +90,14 @@ enum df_delivery deliver_poison(struct df_guest *guest, struct df_file *file, ui
 	case POISON_UNKNOWN:
 		break;
 	}
-	/* No UFFDIO_POISON before Linux 6.6.  Nothing else ends a fault inside a system call: dead
-	 * rather than wrong.  Its number may be another's by now. */
+	/* No UFFDIO_POISON before Linux 6.6.  Nothing else ends a fault inside a system call,
+	 * and a dead guest is better than wrong data.  The pid may be reused, so check first. */
 	if (guest->apf.options.pid && space_alive(&guest->space))
 		kill(guest->apf.options.pid, SIGKILL);
 	return DF_DELIVERED_KILL;
 }
 
-/* Report the error as the guest's ABI has it: 0 or why not. */
+/* Report the error by the guest's ABI; -> 0 or a negative errno. */
 static int report(struct df_pending *pending, enum df_delivery *how)
 {
 	struct df_guest *guest = pending->guest;
@@ -154,7 +154,7 @@ enum df_delivery deliver(struct df_pending *pending, enum df_answer answer,
 	const struct df_failure *record = &pending->record;
 	enum df_delivery how;
 
-	/* It has taken an interrupt since: what is still wanted is asked for again. */
+	/* The thread has taken a signal since: it repeats the access if it still needs the page. */
 	if (!record->token && !pending->stopped && answer != DF_ANSWER_POISON &&
 	    apf_left(&pending->guest->apf, record->vcpu, pending->seen))
 		answer = DF_ANSWER_WAKE;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * engine.c - what all guests share: its life, its end and its counters.  Must not
+ * engine.c - the engine, shared by all guests: its start, its end and its counters.  Must not
  * install pages.
  */
 #include <errno.h>
@@ -8,7 +8,7 @@
 
 #include "internal.h"
 
-#define STOP_NS 2000000000u		/* how long a page source that hangs holds up the end */
+#define STOP_NS 2000000000u		/* how long the end waits for a hung page source */
 
 int df_engine_new(const struct df_engine_options *options, struct df_engine **out)
 {
@@ -58,7 +58,7 @@ static bool sources_ended(struct df_engine *engine)
 
 void df_engine_free(struct df_engine *engine)
 {
-	/* Deadlines first: that thread ends forked guests by itself. */
+	/* Stop the deadline thread first, because it ends forked guests. */
 	pthread_mutex_lock(&engine->lock);
 	engine->stopping = true;
 	pthread_cond_broadcast(&engine->tick);
@@ -78,7 +78,7 @@ void df_engine_free(struct df_engine *engine)
 	unmapped_free(engine);
 
 	if (!sources_ended(engine))
-		return;		/* a page source that never answers still holds a thread */
+		return;		/* a thread in a hung page source still uses the engine */
 	close(engine->failures_fd);
 	close(engine->unmapped_fd);
 	if (engine->spare >= 0)

@@ -7,7 +7,7 @@
 
 #include "internal.h"
 
-#define PENDING_MAX 4096		/* failed faults in Python's hands at once */
+#define PENDING_MAX 4096		/* failed faults that wait for Python's answer */
 
 static void pending_free(struct df_pending *pending)
 {
@@ -69,7 +69,7 @@ static struct df_failure record_of(const struct df_fault *fault, const struct df
 	};
 }
 
-/* false: Python has too many already, or there is no memory. */
+/* false: PENDING_MAX is reached, or there is no memory. */
 static bool hand_over(struct df_fault *fault, struct df_file *file, enum df_reason reason, int error)
 {
 	struct df_engine *engine = fault->guest->engine;
@@ -165,8 +165,7 @@ static void let_go(struct df_guest *guest, const struct df_failure *record)
 		token_end(guest, record, false);
 }
 
-/* It stays where it is.  A thread stands in one place: one that is stopped a second time had
- * been elsewhere. */
+/* Leave the vCPU in its fault.  A thread can be in one fault only: an earlier stop of it is over. */
 static void stop(struct df_engine *engine, struct df_pending *pending)
 {
 	struct df_pending *before = NULL;
@@ -186,7 +185,7 @@ static void stop(struct df_engine *engine, struct df_pending *pending)
 		pending_free(before);
 }
 
-/* Deliver, in one step with "is it still true?".  Takes the pending failure. */
+/* Deliver the answer if the failure is still valid, atomically.  Takes the pending failure. */
 static enum df_delivery settle(struct df_engine *engine, struct df_pending *pending,
 			       enum df_answer answer, enum df_answer otherwise)
 {
@@ -197,9 +196,9 @@ static enum df_delivery settle(struct df_engine *engine, struct df_pending *pend
 	if (file)
 		pthread_mutex_lock(&file->lock);
 	if (atomic_load(&guest->space.dead)) {
-		/* its pages were poisoned when it went */
+		/* its pages were poisoned when its service ended */
 	} else if (!file && space_shows(&guest->space, pending->record.address)) {
-		/* nobody's address then, a file's by now */
+		/* no file was mapped there; now one is */
 		let_go(guest, &pending->record);
 		how = DF_DELIVERED_HEALED;
 	} else if (file && atomic_load(&file->generation) != pending->record.generation) {
@@ -218,7 +217,7 @@ static enum df_delivery settle(struct df_engine *engine, struct df_pending *pend
 	} else if (how == DF_DELIVERED_STOP) {
 		stop(engine, pending);
 	} else if (!pending->read) {
-		/* Poisoned before Python read the record: it gets it all the same. */
+		/* Poisoned before Python read the record: Python still gets the record. */
 		guest_put(pending->guest);
 		if (file)
 			file_put(file);
@@ -232,7 +231,7 @@ static enum df_delivery settle(struct df_engine *engine, struct df_pending *pend
 	return how;
 }
 
-/* One that waits for this answer, taken out; or NULL. */
+/* Remove and return the failure that waits for this answer; or NULL. */
 static struct df_pending *take_unanswered(struct df_engine *engine, uint64_t id)
 {
 	GUARD(&engine->lock);
@@ -254,7 +253,7 @@ int df_engine_answer(struct df_engine *engine, uint64_t id, int answer, int othe
 				     (enum df_answer)otherwise) : -ENOENT;
 }
 
-/* A vCPU that was stopped goes on: to look again, or to its end. */
+/* Whether a stopped vCPU must go on: to repeat its access, or to end. */
 static bool resumes(const struct df_pending *pending)
 {
 	return pending->stopped &&
@@ -263,7 +262,7 @@ static bool resumes(const struct df_pending *pending)
 					  pending->record.generation));
 }
 
-/* The first failure that is over, taken out: overdue, or an event that was taken. */
+/* Remove and return the first failure that has ended: overdue, or its event was taken. */
 static struct df_pending *take_over(struct df_engine *engine, uint64_t now)
 {
 	GUARD(&engine->lock);

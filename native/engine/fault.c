@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * fault.c - one fault, from the address to its page or its failure: look up,
- * fill, decide under the file's lock.  Must not choose what becomes of
- * a failed fault: that is Python's.
+ * fill, decide under the file's lock.  Must not choose the answer to a failed
+ * fault: Python does.
  *
- * Every path ends in one of: the page installed; the fault parked on a fill that
- * has a deadline; the fault handed to Python with a deadline; a wake-up, because
- * the mapping it was for is gone and the kernel will say so.
+ * Every path ends in one of: the page is installed; the fault is parked on a fill with a deadline;
+ * the fault is handed to Python with a deadline; a wake-up, because the mapping is gone and the
+ * repeated access gets the kernel's error.
  */
 #include <errno.h>
 
@@ -16,7 +16,7 @@
 #define DENSE ((uint64_t)(16 * PAGE))
 #define FILL_NOW ((uint64_t)(16 * PAGE))	/* read under the lock at most; more is a fill */
 
-/* What became of a fault for now */
+/* The result of one step of a fault */
 enum step {
 	DONE,
 	WAITS,		/* a copy of the fault waits on a fill */
@@ -82,8 +82,8 @@ static enum step install(struct df_fault *fault, struct df_region *region)
 			return REPEAT;
 		break;
 	case VERDICT_UNMAPPED:
-		/* Unmapped while we looked?  Then the access gets SIGSEGV.  If it
-		 * comes back here it is a mapping that cannot take our page. */
+		/* If it was unmapped meanwhile, the access gets SIGSEGV.  If it faults again, it
+		 * is a mapping that cannot take our page. */
 		if (!fault->retry && guest_attempt(guest, install.page) == 1) {
 			space_wake(&guest->space, install.page);
 			return DONE;
@@ -96,8 +96,8 @@ static enum step install(struct df_fault *fault, struct df_region *region)
 	return DONE;
 }
 
-/* What to fill for this fault.  Where a random reader has been before it may come
- * again, and a fault costs more than a few pages read in vain. */
+/* The range to fill for this fault.  Near earlier faults of a random reader fill more: it may
+ * return, and a fault costs more than reading a few pages that are not used. */
 static void fill_window(const struct df_fault *fault, struct df_region *region, uint64_t *start,
 			uint64_t *end)
 {
@@ -105,7 +105,7 @@ static void fill_window(const struct df_fault *fault, struct df_region *region, 
 	struct install install = install_of(fault);
 
 	if (region->file->source.fetch) {
-		/* A page nobody asked for can fail, or loop, for fetch(). */
+		/* fetch() may fail, or loop, on a page that was not requested. */
 		*start = fault->offset;
 		*end = fault->offset + PAGE;
 		return;
@@ -116,8 +116,8 @@ static void fill_window(const struct df_fault *fault, struct df_region *region, 
 	install_window(region, &install, around, start, end);
 }
 
-/* A page that can be had at once, before anything else is asked: one that is read
- * in full was not past EOF, so it needs no fstat().  Of a local source only. */
+/* Try to read the page at once, before fstat(): a page that is read in full was not past EOF.
+ * Only from a local source. */
 static bool filled_now(const struct df_fault *fault, struct df_region *region)
 {
 	struct df_engine *engine = fault->guest->engine;
@@ -139,7 +139,7 @@ static enum step fail(struct df_fault *fault, struct df_file *file, enum df_reas
 	return DONE;
 }
 
-/* `present`: the page is there, or past EOF, and the backing file is only to be looked at. */
+/* `present`: the page is filled, or past EOF, so only check the backing file. */
 static enum step begin_fill(struct df_fault *fault, struct df_region *region, bool present,
 			    struct df_fill **fill)
 {
@@ -190,7 +190,7 @@ static bool drop_clean(struct df_file *file, uint64_t offset)
 	return exposed_drop_clean(file, &at, offset + PAGE, 1);
 }
 
-/* What a look at the backing file waits for is waited for elsewhere, as its bytes are. */
+/* Check the backing file in a fill's thread, because fstat() may wait. */
 static enum step look_first(struct df_fault *fault, struct df_region *region, struct df_fill **fill)
 {
 	struct df_file *file = region->file;
@@ -202,7 +202,7 @@ static enum step look_first(struct df_fault *fault, struct df_region *region, st
 			  pages_filled(file, fault->offset), fill);
 }
 
-/* The page cache is being taken away: whoever waits for it is woken when it is gone. */
+/* The page cache is being truncated to 0: waiters are woken after that. */
 static enum step ended(const struct df_fault *fault, struct df_file *file)
 {
 	struct df_space *space = &fault->guest->space;
@@ -225,7 +225,7 @@ static enum step decide_locked(struct df_fault *fault, struct df_region *region,
 		return ended(fault, file);
 	if (filled_now(fault, region))
 		return install(fault, region);
-	/* A store to a page that it reads already asks nobody for anything. */
+	/* A first store to a present page needs no check of the backing file. */
 	if (!file->source.local && !fault->looked && !fault->stored)
 		return look_first(fault, region, fill);
 	bits = file->source.local ? change_notice(file) : fault->look_error;
@@ -233,15 +233,15 @@ static enum step decide_locked(struct df_fault *fault, struct df_region *region,
 		return fail(fault, file, DF_REASON_IO, -bits);
 	if (fault->stored && source_injects_store(&file->source, fault->offset) &&
 	    drop_clean(file, fault->offset)) {
-		/* The store is repeated, and asks for a page that is to be stored to. */
+		/* The store is repeated, and faults for a writable page. */
 		space_wake(space, fault->address);
 		return DONE;
 	}
 	if (fault->stored)
 		return install(fault, region);
 	if (fault->offset >= file_end(file) && file->sized) {
-		/* The kernel settles that itself.  It asked because the fault is from before
-		 * the truncation, or somebody has meddled with the i_size. */
+		/* The kernel itself raises SIGBUS past EOF.  This fault is from before the
+		 * truncation, or a process has changed the i_size. */
 		file_fit(file);
 		if (fault->retry)
 			poison_tried(file, space, PAGE_DOWN(fault->address), true);
@@ -270,8 +270,8 @@ static enum step decide_unknown(struct df_fault *fault)
 {
 	struct df_space *space = &fault->guest->space;
 
-	/* A fault that waited may have waited for a mapping that is gone, or has
-	 * moved: a thread that is still there faults once more. */
+	/* The mapping of a fault that waited may be gone or moved: a thread that is still in it
+	 * faults again. */
 	if (fault->waited)
 		space_wake(space, fault->address);
 	else if (space_discover(space, PAGE_DOWN(fault->address), fault->tid))

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * fill.c - reads that are under way, and the faults that wait for them.  Must not read, nor install
- * pages in guests.
+ * fill.c - pending reads, and the faults that wait for them.  Must not read, nor install pages in
+ * guests.
  *
- * A fill owns its range from fill_begin() to fill_end(): a second fault on it waits, so a page is
- * read once.  A fill that is stale, since the file has changed, owns nothing any more.
+ * A fill owns its range from fill_begin() to fill_end(): a second fault in it waits, so that a page
+ * is read once.  A stale fill, whose file has changed, owns no range.
  */
 #include "internal.h"
 
-#define STALE_MAX 2		/* reads of one page left to themselves */
+#define STALE_MAX 2		/* abandoned reads of one page */
 
 struct df_fill *fill_find(struct df_file *file, uint64_t offset)
 {
@@ -23,7 +23,7 @@ struct df_fill *fill_find(struct df_file *file, uint64_t offset)
 		stale = fill;
 		n++;
 	}
-	/* A source that does not answer must not cost a thread at each change. */
+	/* A hung source must not occupy one more thread at each change. */
 	return n < STALE_MAX ? NULL : stale;
 }
 
@@ -107,8 +107,8 @@ struct df_fault *fill_end(struct df_fill *fill)
 	return take_waiters(fill);
 }
 
-/* This thread waits for this page already: a signal had it repeat the access, which
- * it may do as often as it likes.  "Not present" can perhaps be delivered now. */
+/* Whether this thread already waits for this page: a signal made it repeat the access, which may
+ * happen any number of times.  "Not present" may be deliverable now. */
 bool fill_awaited(const struct df_fill *fill, const struct df_fault *fault)
 {
 	struct df_fault *w = fill->waiters;
@@ -143,8 +143,8 @@ void fill_slow(struct df_fill *fill)
 		fault_ask(fault);
 }
 
-/* Nobody waits for bytes from before the change.  They ask again for their own
- * page alone, which a busy writer overtakes less easily. */
+/* Release the waiters for bytes from before the change.  They read their own page alone next,
+ * which a busy writer invalidates less often. */
 void fill_release(struct df_file *file, uint64_t start, uint64_t end)
 {
 	for (struct df_fill *fill = file->waits->fills; fill; fill = fill->next) {
@@ -160,7 +160,7 @@ void fill_release(struct df_file *file, uint64_t start, uint64_t end)
 	}
 }
 
-/* Their guest's reader decides them again. */
+/* Release the waiters of a region: their guest's reader decides them again. */
 void fill_leave(const struct df_region *region)
 {
 	struct df_file *file = region->file;

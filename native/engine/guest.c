@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * guest.c - what counts a guest, and how often its pages failed.  Must not know files, nor read
- * events.
+ * guest.c - references of a guest, and the failure counts of its pages.  Must not know files, nor
+ * read events.
  */
 #include <errno.h>
 #include <sys/epoll.h>
@@ -35,7 +35,7 @@ void guest_kick(struct df_guest *guest)
 	notify(guest->kick);
 }
 
-/* The table is small: with more failing pages than that at once the oldest starts again. */
+/* The table is small: with more failing pages than entries, the oldest count restarts. */
 uint32_t guest_attempt(struct df_guest *guest, uint64_t page)
 {
 	uint32_t count = 1;
@@ -68,8 +68,8 @@ void guest_resolved(struct df_guest *guest, uint64_t page)
 			guest->attempts[i--] = guest->attempts[--guest->nattempts];
 }
 
-/* What the reader waits for beside faults, as one descriptor: a third to poll would cost
- * every fault 1.5 us. */
+/* One descriptor for all that the reader waits for besides faults: polling a third descriptor
+ * would cost every fault 1.5 us. */
 static int watch_asides(struct df_guest *guest)
 {
 	struct epoll_event readable = { .events = EPOLLIN };

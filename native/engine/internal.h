@@ -14,8 +14,8 @@
  *                      slots; a leaf, but for the tracer's
  *   guest->small, source->lock, the jobs': leaves
  *
- * Nobody waits for Python, for a guest or for a backing file under any of them, but for
- * file->changing, which the file's other changers wait for as well.
+ * No thread may wait for Python, a guest or a backing file with one of these held, except
+ * file->changing, for which other changes of the file wait.
  */
 #ifndef DAXFAULT_INTERNAL_H
 #define DAXFAULT_INTERNAL_H
@@ -34,8 +34,8 @@
 
 /* ------------------------------------------------------------------ faults */
 
-/* A fault under way.  On the stack of the thread that reads it from the guest;
- * copied to the heap when it has to wait (then it counts its guest). */
+/* A pending fault.  It is on the stack of the thread that reads it from the guest, and copied to
+ * the heap when it must wait (the copy holds a reference to the guest). */
 struct df_fault {
 	struct df_fault *next;
 	struct df_guest *guest;
@@ -50,13 +50,13 @@ struct df_fault {
 	int error;			/* of a fill of this page alone */
 	bool stored;			/* a store to a page that is present, write-protected */
 	bool single;			/* fill this one page only: a larger fill failed */
-	bool waited;			/* a copy of what the reader has read */
-	bool readonly;			/* the mapping is not for stores */
-	bool looked;			/* the backing file was looked at since it arrived, ... */
+	bool waited;			/* a heap copy */
+	bool readonly;			/* the mapping is read-only */
+	bool looked;			/* the backing file was checked since it arrived, ... */
 	int look_error;			/* ... with this, a negative errno or 0 */
 	bool asked;			/* `apf` is known: fault_ask() */
-	struct apf_wait apf;		/* what ends the fault ends its token */
-	struct df_file *retry;		/* no fault: a poisoned page of this file is read again */
+	struct apf_wait apf;		/* its token ends with the fault */
+	struct df_file *retry;		/* not a fault: a poisoned page of this file is read again */
 };
 
 /* One read from the page source into the page cache. */
@@ -68,20 +68,20 @@ struct df_fill {
 	struct df_file *file;		/* counted */
 	uint64_t start, len;		/* bytes, page aligned */
 	bool stale;			/* the range changed since it began */
-	bool present;			/* its page is filled: look at the backing file only */
-	bool slow;			/* it waits for the source: so "not present" is due */
+	bool present;			/* its page is filled: only check the backing file */
+	bool slow;			/* it waits for the source, so send "not present" */
 	uint64_t looked;		/* the last round of deadlines.c; engine->lock */
 	struct df_fault *waiters;
 };
 
-/* What waits for a file; file->lock. */
+/* The waiters of a file; file->lock. */
 struct file_waits {
-	struct job_queue jobs;		/* fills whose source is waited for */
+	struct job_queue jobs;		/* fills that wait for the source */
 	struct df_file *file;
 	struct df_fill *fills;
-	struct df_fault *released;	/* to be decided again, once the lock is free */
+	struct df_fault *released;	/* decided again after the lock is released */
 	bool retried;			/* the caller may rely on poisoned pages being read again */
-	atomic_uint retries;		/* of poisoned pages, under way */
+	atomic_uint retries;		/* pending reads of poisoned pages */
 };
 
 /* ------------------------------------------------------------------ guests */
@@ -95,13 +95,13 @@ struct df_guest {
 	struct df_space space;
 	struct df_apf apf;
 	bool child;			/* came by UFFD_EVENT_FORK */
-	int kick;			/* eventfd: look at `again`, or end */
+	int kick;			/* eventfd: check `again`, or end */
 	int asides;			/* epoll: `kick` and the doorbell, or `kick` alone; polled beside faults */
 	pthread_t thread;
 	pthread_mutex_t small;		/* the rest; a leaf */
 	pthread_cond_t end;
 	bool ended;			/* the reader */
-	struct df_fault *again;		/* to be decided by the reader, after the next events */
+	struct df_fault *again;		/* the reader decides these after the next events */
 	struct {
 		uint64_t page;
 		uint32_t count;
@@ -117,7 +117,7 @@ static inline struct df_guest *guest_of(struct df_space *space)
 
 /* ------------------------------------------------------------------ engine */
 
-/* A failed fault, from the decision to its end. */
+/* A failed fault that waits for its answer, or for the end of its delivery. */
 struct df_pending {
 	struct df_pending *next;
 	struct df_failure record;
@@ -126,9 +126,9 @@ struct df_pending {
 	uint64_t deadline;
 	uint64_t seen;			/* the thread, in this fault */
 	int slot;			/* >= 0: an event was sent and not yet taken */
-	bool stopped;			/* the vCPU stands still until the file changes */
+	bool stopped;			/* the vCPU is stopped until the file changes */
 	bool read;			/* Python has the record */
-	bool over;			/* ... and is yet to have it; nothing else is left to do */
+	bool over;			/* ended, but Python must still read the record */
 };
 
 struct df_engine {
@@ -170,7 +170,7 @@ static inline void take_notice(int eventfd)
 	uint64_t value;
 
 	if (read(eventfd, &value, sizeof(value)) < 0) {
-		/* nothing new since the last time */
+		/* no new notification */
 	}
 }
 
@@ -184,14 +184,14 @@ uint32_t guest_attempt(struct df_guest *guest, uint64_t page);
 void guest_resolved(struct df_guest *guest, uint64_t page);
 
 /* ---- parked.c: faults that wait */
-struct df_fault *fault_copy(struct df_fault *fault);	/* takes its token over */
+struct df_fault *fault_copy(struct df_fault *fault);	/* takes over its token */
 void fault_free(struct df_fault *fault);
 void faults_append(struct df_fault **list, struct df_fault *more);
-/* Decide, once, how this fault waits, and deliver "not present" where it is due. */
+/* Decide, once, how this fault waits, and deliver "not present" if it waits with a token. */
 void fault_ask(struct df_fault *fault);
 /* End the record's token, with an error if `bad`.  false: the guest has dropped it. */
 bool token_end(struct df_guest *guest, const struct df_failure *record, bool bad);
-/* The fault is over, without an error. */
+/* The fault has ended without an error. */
 void fault_ready(struct df_fault *fault);
 /* Have the guest's reader decide it; takes a heap fault. */
 void fault_again(struct df_fault *fault);
@@ -199,13 +199,13 @@ struct df_fault *faults_take_again(struct df_guest *guest);
 /* Have poisoned pages read again by their guests' readers.  Under their file's lock; or, if
  * `moved`, under their space's, or before it is served. */
 void faults_retry(struct df_poison *list, bool moved);
-/* For retries of this file's pages that are under way, but not for long. */
+/* Wait, bounded, for pending retries of this file's pages. */
 void faults_wait_retries(struct df_file *file);
 
-/* ---- fill.c: reads under way, and their waiters; file->lock */
-/* The fill to wait on for this page, NULL: begin one. */
+/* ---- fill.c: pending reads, and their waiters; file->lock */
+/* -> the fill to wait on for this page; NULL: begin one. */
 struct df_fill *fill_find(struct df_file *file, uint64_t offset);
-/* Narrow [*start, *end) to the unfilled pages around `offset` that nobody reads. */
+/* Narrow [*start, *end) to the pages around `offset` that are not filled and not being read. */
 void fill_narrow(struct df_file *file, uint64_t offset, uint64_t *start, uint64_t *end);
 struct df_fill *fill_begin(struct df_engine *engine, struct df_file *file, uint64_t offset,
 			   uint64_t start, uint64_t end);
@@ -214,22 +214,22 @@ void fill_wait(struct df_fill *fill, struct df_fault *fault);
 bool fill_awaited(const struct df_fill *fill, const struct df_fault *fault);
 void fill_slow(struct df_fill *fill);			/* takes the lock */
 void fill_state(const struct df_file *file, struct df_file_state *out);
-/* [start, end) of the file changed: what is being read there is not to be used. */
+/* [start, end) of the file changed: discard the bytes of pending reads there. */
 void fill_release(struct df_file *file, uint64_t start, uint64_t end);
 /* A region was removed: its faults do not wait any longer.  Takes the lock. */
 void fill_leave(const struct df_region *region);
-/* Take out those of an engine that are past their deadline. */
+/* Remove and return the faults of an engine that are past their deadline. */
 struct df_fault *fill_take_late(struct df_file *file, const struct df_engine *engine, uint64_t now);
 
-/* ---- change.c: what follows from a change of a file; file->lock */
+/* ---- change.c: the consequences of a change of a file; file->lock */
 void change_apply(struct df_file *file);
 int change_notice(struct df_file *file);		/* as file_notice(), and apply */
 int change_saw(struct df_file *file, const struct file_look *look);	/* as file_saw() */
-/* Release the lock, and have what a change released decided again.  Not with a space's lock. */
+/* Release the lock, then decide again the faults that a change released.  Not with a space's lock. */
 void file_unlock(struct df_file *file);
-/* A call of ours is about to change the backing file, and no other is under way: takes
+/* Before a call of the host that changes the backing file: waits for other such calls, and takes
  * file->changing and file->lock.  The caller releases the lock for the call, and calls
- * file_call_end() with the lock after it.  -> the error of a look at the file */
+ * file_call_end() with the lock after it.  -> the error of fstat() */
 int change_begin(struct df_file *file, enum file_call call);
 /* The same, unless that would wait for another call or for a server. */
 bool change_try(struct df_file *file, enum file_call call);
@@ -237,7 +237,7 @@ void change_end(struct df_file *file);			/* releases both */
 int change_truncate(struct df_file *file, uint64_t size);	/* no locks held */
 
 /* ---- verify.c */
-/* The page cache is about to be given up: is it the backing file's?  Under file->lock. */
+/* Compare the page cache, about to be released, with the backing file.  Under file->lock. */
 void verify(struct df_file *file);
 
 /* ---- unmapped.c */
@@ -250,16 +250,16 @@ enum df_delivery deliver(struct df_pending *pending, enum df_answer answer, enum
 enum df_delivery deliver_poison(struct df_guest *guest, struct df_file *file, uint64_t address);
 
 /* ---- failures.c */
-/* Hands the fault to Python, or poisons at once when that cannot be; file->lock
- * is held when there is a file.  The fault's token goes with it. */
+/* Hand the fault and its token to Python, or poison at once if that is not possible.  file->lock
+ * is held if there is a file. */
 void engine_fail(struct df_fault *fault, struct df_file *file, enum df_reason reason, int error);
 void failures_keep(struct df_engine *engine, uint64_t now);	/* those that are overdue */
 void failures_free(struct df_engine *engine);
 
 /* ---- read.c: from the page source into the page cache */
 char *read_buffer(void);		/* RANGE bytes of this thread's own; NULL: no memory */
-/* Read now, under file->lock, what of [start, end) around `offset` is missing: 0,
- * -EAGAIN when it would block, or what is wrong with the page. */
+/* Read the missing pages of [start, end) around `offset` now, under file->lock; -> 0, -EAGAIN if
+ * it would block, or the error of the page. */
 int read_now(struct df_engine *engine, struct df_file *file, uint64_t offset, uint64_t start,
 	     uint64_t end);
 /* Read and settle.  -> the waiters to decide again, or NULL with *wait set when
@@ -272,7 +272,7 @@ void fault_arrived(const struct df_fault *fault);	/* from the reader of a guest 
 
 /* ---- reader.c */
 int reader_start(struct df_guest *guest);
-void reader_end(struct df_guest *guest);		/* what is absent is poisoned then */
+void reader_end(struct df_guest *guest);		/* poisons absent pages */
 
 /* ---- deadlines.c */
 void *deadlines_run(void *engine);

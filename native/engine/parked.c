@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * parked.c - faults that wait: their copies, how their vCPUs wait meanwhile, and those that the
- * guest's reader is to decide.  Must not decide a fault.
+ * parked.c - faults that wait: their copies, how their vCPUs wait, and the queue of those that the
+ * guest's reader decides.  Must not decide a fault.
  */
 #include "internal.h"
 
 #define RETRY_NS 1000000000u	/* how long a caller waits for poisoned pages to be read again */
 
-/* Retries under way, of all files: rare enough to share this. */
+/* Pending retries of all files; they are rare, so they share this. */
 static pthread_mutex_t retries_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t retries_ended = PTHREAD_COND_INITIALIZER;
 
@@ -109,8 +109,8 @@ void fault_again(struct df_fault *fault)
 	struct df_guest *guest = fault->guest;
 	bool dead;
 
-	/* "dead" is set before the last fault is taken from the list: one that is
-	 * put there later would keep itself, and its guest, for ever. */
+	/* `dead` is set before the last fault is taken from the list.  A fault that was added later
+	 * would never be removed, and would keep its guest. */
 	pthread_mutex_lock(&guest->small);
 	dead = atomic_load(&guest->space.dead);
 	if (!dead) {
@@ -134,7 +134,7 @@ struct df_fault *faults_take_again(struct df_guest *guest)
 	return again;
 }
 
-/* The guest's own reader reads it again: no fork and no move can come in between. */
+/* Queue it for the guest's reader, so that no fork or move comes in between. */
 static bool retry(struct df_poison *poison)
 {
 	struct df_fault fault = {

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * read.c - from a page source into the page cache.  Must not install pages in guests, nor decide
- * what EOF means.
+ * read.c - reads from a page source into the page cache.  Must not install pages in guests, nor
+ * decide the meaning of EOF.
  *
- * What the kernel has in memory is read at once, under file->lock.  The rest is a fill: its bytes
- * lie in the thread's own buffer until they go into the page cache, under file->lock and only when
- * the range has not changed since.
+ * Pages that the kernel has in memory are read at once, under file->lock.  Others are read by a
+ * fill: its bytes stay in the thread's buffer until they are written to the page cache, under
+ * file->lock, and only if the range has not changed since.
  */
 #include <errno.h>
 #include <string.h>
@@ -39,7 +39,7 @@ static void report_size(struct df_file *file)
 	file->unreported |= DF_CHANGED_SIZE;
 }
 
-/* Whether this read fails on purpose, and how: 0 or a positive errno. */
+/* -> the injected result of this read: 0 or a positive errno. */
 static int injected(struct df_fill *fill, bool may_block)
 {
 	struct source_ask ask = { fill->start, fill->len, may_block, true, { 0 } };
@@ -59,15 +59,15 @@ static int injected(struct df_fill *fill, bool may_block)
 	error = source_ask(&file->source, &ask, &truncate);
 	if (truncate == SOURCE_UNTRUNCATED)
 		return error;
-	/* No call of the file server's: it is news to it, whether it looks during this or after. */
+	/* Not a call of the file server, so report the size to it, before and after. */
 	report_size(file);
 	error = -change_truncate(file, truncate);
 	report_size(file);
 	return error;
 }
 
-/* Put `got` bytes read at `start` into the page cache.  A last page that is partly
- * read is the last of the file, or the rest of it is not known. */
+/* Write the `got` bytes read at `start` to the page cache.  A partial last page is the last page
+ * of the file, or else it is not used, because the rest of it is unknown. */
 static int settle(struct df_file *file, char *bytes, uint64_t start, uint64_t got)
 {
 	uint64_t end = start + got, tail = PAGE_UP(end);
@@ -115,7 +115,7 @@ struct df_fault *read_fill(struct df_fill *fill, bool may_block, bool *wait)
 		return NULL;
 
 	looked = now_ns();
-	file_look(file, &look);		/* was it the EOF we knew? */
+	file_look(file, &look);		/* check that EOF has not moved */
 	pthread_mutex_lock(&file->lock);
 	bits = change_saw(file, &look);
 	waiters = fill_end(fill);
@@ -137,8 +137,8 @@ struct df_fault *read_fill(struct df_fill *fill, bool may_block, bool *wait)
 		else if (!error && !fill->present && got < fill->len && fill->start + got < file->size &&
 			 look.looks == atomic_load(&file->looks))
 			error = EIO;	/* neither bytes, nor EOF, nor an error */
-		/* The error may be of another page than the waiter's own: each
-		 * asks once more for that page alone before it is believed. */
+		/* The error may be that of another page than the waiter's: each waiter reads its
+		 * own page alone once more. */
 		for (struct df_fault *fault = waiters; fault && error; fault = fault->next) {
 			if (fill->len == PAGE)
 				fault->error = bits < 0 ? -bits : error;

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * reader.c - the thread that reads a guest's events, in their order, and acts upon
- * them.  Must not know files.
+ * reader.c - the thread that reads a guest's events in order, and applies them.  Must not know
+ * files.
  *
- * Event order matters: fork, remap, remove and unmap change what an address
- * means, and until they are read every install in that address space answers
- * EAGAIN (fs/userfaultfd.c, mmap_changing).  So one thread a guest reads them
- * all, and a fault that met EAGAIN waits for the events before it tries again.
+ * Event order matters: fork, remap, remove and unmap change the meaning of addresses, and until
+ * they are read every install in that address space fails with EAGAIN (fs/userfaultfd.c,
+ * mmap_changing).  So one thread per guest reads them all, and a fault that got EAGAIN waits for
+ * the events before it tries again.
  */
 #include <errno.h>
 #include <poll.h>
@@ -18,11 +18,11 @@
 #define BATCH 32
 #define RETRY_MS 20		/* after a read that failed */
 #define STARVED 50		/* such reads in a row */
-#define LAST_ROUNDS 64		/* of events, when the guest is let go */
+#define LAST_ROUNDS 64		/* of events, when the service ends */
 #define JOIN_NS 1000000000u	/* how long a reader may take to see its end */
 
-/* The child of a fork: the kernel hands us its userfaultfd, registered like its
- * parent's.  Whatever goes wrong here, it must not read zeros. */
+/* The child of a fork: the kernel returns its userfaultfd, registered like its parent's.  On any
+ * error here, the child must not read zeros. */
 static void serve_child(struct df_guest *parent, int uffd)
 {
 	struct df_space *space = &parent->space;
@@ -114,9 +114,9 @@ static int take_events(struct df_guest *guest)
 	return n;
 }
 
-/* fork(2) waits until its event is read, which takes a descriptor (resolve_userfault_fork()).  When
- * none has come free for this long, its parent may be the one that holds them: the child is taken in
- * with the engine's spare one, and serve_child() finds none left to serve it with. */
+/* fork(2) waits until its event is read, which takes a descriptor (resolve_userfault_fork()).
+ * When none has come free for this long, its parent may be the one that holds them: the child is
+ * taken in with the engine's spare one, and serve_child() finds none left to serve it with. */
 static int take_starved(struct df_guest *guest)
 {
 	atomic_int *spare = &guest->engine->spare;
@@ -133,7 +133,7 @@ static int take_starved(struct df_guest *guest)
 
 static void listen_to_bell(struct df_guest *guest)
 {
-	/* A bell that the guest broke would ring for ever. */
+	/* A doorbell that the guest has broken would stay readable. */
 	if (guest->asides != guest->kick && !apf_bell(&guest->apf))
 		epoll_ctl(guest->asides, EPOLL_CTL_DEL, guest->apf.doorbell, NULL);
 }
@@ -244,8 +244,8 @@ void reader_end(struct df_guest *guest)
 		;
 	ended = guest->ended;
 	pthread_mutex_unlock(&guest->small);
-	/* The descriptor's O_NONBLOCK is the guest's to clear: then the reader may
-	 * be in a read(2) that nothing ends but this. */
+	/* The guest can clear the descriptor's O_NONBLOCK; then only this ends the reader's
+	 * read(2). */
 	if (!ended)
 		pthread_cancel(guest->thread);
 	pthread_join(guest->thread, &how);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * session.c - how the service of a guest begins and ends, and what it maps.  Must not resolve
+ * session.c - begins and ends the service of a guest, and maps files in it.  Must not resolve
  * faults.
  */
 #include <errno.h>
@@ -100,9 +100,9 @@ void df_guest_free(struct df_guest *guest)
 		}
 	pthread_mutex_unlock(&engine->lock);
 
-	/* No install from here on.  The reader ends first, and poisons: a child whose
-	 * fork it has read still needs its parent's regions, and the poison the last
-	 * of the moves. */
+	/* No install from here on.  The reader ends first, and poisons: a child whose fork it
+	 * has read still needs its parent's regions, and the last moves must be applied before
+	 * the poison. */
 	atomic_store(&guest->apf.ended, true);
 	pthread_rwlock_wrlock(&guest->space.lock);
 	atomic_store(&guest->space.dead, true);

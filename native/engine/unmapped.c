@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * unmapped.c - what follows when a guest no longer maps a range: its faults there do not wait any
- * longer, and Python is notified that a program no longer maps a file.  Must not decide what becomes
- * of the file.
+ * unmapped.c - the consequences when a guest unmaps a range: its faults there stop waiting, and
+ * Python is notified when a program no longer maps a file.  Must not write back or release the
+ * file.
  */
 #include "internal.h"
 
@@ -17,7 +17,7 @@ static void report(struct df_guest *guest, const struct df_file *file)
 	struct unmapped *unmapped = malloc(sizeof(*unmapped));
 
 	if (!unmapped)
-		return;		/* it is let go when the guest is */
+		return;		/* out of memory: the file is released with the guest */
 	unmapped->record = (struct df_unmapped){ guest->space.id, file->id };
 	pthread_mutex_lock(&engine->lock);
 	unmapped->next = engine->unmapped;

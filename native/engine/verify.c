@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * verify.c - with DAXFAULT_VERIFY=1 in the environment: compares a page cache that is given up, and has
- * been written back, with the backing file.  A difference is a store that is lost, or a change that was
- * never noticed: it is logged and counted, and with DAXFAULT_VERIFY=abort it ends the process.
+ * verify.c - with DAXFAULT_VERIFY=1 in the environment: compares a page cache with the backing file
+ * when it is released, after the write-back.  A difference is a lost store, or a change that was
+ * not noticed: it is logged and counted, and with DAXFAULT_VERIFY=abort it aborts the process.
  * Must not change anything.
  *
- * For tests and for hunting defects: it reads the backing file under file->lock, as nothing else may.
+ * For tests and debugging only: unlike all other code, it reads the backing file under file->lock.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -46,7 +46,7 @@ static uint64_t first_difference(struct df_file *file, uint64_t start, uint64_t 
 	return end;
 }
 
-/* A dirty page could not be written: no error of ours. */
+/* Dirty pages are skipped: they could not be written. */
 static uint64_t find_difference(struct df_file *file)
 {
 	for (uint64_t at = 0, end; pages_next(file, &at, &end, SLICE, PAGE_FILLED); at = end) {
@@ -70,7 +70,7 @@ void verify(struct df_file *file)
 	if (!how || file->cache < 0 || file->source.fetch)
 		return;
 	found = find_difference(file);
-	/* Somebody may have changed the backing file a moment ago. */
+	/* Another process may have just changed the backing file. */
 	file_look(file, &look);
 	if (found != UINT64_MAX && !change_saw(file, &look))
 		report(file, found, how);
