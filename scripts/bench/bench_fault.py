@@ -1,10 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Time a guest's first touches, beside the handler of the userfaultfd(2) example.
+"""Time a guest's first touches, compared with the handler of the userfaultfd(2) example.
 
-Owns the order of the measurements: every contender runs once a round, so that a
-noisy machine is noisy for all of them; medians over the rounds are shown, and
-ratios of medians of one run are what may be quoted.
+Owns the order of the measurements: every contender runs once per round, so that noise of the machine
+affects all of them.  Shows medians over the rounds; only ratios of medians of one run may be quoted.
 
     contender        resolves a fault by
     man page         poll, read, UFFDIO_COPY of one page out of one buffer
@@ -12,8 +11,8 @@ ratios of medians of one run are what may be quoted.
     engine           the fault engine: a warm file, nothing in its page cache
     engine, cached   the same again: everything in its page cache, nothing mapped
 
-Errors are timed from the access to its end: past EOF under `report`, told to the
-thread (user) or by poison (system call), which both go through Python.
+Errors are timed from the access to its end: past EOF under `report`, by a signal to the thread (user) or
+by poison (system call), both of which go through Python.
 
 Run it with the interpreter of the tree: .venv/bin/python scripts/bench/bench_fault.py
 """
@@ -43,9 +42,9 @@ from daxfault.vmm.study.standin import standin
 
 CONTENDERS = ("man page", "man page, file", "engine", "engine, cached")
 BASE = CONTENDERS[0]
-# order -> (bytes between touches, seed: 0 goes up, else as if at random).  In the
-# sparse one nothing that is mapped around a fault is ever touched: each touch is
-# a fault for every contender, and p50 and p99 are those of a fault.
+# order -> (bytes between touches, seed: 0 ascending, otherwise random).  In the sparse order, pages mapped
+# around a fault are never touched: each touch is a fault for every contender, and p50 and p99 are those
+# of a fault.
 ORDERS = {
     "sequential": (native.PAGE_SIZE, 0),
     "random": (native.PAGE_SIZE, 7),
@@ -55,7 +54,7 @@ ORDERS = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Laps:
-    """One guest's first touches.  All times in ns; `faults` the handler saw."""
+    """One guest's first touches.  All times in ns; `faults`: faults of the handler."""
 
     total: int
     p50: int
@@ -73,7 +72,7 @@ def man_page(pages: int, stride: int, seed: int, file: Path | None) -> Laps:
 
 
 async def engine(pages: int, stride: int, seed: int, file: Path, cpus: set[int]) -> tuple[Laps, Laps]:
-    """One guest of the engine: cold, then everything cached and nothing mapped."""
+    """One guest of the engine: first cold, then with all pages cached and none mapped."""
     length = pages * native.PAGE_SIZE
     async with (
         hosting(PlainFiles()) as (host, nursery),
@@ -93,7 +92,7 @@ async def engine(pages: int, stride: int, seed: int, file: Path, cpus: set[int])
 
 
 async def errors(count: int, file: Path, cpus: set[int]) -> dict[str, list[int]]:
-    """ns of accesses to `count` pages past EOF, each page once and by both kinds of access."""
+    """Times in ns of accesses to `count` pages past EOF, each page once, by both kinds of access."""
     length = (2 * count * native.PAGE_SIZE + native.RANGE_SIZE) // native.RANGE_SIZE * native.RANGE_SIZE
     found: dict[str, list[int]] = {"user access, SIGBUS": [], "system call, EFAULT": []}
     file.write_bytes(b"x")  # noqa: ASYNC240 - nobody else is waiting
@@ -112,7 +111,7 @@ async def errors(count: int, file: Path, cpus: set[int]) -> dict[str, list[int]]
 
 
 def pin(cpus: set[int]) -> None:
-    """Keep every thread of this process, and what it starts, on these CPUs."""
+    """Pin every thread of this process, and its children, to these CPUs."""
     for thread in os.listdir("/proc/self/task"):
         os.sched_setaffinity(int(thread), cpus)
 
@@ -137,7 +136,7 @@ def measure(pages: int, rounds: int, cpus: set[int], tick: Any) -> dict[str, dic
 
 
 def summary(laps: list[Laps]) -> dict[str, float]:
-    """Medians over the rounds; times in ns, rates a second."""
+    """Medians over the rounds; times in ns, rates per second."""
     total = statistics.median(lap.total for lap in laps)
     return {
         "touch_ns": total / laps[0].touches,
@@ -170,14 +169,14 @@ def table(order: str, rows: dict[str, dict[str, float]]) -> Table:
 
 
 def main(
-    pages: Annotated[int, typer.Option(min=512, help="Pages touched a run; a multiple of 512.")] = 16384,
+    pages: Annotated[int, typer.Option(min=512, help="Pages touched per run; a multiple of 512.")] = 16384,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; medians are shown.")] = 5,
     spread: Annotated[bool, typer.Option(help="Guest and handler on any CPU, not on one.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Per-fault latency and faults per second beside the userfaultfd(2) example's handler.
+    """Per-fault latency and faults per second, compared with the userfaultfd(2) example's handler.
 
-    `speed` is how many times faster than with the man page's handler all touches were done.
+    `speed` is the time of all touches with the man page's handler, divided by that of the contender.
     """
     pages = (pages + 511) // 512 * 512
     allowed = os.sched_getaffinity(0)

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Time the end of a KVM guest's loop: noticing it, ending it, telling the guest.
+"""Time the end of a KVM guest's loop: detection, rescue, report to the guest.
 
-Owns the order of the measurements: every contender runs once a round, so that a
-noisy machine is noisy for all of them; medians and 99th percentiles over the rounds
-are shown, and ratios of medians of one run are what may be quoted.
+Owns the order of the measurements: every contender runs once per round, so that noise of the machine
+affects all of them.  Shows medians and 99th percentiles over the rounds; only ratios of medians of one
+run may be quoted.
 
     noticed     from the call that truncates the file to the detector's suspicion, while the
                 guest goes on touching what is cut off; with and without async page faults
@@ -43,7 +43,7 @@ from daxfault.vmm.study.compare.cost import percentile
 
 PAGES = 128  # of the file
 CUT = 64  # of them are left
-PER_ROUND = 16  # errors of an injection, a page each
+PER_ROUND = 16  # errors per injection, one per page
 TARGETS_MS = {"noticed": 10.0, "rescued": 1.0}
 _FOR_EVER = 1 << 31
 
@@ -67,7 +67,7 @@ async def over_file(rescue: Rescue, injection: Injection) -> AsyncIterator[tuple
 
 
 async def loop(rescue: Rescue, samples: Samples, *, apf: bool) -> None:
-    """Truncate the file under a guest that touches it all the time."""
+    """Truncate the file under a guest that touches it repeatedly."""
     async with over_file(rescue, Injection.AREA) as (guest, fd):
         if apf:
             await guest.run(async_pf())
@@ -87,7 +87,7 @@ async def loop(rescue: Rescue, samples: Samples, *, apf: bool) -> None:
 
 
 async def touching(guest: Machine) -> None:
-    """Until the guest has begun."""
+    """Wait until the guest has started."""
     before = guest.kvm.cpu_seconds(0)
     with trio.fail_after(10):
         while guest.kvm.cpu_seconds(0) - before < 0.002:  # noqa: ASYNC110
@@ -95,7 +95,7 @@ async def touching(guest: Machine) -> None:
 
 
 async def errors(injection: Injection, samples: Samples) -> None:
-    """Errors in a tail that fails openly."""
+    """Errors in a tail whose accesses cause exits."""
     async with over_file(Rescue.UNMAP, injection) as (guest, fd):
         os.ftruncate(fd, CUT * PAGE_SIZE)
         await touched(guest, f"told, {injection}", samples, first=CUT, wanted=Got.SIGBUS)

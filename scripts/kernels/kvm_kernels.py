@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernels for scripts/kernels/kvm_matrix.py and linux_guest.py: found, fetched, taken out of their packages.
+"""Finds, downloads and unpacks kernels for scripts/kernels/kvm_matrix.py and linux_guest.py.
 
 Owns the cache of packages ($XDG_CACHE_HOME/daxfault) and the initramfs.  Must not boot
 anything.  Debian packages are fetched by `apt-get download` and never installed.
@@ -25,10 +25,10 @@ from daxfault.vmm.errors import Unsupported
 _PACKAGE = re.compile(r"linux-image-((\d+\.\d+)[\w.+~-]*?)-cloud-amd64")
 _MODULE = re.compile(r"(?:^|/)([\w-]+)\.ko(?:\.(?:xz|gz|zst))?$")
 _DEPENDS = re.compile(rb"(?:^|\0)depends=([^\0]*)\0")
-# what kvm_amd was ever seen to need; what else it depends upon is found by another look
+# the known dependencies of kvm_amd; a second pass finds others
 _LIKELY = {"kvm_amd", "kvm", "irqbypass", "ccp", "rng_core"}
 
-# what the init of every level 1 begins with
+# the beginning of init in every level 1
 BEGIN = """#!/bin/busybox sh
 /bin/busybox mkdir -p /proc /sys /tmp
 /bin/busybox mount -t proc none /proc
@@ -60,11 +60,11 @@ def _version(text: str) -> list[int]:
 
 
 def newest(names: Iterable[str]) -> list[str]:
-    """Of each series the newest package that fixes a version, oldest series first."""
+    """The newest package with a fixed version of each series, oldest series first."""
     best: dict[str, tuple[list[int], str]] = {}
     for name in names:
         found = _PACKAGE.fullmatch(name)
-        # linux-image-6.12-cloud-amd64 is the name of whatever is newest
+        # linux-image-6.12-cloud-amd64 is a metapackage for the newest version
         if found and found[1] != found[2]:
             mine = (_version(found[1]), name)
             best[found[2]] = max(mine, best.get(found[2], mine))
@@ -79,8 +79,8 @@ def _apt(*command: str, folder: Path | None = None) -> subprocess.CompletedProce
 
 
 def _lists_read(progress: Callable[[str], None]) -> bool:
-    """Read APT's lists anew, which only root may: a fresh machine has none, an old one has those of packages
-    that are gone."""
+    """Update APT's lists, which only root may do: a new machine has none, and an old one has outdated
+    packages."""
     if os.geteuid() != 0:
         return False
     progress("reading the package lists")
@@ -88,7 +88,7 @@ def _lists_read(progress: Callable[[str], None]) -> bool:
 
 
 def offered(progress: Callable[[str], None]) -> list[str]:
-    """newest() of what APT knows."""
+    """newest() of the packages that APT knows."""
     search = ("apt-cache", "--names-only", "search", "^linux-image-.*-cloud-amd64$")
     names = newest(line.split()[0] for line in _apt(*search).stdout.splitlines())
     if not names and _lists_read(progress):
@@ -101,14 +101,14 @@ def offered(progress: Callable[[str], None]) -> list[str]:
 
 
 def _pattern(package: str) -> str | None:
-    """What the file of the version that APT would take is called, or None when it knows none."""
+    """The name pattern of the file of APT's candidate version, or None."""
     shown = _apt("apt-cache", "--no-all-versions", "show", package)
     version = re.search(r"^Version: (\S+)", shown.stdout, re.MULTILINE)
     return f"{package}_{version[1].replace(':', '%3a')}_*.deb" if version else None
 
 
 def fetched(package: str, progress: Callable[[str], None]) -> Path:
-    """The package's file, downloaded unless it was before."""
+    """The package's file, downloaded if it is not in the cache."""
     folder = cache()
     pattern = _pattern(package)
     if pattern is None and _lists_read(progress):
@@ -127,12 +127,12 @@ def fetched(package: str, progress: Callable[[str], None]) -> Path:
             raise Unsupported(f"apt-get download {package}: {words[-1] if words else done.returncode}")
         found = sorted(folder.glob(pattern))
     if not found:
-        raise Unsupported(f"{package}: apt-get put it somewhere else than {folder}")
+        raise Unsupported(f"{package}: apt-get did not put it into {folder}")
     return found[-1]
 
 
 def members(package: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
-    """The package's files whose paths are wanted."""
+    """The package's files whose paths `wanted` accepts."""
     found = {}
     try:
         source = subprocess.Popen(["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE)
@@ -185,14 +185,14 @@ def _unpacked(path: str, content: bytes) -> bytes:
 
 
 def depends(module: bytes) -> list[str]:
-    """What a module's .modinfo says it depends on."""
+    """The dependencies in a module's .modinfo."""
     found = _DEPENDS.search(module)
     names = found[1].decode().split(",") if found else []
     return [name.replace("-", "_") for name in names if name]
 
 
 def in_order(modules: dict[str, bytes]) -> dict[str, bytes]:
-    """kvm_amd and what it depends on, that first; what is not there is built in."""
+    """kvm_amd after its dependencies; missing modules are built in."""
     order: dict[str, bytes] = {}
 
     def add(name: str) -> None:
@@ -257,7 +257,7 @@ def modules_of(kernel: Kernel) -> dict[str, tuple[int, bytes]]:
 
 
 def archive(files: dict[str, tuple[int, bytes]]) -> bytes:
-    """An initramfs of paths, permissions and contents, with the directories that they want and /dev.
+    """An initramfs of paths, permissions and contents, with their directories and /dev.
 
     A cpio archive, "newc": Documentation/driver-api/early-userspace/buffer-format.rst.
     """
@@ -276,7 +276,7 @@ def archive(files: dict[str, tuple[int, bytes]]) -> bytes:
 
 
 def initramfs(kernel: Kernel, probe: bytes, shell: bytes) -> bytes:
-    """Asks that kernel."""
+    """The initramfs that runs the probe on the kernel."""
     return archive(
         {
             "init": (0o755, INIT.encode()),

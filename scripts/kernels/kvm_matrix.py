@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Ask several kernels what their kvm_amd makes of a page that is gone.
+"""Test how kvm_amd of several kernels handles an access to a removed page.
 
 Each is booted under QEMU's emulated CPU, which has SVM, with an initramfs of a busybox and
-daxfault-kvm-probe.  Neither root nor KVM is needed; about ten seconds a kernel.  Owns the boot
-and the table.  Must not know what the answers mean: docs/kvm.md has that.
+daxfault-kvm-probe.  Needs neither root nor KVM; takes about ten seconds per kernel.  Owns the boot
+and the table.  Must not interpret the answers; docs/kvm.md explains them.
 
     scripts/kernels/kvm_matrix                          the newest Debian kernel of each series that APT knows
     scripts/kernels/kvm_matrix linux-image-6.1.0-50-cloud-amd64 ./linux-image-*.deb
@@ -46,12 +46,12 @@ class Asked:
 
 
 def boot(kernel: Kernel, probe: bytes, shell: bytes, seconds: float) -> Answers:
-    """Boot it, and have its answers; Unsupported says what came instead."""
+    """Boot the kernel; -> its answers.  Unsupported, with the last console output, if there are none."""
     with tempfile.TemporaryDirectory(prefix="daxfault-") as folder:
         image, ramfs, answer = (Path(folder) / name for name in ("vmlinuz", "initramfs", "answer"))
         image.write_bytes(kernel.image)
         ramfs.write_bytes(initramfs(kernel, probe, shell))
-        # the second port: on the first, kernel messages would tear the answer
+        # the second port: on the first, kernel messages would interrupt the answer
         ports = ["-serial", "stdio", "-serial", f"file:{answer}"]
         command = [*machine(image, ramfs, memory=512), *ports]
         pipe = subprocess.PIPE
@@ -105,7 +105,7 @@ def ask(name: str, modules: Path | None, probe: bytes, seconds: float, progress:
 
 
 def table(all_asked: list[Asked]) -> Table:
-    """A row for each question, a column for each kernel that answered."""
+    """A row for each case, a column for each kernel that answered."""
     good = [
         (asked, asked.answers) for asked in all_asked if asked.answers is not None and asked.error is None
     ]
@@ -121,7 +121,7 @@ def table(all_asked: list[Asked]) -> Table:
 
 
 def remarks(all_asked: list[Asked]) -> list[str]:
-    """Why something failed."""
+    """The reasons of failures."""
     lines = []
     for asked in all_asked:
         if asked.error is not None:
@@ -148,10 +148,10 @@ def main(
     seconds: Annotated[float, typer.Option(min=1, help="How long a kernel may take.")] = 120,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Ask several kernels, under an emulated CPU, what their kvm_amd makes of a page that is gone.
+    """Test how kvm_amd of several kernels, under an emulated CPU, handles an access to a removed page.
 
-    Ends with 0 when all have answered, 1 when one has not, 2 for bad arguments, 3 when something is missing
-    here. Packages are kept in $XDG_CACHE_HOME/daxfault.
+    Exit code 0: all kernels answered; 1: one did not; 2: bad arguments; 3: this machine lacks a
+    requirement. Packages are kept in $XDG_CACHE_HOME/daxfault.
     """
     with output.progress(lines=True) as progress:
         try:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Level 1 under QEMU: an emulated machine whose CPU has SVM, and the kernel that an argument means.
+"""Level 1 under QEMU: an emulated machine whose CPU has SVM, and the kernels that arguments name.
 
-Owns the command line of that machine.  Must not know what is run in it.
+Owns the command line of that machine.  Must not know what runs in it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from kvm_kernels import Kernel, fetched, of_image, of_package
 from daxfault.vmm.errors import Unsupported
 
 QEMU = "qemu-system-x86_64"
-# spectre's mitigations double the boot under emulation; nokaslr: no entropy is waited for
+# mitigations double the boot time under emulation; nokaslr avoids waiting for entropy
 COMMAND_LINE = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable"
 
 
@@ -26,11 +26,11 @@ def need_qemu() -> None:
 
 
 def machine(image: Path, ramfs: Path, memory: int) -> list[str]:
-    """The command that boots it, but for its serial ports.  `memory` in MiB.
+    """The command that boots it, without its serial ports.  `memory` in MiB.
 
-    One CPU: an emulated SVM with two stalls.
+    One CPU, because an emulated SVM with two stalls.
     """
-    # whatever becomes of us, it goes too
+    # it must end with this process
     command = ["setpriv", "--pdeathsig", "KILL", QEMU, "-accel", "tcg", "-cpu", "max,+svm"]
     command += ["-smp", "1", "-m", str(memory), "-machine", "q35"]
     command += ["-nodefaults", "-display", "none", "-no-reboot"]
@@ -43,7 +43,7 @@ def is_kernel(name: str) -> bool:
 
 
 def load(name: str, modules: Path | None, progress: Callable[[str], None]) -> Kernel:
-    """The kernel that an argument means."""
+    """The kernel that an argument names."""
     path = Path(name)
     if path.is_file():
         return of_package(path, path.name) if path.suffix == ".deb" else of_image(path, modules)

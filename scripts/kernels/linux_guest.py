@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""A Linux guest whose window loses its file: stock kernels and stock QEMU, at both levels.
+"""Truncate the file in the window of a Linux guest: stock kernels and stock QEMU, at both levels.
 
 Level 1 is booted under QEMU's emulated CPU, which has SVM; in it, QEMU with KVM boots level 2, the same
-kernel, with a file as an ivshmem device.  Neither root nor KVM is needed.  Owns the command line and what is
-printed; what is done is linux_story.py's.  docs/linux-guest.md says what it means.
+kernel, with a file as an ivshmem device.  Needs neither root nor KVM.  Owns the command line and the
+output; linux_story.py runs the story.  docs/linux-guest.md explains it.
 
     scripts/kernels/linux_guest                              the newest Debian kernel that APT knows
     scripts/kernels/linux_guest linux-image-6.1.0-50-cloud-amd64
@@ -33,7 +33,7 @@ from daxfault.native.kvm import level2_program, rescue_program
 from daxfault.vmm.cli import output
 from daxfault.vmm.errors import Unsupported
 
-# unmap ends as forbid does
+# unmap has the same result as forbid
 DEFAULT = RESCUES[:3]
 ENDS = {
     "healed": "goes on",
@@ -47,7 +47,7 @@ ENDS = {
 
 
 def lines(chapter: Chapter) -> list[str]:
-    """A chapter, to be read."""
+    """A chapter as text."""
     loop = chapter.loop
     told = "" if loop.told is None else f", {loop.not_present} x page not present, {loop.told} x page ready"
     shown = "LOOP" if loop.seen else "NO LOOP"
