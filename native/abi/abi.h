@@ -18,9 +18,9 @@
 
 enum {
 	DF_PAGE_SIZE = 4096,
-	DF_RANGE_SIZE = 2097152,	/* virtiofs DAX maps in 2 MiB ranges (fs/fuse/dax.c) */
+	DF_RANGE_SIZE = 2097152, /* virtiofs DAX maps in 2 MiB ranges (fs/fuse/dax.c) */
 	DF_WIRE_VERSION = 3,
-	DF_REMOVE_MAX = 64,		/* FUSE_REMOVEMAPPING entries in one message */
+	DF_REMOVE_MAX = 64, /* FUSE_REMOVEMAPPING entries in one message */
 };
 
 /* ------------------------------------------------------------------ guest <-> host
@@ -32,45 +32,45 @@ enum {
  * descriptors it should not carry, ends the connection.
  */
 enum df_msg_type {
-	DF_HELLO = 1,			/* + fds: userfaultfd, shared area (memfd) */
-	DF_OPEN = 2,			/* + fd: the guest's own open file on the mount */
+	DF_HELLO = 1, /* + fds: userfaultfd, shared area (memfd) */
+	DF_OPEN = 2,  /* + fd: the guest's own open file on the mount */
 	DF_RELEASE = 3,
-	DF_ATTACH = 16,			/* sent by a program's preloaded library or its tracer */
-	DF_SERVE = 17,			/* + fd: its userfaultfd, before UFFDIO_API */
-	DF_MMAP = 18,			/* + fd: its own open file on the mount */
+	DF_ATTACH = 16, /* sent by a program's preloaded library or its tracer */
+	DF_SERVE = 17,	/* + fd: its userfaultfd, before UFFDIO_API */
+	DF_MMAP = 18,	/* + fd: its own open file on the mount */
 	DF_MAPPED = 19,
 	DF_MSYNC = 20,
 	DF_SIGBUS = 21,
-	DF_SETUPMAPPING = 48,		/* numbers and fields of FUSE (linux/fuse.h, 5.10) */
+	DF_SETUPMAPPING = 48, /* numbers and fields of FUSE (linux/fuse.h, 5.10) */
 	DF_REMOVEMAPPING = 49,
 	DF_REPLY = 1000,
 };
 
 struct df_header {
-	uint32_t type;			/* enum df_msg_type */
-	uint32_t len;			/* of the whole message, header included */
+	uint32_t type; /* enum df_msg_type */
+	uint32_t len;  /* of the whole message, header included */
 	uint64_t seq;
-	int32_t error;			/* in replies; 0 in requests */
+	int32_t error; /* in replies; 0 in requests */
 	uint32_t pad;
 };
 
 /* A guest requests CPUID bits of its ABI; the host grants those of them that it offers.  The
  * reply carries the guest's end of the doorbell, a unix socket: the guest sends a byte after it
  * has written to an MSR. */
-struct df_hello {			/* reply: the same, with what was granted */
+struct df_hello { /* reply: the same, with what was granted */
 	struct df_header h;
 	uint32_t version;
 	int32_t pid;
-	uint64_t window;		/* guest virtual address of the DAX window */
-	uint64_t window_len;		/* bytes, a multiple of DF_RANGE_SIZE */
-	uint32_t abi;			/* enum df_abi: the guest's kvm_para.h */
-	uint32_t cpuid;			/* enum df_cpuid bits */
+	uint64_t window;     /* guest virtual address of the DAX window */
+	uint64_t window_len; /* bytes, a multiple of DF_RANGE_SIZE */
+	uint32_t abi;	     /* enum df_abi: the guest's kvm_para.h */
+	uint32_t cpuid;	     /* enum df_cpuid bits */
 };
 
-struct df_open {			/* reply: fh and size filled in */
+struct df_open { /* reply: fh and size filled in */
 	struct df_header h;
 	uint64_t fh;
-	uint64_t size;			/* bytes, at the time of the reply */
+	uint64_t size; /* bytes, at the time of the reply */
 };
 
 struct df_release {
@@ -104,11 +104,11 @@ struct df_removemapping_one {
 	uint64_t len;
 };
 
-struct df_removemapping {		/* only `count` entries are sent */
+struct df_removemapping { /* only `count` entries are sent */
 	struct df_header h;
 	uint32_t count;
 	uint32_t pad;
-	struct df_removemapping_one one[64];	/* DF_REMOVE_MAX */
+	struct df_removemapping_one one[64]; /* DF_REMOVE_MAX */
 };
 
 /* ---- programs
@@ -122,20 +122,20 @@ enum {
 	DF_SIGBUS_FRAMES = 32,
 };
 
-struct df_attach {			/* reply: the same; + fd: an open /dev/userfaultfd, if there is one */
+struct df_attach { /* reply: the same; + fd: an open /dev/userfaultfd, if there is one */
 	struct df_header h;
 	uint32_t version;
 	int32_t pid;
 };
 
 enum df_serve_flag {
-	DF_SERVE_CHILDREN = 1,		/* a forked child's mappings are served too (EVENT_FORK);
+	DF_SERVE_CHILDREN = 1, /* a forked child's mappings are served too (EVENT_FORK);
 					 * otherwise it must attach and send DF_MAPPED for all of them */
 };
 
-struct df_serve {			/* reply: the same, flags filled in */
+struct df_serve { /* reply: the same, flags filled in */
 	struct df_header h;
-	uint32_t flags;			/* enum df_serve_flag */
+	uint32_t flags; /* enum df_serve_flag */
 	uint32_t pad;
 };
 
@@ -145,12 +145,12 @@ struct df_serve {			/* reply: the same, flags filled in */
  * page cache to map instead, at the same offset, or the errno for mmap() to fail with.  When
  * `private` is set, the sender must map it MAP_PRIVATE: the file was opened read-only, and the
  * kernel registers no shared mapping without VM_MAYWRITE (mm/userfaultfd.c). */
-struct df_mmap {			/* reply: the same, `private` filled in */
+struct df_mmap { /* reply: the same, `private` filled in */
 	struct df_header h;
 	uint64_t offset;
 	uint64_t len;
-	uint32_t prot;			/* PROT_* */
-	uint32_t flags;			/* MAP_* */
+	uint32_t prot;	/* PROT_* */
+	uint32_t flags; /* MAP_* */
 	uint32_t private;
 	int32_t fd;
 	int32_t tid;
@@ -177,10 +177,10 @@ struct df_sigbus {
 	struct df_header h;
 	uint64_t address;
 	int32_t tid;
-	int32_t code;			/* si_code */
-	uint32_t nframes;		/* of its stack, innermost first; 0: not asked for */
+	int32_t code;	  /* si_code */
+	uint32_t nframes; /* of its stack, innermost first; 0: not asked for */
 	uint32_t pad;
-	uint64_t frames[32];		/* DF_SIGBUS_FRAMES */
+	uint64_t frames[32]; /* DF_SIGBUS_FRAMES */
 };
 
 /* DF_CDEF_END */

@@ -16,42 +16,42 @@
 #include <sys/syscall.h>
 
 #ifndef MADV_GUARD_INSTALL
-#define MADV_GUARD_INSTALL 102				/* 6.13 */
+#define MADV_GUARD_INSTALL 102 /* 6.13 */
 #endif
 
 #ifndef SYS_set_mempolicy_home_node
-#define SYS_set_mempolicy_home_node 450			/* 5.17 */
+#define SYS_set_mempolicy_home_node 450 /* 5.17 */
 #endif
 #ifndef SYS_map_shadow_stack
-#define SYS_map_shadow_stack 453			/* 6.6 */
+#define SYS_map_shadow_stack 453 /* 6.6 */
 #endif
 #ifndef SYS_mseal
-#define SYS_mseal 462					/* 6.10 */
+#define SYS_mseal 462 /* 6.10 */
 #endif
 
 #ifndef UFFD_USER_MODE_ONLY
-#define UFFD_USER_MODE_ONLY 1				/* 5.11 */
+#define UFFD_USER_MODE_ONLY 1 /* 5.11 */
 #endif
 #ifndef USERFAULTFD_IOC_NEW
-#define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)		/* 6.1, /dev/userfaultfd */
+#define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00) /* 6.1, /dev/userfaultfd */
 #endif
 #ifndef UFFD_FEATURE_MINOR_SHMEM
-#define UFFD_FEATURE_MINOR_SHMEM (1 << 10)		/* 5.14 */
+#define UFFD_FEATURE_MINOR_SHMEM (1 << 10) /* 5.14 */
 #endif
 #ifndef UFFD_FEATURE_EXACT_ADDRESS
-#define UFFD_FEATURE_EXACT_ADDRESS (1 << 11)		/* 5.18 */
+#define UFFD_FEATURE_EXACT_ADDRESS (1 << 11) /* 5.18 */
 #endif
 #ifndef UFFD_FEATURE_WP_HUGETLBFS_SHMEM
-#define UFFD_FEATURE_WP_HUGETLBFS_SHMEM (1 << 12)	/* 5.19 */
+#define UFFD_FEATURE_WP_HUGETLBFS_SHMEM (1 << 12) /* 5.19 */
 #endif
 #ifndef UFFD_FEATURE_WP_UNPOPULATED
-#define UFFD_FEATURE_WP_UNPOPULATED (1 << 13)		/* 6.4, as UFFDIO_CONTINUE_MODE_WP */
+#define UFFD_FEATURE_WP_UNPOPULATED (1 << 13) /* 6.4, as UFFDIO_CONTINUE_MODE_WP */
 #endif
 #ifndef UFFDIO_CONTINUE_MODE_WP
 #define UFFDIO_CONTINUE_MODE_WP ((__u64)1 << 1)
 #endif
 #ifndef UFFD_FEATURE_POISON
-#define UFFD_FEATURE_POISON (1 << 14)			/* 6.6 */
+#define UFFD_FEATURE_POISON (1 << 14) /* 6.6 */
 #endif
 
 #ifndef UFFDIO_POISON
@@ -87,7 +87,7 @@ struct procmap_query {
 	__u64 vma_name_addr;
 	__u64 build_id_addr;
 };
-#define PROCMAP_QUERY _IOWR('f', 17, struct procmap_query)	/* 6.11, /proc/PID/maps */
+#define PROCMAP_QUERY _IOWR('f', 17, struct procmap_query) /* 6.11, /proc/PID/maps */
 #endif
 
 #endif

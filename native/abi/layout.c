@@ -7,7 +7,7 @@
 
 #include "apf.h"
 
-#define AT(type, field, offset)                                                                   \
+#define AT(type, field, offset) \
 	_Static_assert(offsetof(struct type, field) == (offset), #type "." #field)
 #define SIZE(type, size) _Static_assert(sizeof(struct type) == (size), #type)
 
@@ -49,4 +49,4 @@ AT(df_slot, fault, 112);
 SIZE(df_slot, 128);
 _Static_assert(sizeof(struct df_slot) * DF_VCPU_MAX == DF_AREA_SIZE, "the area holds every slot");
 
-typedef int df_not_empty;	/* ISO C requires a declaration in every file */
+typedef int df_not_empty; /* ISO C requires a declaration in every file */

@@ -21,9 +21,9 @@
 #include "apf.h"
 #include "base/cleanup.h"
 
-#define TOKEN_SHIFT 12			/* alloc_apf_token() */
-#define BELL_MOST 64			/* bytes taken at once; one byte says as much as many */
-#define LEAVING_NS 1000000u		/* how long a thread may take to receive a signal */
+#define TOKEN_SHIFT 12	    /* alloc_apf_token() */
+#define BELL_MOST 64	    /* bytes taken at once; one byte says as much as many */
+#define LEAVING_NS 1000000u /* how long a thread may take to receive a signal */
 
 int apf_open(struct df_apf *apf, uint64_t guest, bool rings, struct df_tracer *tracer)
 {
@@ -271,10 +271,9 @@ bool apf_left(struct df_apf *apf, int vcpu, uint64_t seen)
 	signalled = apf->vcpus[vcpu].signalled;
 	pthread_mutex_unlock(&apf->lock);
 	/* Or it left before its fault was read, and runs the handler. */
-	return signalled > seen ||
-	       (signalled + LEAVING_NS > seen &&
-		(__atomic_load_n(&apf->slots[vcpu].irr, __ATOMIC_ACQUIRE) ||
-		 !(apf_state(apf, vcpu) & DF_CPU_IF)));
+	return signalled > seen || (signalled + LEAVING_NS > seen &&
+				    (__atomic_load_n(&apf->slots[vcpu].irr, __ATOMIC_ACQUIRE) ||
+				     !(apf_state(apf, vcpu) & DF_CPU_IF)));
 }
 
 /* kvm_can_do_async_pf(), __kvm_faultin_pfn(), kvm_setup_async_pf(),
@@ -290,7 +289,7 @@ static enum df_wait ask(struct df_apf *apf, const struct apf_fault *fault, struc
 
 	out->state = apf_state(apf, vcpu);
 	if (look_at_msr(apf, vcpu)) {
-		deliver_next(apf, vcpu);	/* before a new token: wake-all must not wake that */
+		deliver_next(apf, vcpu); /* before a new token: wake-all must not wake that */
 		return DF_WAIT_HALTED;
 	}
 	if (apf_recall(v, page))
@@ -339,8 +338,7 @@ struct apf_wait apf_ask(struct df_apf *apf, const struct apf_fault *fault)
 
 /* The guest virtual address as far as the host knows it.  RFC v1 reads the guest linear address
  * of EXIT_QUALIFICATION; accesses of our guest kernel model those without one. */
-static uint64_t known_gva(struct df_apf *apf, struct df_vcpu *v, uint64_t address,
-			  uint32_t state)
+static uint64_t known_gva(struct df_apf *apf, struct df_vcpu *v, uint64_t address, uint32_t state)
 {
 	if (apf->options.abi != DF_ABI_RFC_V1 || !(state & DF_CPU_KERNEL)) {
 		v->last_gva = address;

@@ -17,60 +17,60 @@
 /* An outstanding token: struct kvm_async_pf.  No pointer to it is kept; the fault or failure with
  * this token ends it, unless the guest has turned async pf off. */
 struct df_work {
-	uint32_t token;			/* 0: free */
-	bool ended;			/* waits for the guest to take `word` */
-	bool again;			/* its vCPU also waits in a fault on that page */
-	bool readonly;			/* the mapping is read-only */
-	uint64_t page;			/* in the guest */
-	uint64_t order;			/* in which it ended */
+	uint32_t token; /* 0: free */
+	bool ended;	/* waits for the guest to take `word` */
+	bool again;	/* its vCPU also waits in a fault on that page */
+	bool readonly;	/* the mapping is read-only */
+	uint64_t page;	/* in the guest */
+	uint64_t order; /* in which it ended */
 	struct df_word word;
 };
 
 struct df_vcpu {
-	bool enabled;			/* as last read */
-	bool unacked;			/* an end was delivered after ack number `acks` */
+	bool enabled; /* as last read */
+	bool unacked; /* an end was delivered after ack number `acks` */
 	uint32_t acks;
-	uint32_t id;			/* of the next token, vcpu->arch.apf.id */
+	uint32_t id; /* of the next token, vcpu->arch.apf.id */
 	unsigned nworks;
-	uint64_t ended;			/* number of ends so far */
-	uint64_t signalled;		/* ns, time of the last signal */
-	uint64_t last_gva;		/* of the last error, for DF_POSTED_STALE_GVA */
-	struct df_work works[DF_APF_QUEUE + 1];		/* and one for wake-all */
-	uint64_t error_gfns[DF_APF_QUEUE];		/* 0: none */
+	uint64_t ended;				/* number of ends so far */
+	uint64_t signalled;			/* ns, time of the last signal */
+	uint64_t last_gva;			/* of the last error, for DF_POSTED_STALE_GVA */
+	struct df_work works[DF_APF_QUEUE + 1]; /* and one for wake-all */
+	uint64_t error_gfns[DF_APF_QUEUE];	/* 0: none */
 };
 
-struct df_apf {				/* of one guest */
+struct df_apf { /* of one guest */
 	struct df_guest_options options;
-	uint64_t guest;			/* id, for the trace */
+	uint64_t guest; /* id, for the trace */
 	struct df_tracer *tracer;
-	struct df_slot *slots;		/* shared with the guest: trust nothing in it; or NULL */
-	int doorbell;			/* our end: a byte for every MSR the guest wrote */
-	int doorbell_guest;		/* its end, until it is handed over; or -1 */
-	atomic_bool ended;		/* the guest has ended: its pid may be reused */
-	pthread_mutex_t lock;		/* `vcpus`, and writes to slots; a leaf, but for the tracer's */
-	struct df_vcpu *vcpus;		/* DF_VCPU_MAX, or NULL without slots */
+	struct df_slot *slots; /* shared with the guest: trust nothing in it; or NULL */
+	int doorbell;	       /* our end: a byte for every MSR the guest wrote */
+	int doorbell_guest;    /* its end, until it is handed over; or -1 */
+	atomic_bool ended;     /* the guest has ended: its pid may be reused */
+	pthread_mutex_t lock;  /* `vcpus`, and writes to slots; a leaf, but for the tracer's */
+	struct df_vcpu *vcpus; /* DF_VCPU_MAX, or NULL without slots */
 };
 
 /* How the vCPU of a fault waits. */
 struct apf_wait {
-	uint32_t wait;			/* enum df_wait */
-	uint32_t token;			/* "not present" was delivered: end it once; or 0 */
-	int32_t vcpu;			/* its slot, or -1 */
-	uint32_t state;			/* enum df_cpu_state */
+	uint32_t wait;	/* enum df_wait */
+	uint32_t token; /* "not present" was delivered: end it once; or 0 */
+	int32_t vcpu;	/* its slot, or -1 */
+	uint32_t state; /* enum df_cpu_state */
 };
 
 struct apf_fault {
-	uint64_t address;		/* exact */
-	uint64_t offset;		/* in the file, for the trace */
-	uint64_t seen;			/* ns, when the thread was last seen in the fault */
+	uint64_t address; /* exact */
+	uint64_t offset;  /* in the file, for the trace */
+	uint64_t seen;	  /* ns, when the thread was last seen in the fault */
 	int32_t tid;
-	bool readonly;			/* the mapping is read-only */
+	bool readonly; /* the mapping is read-only */
 };
 
 enum apf_end {
-	APF_DROPPED,			/* the guest has turned async pf off since */
+	APF_DROPPED, /* the guest has turned async pf off since */
 	APF_ENDED,
-	APF_ENDED_WAKE,			/* and its vCPU sits in a fault on the page: wake that */
+	APF_ENDED_WAKE, /* and its vCPU sits in a fault on the page: wake that */
 };
 
 /* ---- apf.c: tokens.  All of these take apf->lock. */
@@ -107,7 +107,7 @@ bool apf_recall(struct df_vcpu *v, uint64_t page);
 void apf_remember(struct df_apf *apf, int vcpu, uint64_t address);
 /* Raise an error at the faulting instruction: 0 or a negative errno. */
 int apf_raise(struct df_apf *apf, const struct df_failure *record);
-bool apf_raised(struct df_apf *apf, const struct df_failure *record);	/* not yet taken */
+bool apf_raised(struct df_apf *apf, const struct df_failure *record); /* not yet taken */
 bool apf_withdraw(struct df_apf *apf, const struct df_failure *record);
 /* Withdraw the errors in [start, start + len) that the guest has not taken yet. */
 void apf_heal(struct df_apf *apf, uint64_t start, uint64_t len);

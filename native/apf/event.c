@@ -12,7 +12,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 
-#define GFN_HASH_BITS 6			/* ERROR_GFN_PER_VCPU 64, "Exit to user space" v4 */
+#define GFN_HASH_BITS 6 /* ERROR_GFN_PER_VCPU 64, "Exit to user space" v4 */
 
 int apf_slot(const struct df_apf *apf, int tid)
 {
@@ -109,7 +109,7 @@ int apf_raise(struct df_apf *apf, const struct df_failure *record)
 
 	GUARD(&apf->lock);
 	if (!df_slot_raise(slot, apf->options.abi, &word))
-		return -EBUSY;		/* it has not taken the last one */
+		return -EBUSY; /* it has not taken the last one */
 	error = apf_signal(apf, record->vcpu, record->tid, DF_APF_EXCEPTION);
 	if (error)
 		df_slot_withdraw(slot);
@@ -143,8 +143,7 @@ void apf_heal(struct df_apf *apf, uint64_t start, uint64_t len)
 			TRACE(apf->tracer, .kind = DF_TRACE_WITHDRAW, .guest = apf->guest,
 			      .address = gva, .vcpu = i);
 		for (unsigned w = 0; v->nworks && w < DF_APF_QUEUE; w++)
-			if (v->works[w].token && v->works[w].ended &&
-			    v->works[w].page - start < len)
+			if (v->works[w].token && v->works[w].ended && v->works[w].page - start < len)
 				v->works[w].word.bad = false;
 	}
 }

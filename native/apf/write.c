@@ -23,15 +23,16 @@ bool df_slot_not_present(struct df_slot *slot, uint32_t abi, uint32_t token, uin
 		return false;
 	STORE(slot->cr2, (uint64_t)token);
 	STORE(slot->fault, fault);
-	PUBLISH(slot->apf.mainline.flags, abi == DF_ABI_RFC_V1
-		? (uint32_t)DF_APF_REASON_NOT_PRESENT : (uint32_t)DF_APF_NOT_PRESENT);
+	PUBLISH(slot->apf.mainline.flags, abi == DF_ABI_RFC_V1 ? (uint32_t)DF_APF_REASON_NOT_PRESENT
+							       : (uint32_t)DF_APF_NOT_PRESENT);
 	return true;
 }
 
 bool df_slot_pending(const struct df_slot *slot, uint32_t abi, uint32_t token)
 {
 	return LOAD(slot->apf.mainline.flags) == (abi == DF_ABI_RFC_V1
-		? (uint32_t)DF_APF_REASON_NOT_PRESENT : (uint32_t)DF_APF_NOT_PRESENT) &&
+							  ? (uint32_t)DF_APF_REASON_NOT_PRESENT
+							  : (uint32_t)DF_APF_NOT_PRESENT) &&
 	       LOAD(slot->cr2) == token;
 }
 
@@ -45,8 +46,8 @@ static void end_rfc_v1(struct df_slot *slot, const struct df_word *word)
 {
 	STORE(slot->cr2, (uint64_t)word->token);
 	STORE(slot->apf.rfc_v1.faulting_gva, word->bad ? word->gva : 0);
-	PUBLISH(slot->apf.rfc_v1.reason, word->bad ? (uint32_t)DF_APF_REASON_ERROR
-						   : (uint32_t)DF_APF_REASON_READY);
+	PUBLISH(slot->apf.rfc_v1.reason,
+		word->bad ? (uint32_t)DF_APF_REASON_ERROR : (uint32_t)DF_APF_REASON_READY);
 }
 
 void df_slot_end(struct df_slot *slot, uint32_t abi, const struct df_word *word)

@@ -14,11 +14,11 @@
 /* The end of a wait, or an error at the faulting instruction. */
 struct df_word {
 	uint32_t token;
-	bool bad;			/* an error; else "page ready" */
-	int32_t error;			/* positive errno */
-	uint32_t reason;		/* enum df_reason */
+	bool bad;	 /* an error; else "page ready" */
+	int32_t error;	 /* positive errno */
+	uint32_t reason; /* enum df_reason */
 	uint32_t attempts;
-	uint32_t event;			/* number of the event */
+	uint32_t event; /* number of the event */
 	uint64_t gva;
 };
 

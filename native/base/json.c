@@ -73,8 +73,8 @@ static bool end(struct field *f)
 	return f->fits;
 }
 
-__attribute__((format(printf, 3, 4)))
-static void field(struct json *j, const char *key, const char *format, ...)
+__attribute__((format(printf, 3, 4))) static void field(struct json *j, const char *key,
+							const char *format, ...)
 {
 	struct field f = begin(j, key);
 	char value[64];

@@ -14,10 +14,10 @@
 #include <stdint.h>
 
 struct json {
-	char *text;			/* no NUL at its end */
+	char *text; /* no NUL at its end */
 	size_t room, len;
-	unsigned int open;		/* open objects and lists: a closing bracket each is reserved */
-	unsigned int left_out;		/* nested objects and lists that did not fit */
+	unsigned int open;     /* open objects and lists: a closing bracket each is reserved */
+	unsigned int left_out; /* nested objects and lists that did not fit */
 };
 
 void json_begin(struct json *j, char *text, size_t room);
@@ -28,10 +28,10 @@ void json_list_end(struct json *j);
 
 void json_int(struct json *j, const char *key, int64_t value);
 void json_uint(struct json *j, const char *key, uint64_t value);
-void json_real(struct json *j, const char *key, double value);	/* three decimals */
+void json_real(struct json *j, const char *key, double value); /* three decimals */
 void json_bool(struct json *j, const char *key, bool value);
 void json_null(struct json *j, const char *key);
-void json_address(struct json *j, const char *key, uint64_t value);	/* "0x..." */
+void json_address(struct json *j, const char *key, uint64_t value); /* "0x..." */
 /* Bytes outside ASCII become U+0080 to U+00FF: a path need not be UTF-8. */
 void json_text(struct json *j, const char *key, const char *text);
 void json_hex(struct json *j, const char *key, const uint8_t *bytes, size_t len);

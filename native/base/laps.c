@@ -36,7 +36,7 @@ void laps_run(const volatile uint8_t *from, uint64_t len, uint64_t stride, uint6
 {
 	uint64_t n = (len + stride - 1) / stride, start, lap, end;
 
-	memset(room, 0, n * sizeof(*room));	/* do not time the faults of `room` */
+	memset(room, 0, n * sizeof(*room)); /* do not time the faults of `room` */
 	start = lap = now_ns();
 	for (uint64_t i = 0; i < n; i++) {
 		(void)from[shuffled(i, n, seed) * stride];

@@ -10,8 +10,8 @@
 
 struct laps {
 	uint64_t count;
-	uint64_t total;			/* ns, of all loads together */
-	uint64_t p50, p99, most;	/* ns, of one load */
+	uint64_t total;		 /* ns, of all loads together */
+	uint64_t p50, p99, most; /* ns, of one load */
 };
 
 /* Load one byte every `stride` bytes of `len` and time each load.  seed 0: in ascending order;

@@ -21,7 +21,7 @@
 #include "abi/compat.h"
 
 enum {
-	LINE_KEPT = 160,		/* enough for the fields and the beginning of the name, or VmFlags */
+	LINE_KEPT = 160, /* enough for the fields and the beginning of the name, or VmFlags */
 };
 
 static int open_file(int task, const char *file)
@@ -109,8 +109,8 @@ static unsigned int flags_of(const char *line)
 		char name[4];
 		enum maps_flag flag;
 	} known[] = {
-		{ " um", MAPS_UFFD }, { " uw", MAPS_UFFD }, { " ui", MAPS_UFFD }, { " ht", MAPS_HUGETLB },
-		{ " dd", MAPS_DONTDUMP }, { " lo", MAPS_LOCKED },
+		{ " um", MAPS_UFFD },	 { " uw", MAPS_UFFD },	   { " ui", MAPS_UFFD },
+		{ " ht", MAPS_HUGETLB }, { " dd", MAPS_DONTDUMP }, { " lo", MAPS_LOCKED },
 	};
 	unsigned int flags = 0;
 	size_t i;
@@ -124,7 +124,7 @@ static unsigned int flags_of(const char *line)
 struct walk {
 	bool (*visit)(const struct maps_area *, void *);
 	void *arg;
-	struct maps_area area;		/* not passed to `visit` yet: its flags are in a later line */
+	struct maps_area area; /* not passed to `visit` yet: its flags are in a later line */
 	bool pending;
 };
 
@@ -193,7 +193,7 @@ static int query(int maps, uint64_t address, struct maps_area *out)
 		.offset = q.vma_offset,
 		.inode = q.inode,
 		.device = makedev(q.dev_major, q.dev_minor),
-		.prot = (int)q.vma_flags & (PROT_READ | PROT_WRITE | PROT_EXEC),	/* the same bits */
+		.prot = (int)q.vma_flags & (PROT_READ | PROT_WRITE | PROT_EXEC), /* the same bits */
 		.shared = q.vma_flags & PROCMAP_QUERY_VMA_SHARED,
 	};
 	return 0;

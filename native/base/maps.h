@@ -14,27 +14,27 @@
 #include <sys/types.h>
 
 enum {
-	MAPS_SELF = 0,			/* as `task`: the calling process */
+	MAPS_SELF = 0, /* as `task`: the calling process */
 	MAPS_NAME = 32,
 };
 
-enum maps_flag {			/* VmFlags, of smaps only */
-	MAPS_UFFD = 1,			/* registered with a userfaultfd: um, uw, ui */
-	MAPS_HUGETLB = 2,		/* ht */
-	MAPS_DONTDUMP = 4,		/* dd */
-	MAPS_LOCKED = 8,		/* lo */
+enum maps_flag {	   /* VmFlags, of smaps only */
+	MAPS_UFFD = 1,	   /* registered with a userfaultfd: um, uw, ui */
+	MAPS_HUGETLB = 2,  /* ht */
+	MAPS_DONTDUMP = 4, /* dd */
+	MAPS_LOCKED = 8,   /* lo */
 };
 
 struct maps_area {
 	uint64_t start, end;
-	uint64_t offset;		/* in the file, of `start` */
-	uint64_t inode;			/* 0: no file */
+	uint64_t offset; /* in the file, of `start` */
+	uint64_t inode;	 /* 0: no file */
 	dev_t device;
-	int prot;			/* PROT_READ, PROT_WRITE, PROT_EXEC */
+	int prot; /* PROT_READ, PROT_WRITE, PROT_EXEC */
 	bool shared;
 	/* not set by maps_find(): */
-	unsigned int flags;		/* enum maps_flag */
-	char name[MAPS_NAME];		/* the beginning of its path or [name] */
+	unsigned int flags;   /* enum maps_flag */
+	char name[MAPS_NAME]; /* the beginning of its path or [name] */
 };
 
 /* -> a descriptor for maps_find() and maps_each(), or a negative errno.  `task` is the id of a

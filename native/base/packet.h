@@ -13,7 +13,7 @@
 #include <sys/types.h>
 
 enum {
-	PACKET_FDS = 4,			/* more than any message carries */
+	PACKET_FDS = 4, /* more than any message carries */
 };
 
 /* Send `len` bytes and `nfds` descriptors, at most PACKET_FDS.  -> 0, or a negative errno. */

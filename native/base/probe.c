@@ -59,7 +59,7 @@ static _Noreturn void touch_poison(void)
 	if (error)
 		_exit(FAILED(-error));
 	(void)*(volatile char *)page;
-	_exit(FAILED(ENODATA));			/* it was read as if nothing were wrong */
+	_exit(FAILED(ENODATA)); /* it was read as if nothing were wrong */
 }
 
 int df_probe_poison(void)

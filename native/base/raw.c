@@ -16,8 +16,7 @@ long raw_failed(long r)
 	return -1;
 }
 
-__asm__(
-	"	.text\n"
+__asm__("	.text\n"
 	"	.globl raw_syscall\n"
 	"	.hidden raw_syscall\n"
 	"	.type raw_syscall, @function\n"

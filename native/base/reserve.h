@@ -13,8 +13,8 @@
 /* DF_CDEF_BEGIN */
 
 enum df_reserve {
-	DF_RESERVE_FILES = 1,		/* files and page caches leave a quarter of the limit, 64 at most */
-	DF_RESERVE_GUESTS = 2,		/* guests leave half of that */
+	DF_RESERVE_FILES = 1,  /* files and page caches leave a quarter of the limit, 64 at most */
+	DF_RESERVE_GUESTS = 2, /* guests leave half of that */
 };
 
 /* What open(2) and the like returned, if that leaves the reserve; else it is closed.  -> `fd`, or

@@ -13,16 +13,16 @@
 
 struct df_tracer {
 	atomic_bool on;
-	pthread_mutex_t lock;		/* the rest; a leaf */
+	pthread_mutex_t lock; /* the rest; a leaf */
 	struct df_trace *ring;
 	uint64_t capacity, first, count;
 };
 
 void trace_init(struct df_tracer *tracer);
 void trace_destroy(struct df_tracer *tracer);
-int trace_resize(struct df_tracer *tracer, uint64_t capacity);	/* 0: off */
-int trace_take(struct df_tracer *tracer, struct df_trace *out, int most);	/* the oldest; -> how many */
-void trace_add(struct df_tracer *tracer, struct df_trace trace);	/* sets the time */
+int trace_resize(struct df_tracer *tracer, uint64_t capacity);		  /* 0: off */
+int trace_take(struct df_tracer *tracer, struct df_trace *out, int most); /* the oldest; -> how many */
+void trace_add(struct df_tracer *tracer, struct df_trace trace);	  /* sets the time */
 
 /* TRACE(tracer, .kind = ..., ...) */
 #define TRACE(tracer, ...) \

@@ -55,11 +55,12 @@ int64_t df_uffd_probe(int user_mode_only)
 }
 
 _Static_assert(DF_UFFD_MISSING == UFFDIO_REGISTER_MODE_MISSING &&
-	       DF_UFFD_WP == UFFDIO_REGISTER_MODE_WP &&
-	       DF_UFFD_MINOR == UFFDIO_REGISTER_MODE_MINOR &&
-	       DF_UFFD_PAGEFAULT == UFFD_EVENT_PAGEFAULT && DF_UFFD_FORK == UFFD_EVENT_FORK &&
-	       DF_UFFD_REMAP == UFFD_EVENT_REMAP && DF_UFFD_REMOVE == UFFD_EVENT_REMOVE &&
-	       DF_UFFD_UNMAP == UFFD_EVENT_UNMAP, "uffd.h follows linux/userfaultfd.h");
+		       DF_UFFD_WP == UFFDIO_REGISTER_MODE_WP &&
+		       DF_UFFD_MINOR == UFFDIO_REGISTER_MODE_MINOR &&
+		       DF_UFFD_PAGEFAULT == UFFD_EVENT_PAGEFAULT &&
+		       DF_UFFD_FORK == UFFD_EVENT_FORK && DF_UFFD_REMAP == UFFD_EVENT_REMAP &&
+		       DF_UFFD_REMOVE == UFFD_EVENT_REMOVE && DF_UFFD_UNMAP == UFFD_EVENT_UNMAP,
+	       "uffd.h follows linux/userfaultfd.h");
 
 int uffd_register(int uffd, uint64_t start, uint64_t len, int modes, uint64_t *ioctls)
 {
@@ -167,7 +168,7 @@ int uffd_poison_absent(int uffd, uint64_t start, uint64_t len)
 	uint64_t end = start + len;
 	int tries = 0;
 
-	uffd_unmark(uffd, start, len);	/* EINVAL: nothing tracked there */
+	uffd_unmark(uffd, start, len); /* EINVAL: nothing tracked there */
 	while (start < end) {
 		uint64_t done = 0;
 		int error = uffd_poison(uffd, start, end - start, &done);
@@ -176,11 +177,11 @@ int uffd_poison_absent(int uffd, uint64_t start, uint64_t len)
 		if (!error)
 			break;
 		if (error == -EEXIST) {
-			start += PAGE;		/* present, or poisoned already */
+			start += PAGE; /* present, or poisoned already */
 		} else if (error != -EAGAIN) {
 			return error;
 		} else if (!done && ++tries > 1000) {
-			return error;		/* its address space never settles */
+			return error; /* its address space never settles */
 		}
 	}
 	return 0;

@@ -18,15 +18,15 @@
 
 int df_uffd_open(int user_mode_only);
 int df_uffd_api(int uffd, uint64_t features);
-int64_t df_uffd_probe(int user_mode_only);	/* -> the kernel's features, or a negative errno */
+int64_t df_uffd_probe(int user_mode_only); /* -> the kernel's features, or a negative errno */
 
-enum df_uffd_mode {			/* UFFDIO_REGISTER_MODE_* */
+enum df_uffd_mode { /* UFFDIO_REGISTER_MODE_* */
 	DF_UFFD_MISSING = 1,
 	DF_UFFD_WP = 2,
 	DF_UFFD_MINOR = 4,
 };
 
-enum df_uffd_event_kind {		/* UFFD_EVENT_* */
+enum df_uffd_event_kind { /* UFFD_EVENT_* */
 	DF_UFFD_PAGEFAULT = 0x12,
 	DF_UFFD_FORK = 0x13,
 	DF_UFFD_REMAP = 0x14,
@@ -36,12 +36,12 @@ enum df_uffd_event_kind {		/* UFFD_EVENT_* */
 
 struct df_uffd_event {
 	uint32_t kind;
-	int32_t tid;			/* PAGEFAULT, with THREAD_ID */
-	int32_t fd;			/* FORK: the child's userfaultfd; the reader closes it */
-	uint32_t flags;			/* PAGEFAULT: 1 write, 2 write-protected, 4 minor */
-	uint64_t address;		/* PAGEFAULT; or the start of the range */
-	uint64_t len;			/* REMAP, REMOVE, UNMAP */
-	uint64_t to;			/* REMAP: the new start */
+	int32_t tid;	  /* PAGEFAULT, with THREAD_ID */
+	int32_t fd;	  /* FORK: the child's userfaultfd; the reader closes it */
+	uint32_t flags;	  /* PAGEFAULT: 1 write, 2 write-protected, 4 minor */
+	uint64_t address; /* PAGEFAULT; or the start of the range */
+	uint64_t len;	  /* REMAP, REMOVE, UNMAP */
+	uint64_t to;	  /* REMAP: the new start */
 };
 
 /* *ioctls: a bit for each ioctl number that works on the range. */
@@ -68,7 +68,7 @@ int uffd_poison_absent(int uffd, uint64_t start, uint64_t len);
 int uffd_wake(int uffd, uint64_t start, uint64_t len);
 /* The address space behind the descriptor is still alive. */
 int uffd_alive(int uffd);
-bool uffd_changing(int uffd);	/* events of the address space are unread */
+bool uffd_changing(int uffd); /* events of the address space are unread */
 
 /* DF_CDEF_END */
 

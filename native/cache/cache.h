@@ -36,31 +36,31 @@ void df_cache_state(struct df_cache_state *out);
  * decides each fault past EOF. */
 #define CACHE_SIZE ((uint64_t)1 << 62)
 
-#define NOTHING_CLEAN UINT64_MAX	/* df_file.used: nothing there for evict() */
+#define NOTHING_CLEAN UINT64_MAX /* df_file.used: nothing there for evict() */
 #define CHUNK_SIZE KNOWN_SIZE
 #define CHUNK_PAGES KNOWN_PAGES
 
 enum page_state {
-	PAGE_FILLED,			/* holds the file's bytes */
-	PAGE_EXPOSED,			/* ... and a guest could store to it, at some time since */
-	PAGE_DIRTY,			/* ... and may have, since it was last compared (exposed.c) */
-	PAGE_UNSYNCED,			/* written to the backing file since its last fsync(2) */
+	PAGE_FILLED,   /* holds the file's bytes */
+	PAGE_EXPOSED,  /* ... and a guest could store to it, at some time since */
+	PAGE_DIRTY,    /* ... and may have, since it was last compared (exposed.c) */
+	PAGE_UNSYNCED, /* written to the backing file since its last fsync(2) */
 	PAGE_STATES,
 };
 
 /* The page states of 1 GiB of a file's page cache. */
 struct df_chunk {
 	uint64_t index;
-	uint64_t *pages[PAGE_STATES];	/* a bit a page */
-	uint64_t bits[PAGE_STATES][CHUNK_PAGES / 64];	/* where they are, but for PAGE_EXPOSED */
-	struct known *known;		/* that one, and the hashes of exposed pages */
+	uint64_t *pages[PAGE_STATES];		      /* a bit a page */
+	uint64_t bits[PAGE_STATES][CHUNK_PAGES / 64]; /* where they are, but for PAGE_EXPOSED */
+	struct known *known; /* that one, and the hashes of exposed pages */
 };
 
 /* A file that has changed.  [start, end): bytes read there before are not the file's any more; may
  * be empty. */
 struct change {
 	bool any;
-	bool content;			/* by another process: clean pages are out of date */
+	bool content; /* by another process: clean pages are out of date */
 	uint64_t start, end;
 };
 
@@ -73,7 +73,7 @@ enum file_call {
 
 /* The result of fstat() on the backing file. */
 struct file_look {
-	unsigned looks;			/* df_file.looks, from before */
+	unsigned looks; /* df_file.looks, from before */
 	int error;
 	struct stat st;
 };
@@ -86,37 +86,37 @@ struct df_file {
 	atomic_int refs;
 	pthread_mutex_t lock;
 	struct df_source source;
-	int cache;			/* memfd; -1 until a guest maps the file */
-	bool sized;			/* its i_size is the file's: the kernel raises SIGBUS past EOF */
-	bool ended;			/* no more faults are answered: df_file_end() */
-	struct df_file *next_active, **before_active;	/* all that have a memfd */
+	int cache;  /* memfd; -1 until a guest maps the file */
+	bool sized; /* its i_size is the file's: the kernel raises SIGBUS past EOF */
+	bool ended; /* no more faults are answered: df_file_end() */
+	struct df_file *next_active, **before_active; /* all that have a memfd */
 	dev_t cache_device;
 	uint64_t cache_inode;
 	uint64_t size;
-	struct timespec mtime, ctime;	/* after the host's last change */
-	int unreported;			/* enum df_change bits since df_file_recheck() */
+	struct timespec mtime, ctime; /* after the host's last change */
+	int unreported;		      /* enum df_change bits since df_file_recheck() */
 	/* Held across a call that changes the backing file, before `lock`: one at a time. */
 	pthread_mutex_t changing;
-	enum file_call call;		/* ... that is in progress */
-	atomic_uint looks;		/* counts events that make an older struct file_look stale */
-	atomic_uint_fast64_t generation;	/* counts changes of the file's contents */
-	struct change change;		/* since the last file_take_change() */
-	bool unsettled;			/* dirty pages must still be compared for it (change.c) */
-	struct df_chunk **chunks;	/* sorted by index */
+	enum file_call call; /* ... that is in progress */
+	atomic_uint looks;   /* counts events that make an older struct file_look stale */
+	atomic_uint_fast64_t generation; /* counts changes of the file's contents */
+	struct change change;		 /* since the last file_take_change() */
+	bool unsettled;			 /* dirty pages must still be compared for it (change.c) */
+	struct df_chunk **chunks;	 /* sorted by index */
 	size_t nchunks;
-	uint64_t writes;		/* to pages that were in the page cache */
-	uint64_t sync_errors;		/* of fsync(2), and the last of them */
+	uint64_t writes;      /* to pages that were in the page cache */
+	uint64_t sync_errors; /* of fsync(2), and the last of them */
 	int sync_error;
 	uint64_t resident;
-	uint64_t hand;			/* evict.c: the clock's hand */
-	atomic_uint_fast64_t used;	/* evict.c: when it was last filled, of all fills */
+	uint64_t hand;		   /* evict.c: the clock's hand */
+	atomic_uint_fast64_t used; /* evict.c: when it was last filled, of all fills */
 	/* What the rooms above keep with a file, under its lock.  Freed with it. */
-	struct file_mappings *mappings;	/* space.h */
+	struct file_mappings *mappings; /* space.h */
 	struct file_waits *waits;	/* engine/internal.h */
 };
 
 /* file.c: life, size and changes */
-int file_new(int fd, bool writable, struct df_file **out);	/* takes `fd` over, also on failure */
+int file_new(int fd, bool writable, struct df_file **out); /* takes `fd` over, also on failure */
 void file_get(struct df_file *file);
 void file_put(struct df_file *file);
 /* Without the lock: the call may hang. */
@@ -124,7 +124,7 @@ void file_look(const struct df_file *file, struct file_look *look);
 /* Under file->lock: */
 /* Apply a look, unless it is stale.  -> enum df_change bits, or its error */
 int file_saw(struct df_file *file, const struct file_look *look);
-int file_notice(struct df_file *file);		/* both, if the source is local; else 0 */
+int file_notice(struct df_file *file); /* both, if the source is local; else 0 */
 /* Around a call that changes the backing file, with file->changing held.  `after` it: a look. */
 void file_call_begin(struct df_file *file, enum file_call call);
 void file_call_end(struct df_file *file, const struct file_look *after);
@@ -132,23 +132,24 @@ void file_call_end(struct df_file *file, const struct file_look *after);
 void file_attributes_set(struct df_file *file, const struct file_look *after);
 void file_changed(struct df_file *file, uint64_t size, bool content);
 /* `len` bytes were written to the backing file, which now has `size`. */
-void file_written(struct df_file *file, const char *bytes, uint64_t offset, uint64_t len, uint64_t size);
+void file_written(struct df_file *file, const char *bytes, uint64_t offset, uint64_t len,
+		  uint64_t size);
 struct change file_take_change(struct df_file *file);
-static inline uint64_t file_end(const struct df_file *file)	/* first byte past the last page */
+static inline uint64_t file_end(const struct df_file *file) /* first byte past the last page */
 {
 	return PAGE_UP(file->size);
 }
 
 /* memfd.c; under file->lock */
-int file_activate(struct df_file *file, bool sized);	/* -EBUSY: it is the other kind; -ENODEV: ended */
+int file_activate(struct df_file *file, bool sized); /* -EBUSY: it is the other kind; -ENODEV: ended */
 void file_deactivate(struct df_file *file);
-void file_fit(struct df_file *file);		/* the i_size of a sized page cache */
-int file_cache_fd(struct df_file *file, bool writable);	/* a new descriptor of it */
-void file_keep_source(struct df_file *file);	/* it is open for writing from now on */
+void file_fit(struct df_file *file);			/* the i_size of a sized page cache */
+int file_cache_fd(struct df_file *file, bool writable); /* a new descriptor of it */
+void file_keep_source(struct df_file *file);		/* it is open for writing from now on */
 /* Lock another file with a page cache, the one with the oldest pages, if its lock is free.  -> a
  * new reference to it, or NULL. */
 struct df_file *file_other_locked(const struct df_file *than);
-struct df_file *file_of_cache(dev_t device, uint64_t inode);	/* counted, or NULL; no lock */
+struct df_file *file_of_cache(dev_t device, uint64_t inode); /* counted, or NULL; no lock */
 
 /* evict.c */
 /* [start, end) of the file was just filled: evict other pages to stay within the limit. */
@@ -167,16 +168,18 @@ int pages_write(struct df_file *file, const char *from, uint64_t offset, uint64_
 /* Whole pages from the source, [start, end) in at most two chunks. */
 int pages_fill(struct df_file *file, const char *from, uint64_t start, uint64_t end);
 bool pages_filled(struct df_file *file, uint64_t offset);
-bool pages_present(struct df_file *file, uint64_t offset);	/* in the memfd, filled or not */
+bool pages_present(struct df_file *file, uint64_t offset); /* in the memfd, filled or not */
 /* end of the run of pages in the same state as the first, at most `end` */
 uint64_t pages_run(struct df_file *file, uint64_t offset, uint64_t end, bool *filled);
 bool pages_in(struct df_file *file, uint64_t offset, enum page_state state);
-void pages_mark(struct df_file *file, uint64_t start, uint64_t end, enum page_state state, bool value);
+void pages_mark(struct df_file *file, uint64_t start, uint64_t end, enum page_state state,
+		bool value);
 /* the first run of pages in that state at or after *start, inside one chunk */
-bool pages_next(struct df_file *file, uint64_t *start, uint64_t *end, uint64_t most, enum page_state state);
-struct df_chunk *pages_chunk(struct df_file *file, uint64_t offset);	/* or NULL */
+bool pages_next(struct df_file *file, uint64_t *start, uint64_t *end, uint64_t most,
+		enum page_state state);
+struct df_chunk *pages_chunk(struct df_file *file, uint64_t offset); /* or NULL */
 void pages_drop(struct df_file *file, uint64_t start, uint64_t end);
-uint64_t pages_resident(void);		/* of all files; no lock */
+uint64_t pages_resident(void); /* of all files; no lock */
 void pages_zero(struct df_file *file, uint64_t start, uint64_t end);
 void pages_free(struct df_file *file);
 

@@ -16,12 +16,12 @@
 #include "base/clock.h"
 #include "cache.h"
 
-#define SLACK 16	/* frees 1/16 of the limit at a time */
-#define HOLD_NS 100000000	/* longest throttling of a guest that stores too fast */
+#define SLACK 16	  /* frees 1/16 of the limit at a time */
+#define HOLD_NS 100000000 /* longest throttling of a guest that stores too fast */
 
-static atomic_uint_fast64_t limit;	/* pages; 0: none */
+static atomic_uint_fast64_t limit; /* pages; 0: none */
 static atomic_uint_fast64_t fills;
-static atomic_bool hopeless;		/* a write-back has freed nothing: do not throttle */
+static atomic_bool hopeless; /* a write-back has freed nothing: do not throttle */
 static atomic_int full_fd = -1;
 static pthread_mutex_t room_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t room_made = PTHREAD_COND_INITIALIZER;
@@ -61,8 +61,11 @@ void df_cache_state(struct df_cache_state *out)
 /* Drop pages of one file, from its hand on, once around; -> their number. */
 static uint64_t sweep(struct df_file *file, uint64_t most, uint64_t start, uint64_t end)
 {
-	struct { uint64_t from, to; } parts[] = {
-		{ file->hand, CACHE_SIZE }, { 0, file->hand },
+	struct {
+		uint64_t from, to;
+	} parts[] = {
+		{ file->hand, CACHE_SIZE },
+		{ 0, file->hand },
 	};
 	uint64_t dropped = 0;
 
@@ -71,7 +74,8 @@ static uint64_t sweep(struct df_file *file, uint64_t most, uint64_t start, uint6
 
 		/* but not the pages just filled, which a fault waits for */
 		if (at < start)
-			dropped += exposed_drop_clean(file, &at, start < parts[i].to ? start : parts[i].to,
+			dropped += exposed_drop_clean(file, &at,
+						      start < parts[i].to ? start : parts[i].to,
 						      most - dropped);
 		if (dropped < most && at < end)
 			at = end;
@@ -98,7 +102,7 @@ void evict(struct df_file *file, uint64_t start, uint64_t end)
 	wanted = now - most + most / SLACK;
 	while (wanted && (other = file_other_locked(file))) {
 		wanted -= sweep(other, wanted, 0, 0);
-		pthread_mutex_unlock(&other->lock);	/* nothing was released */
+		pthread_mutex_unlock(&other->lock); /* nothing was released */
 		file_put(other);
 	}
 	if (wanted && sweep(file, wanted, start, end) < wanted)

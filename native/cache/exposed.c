@@ -78,14 +78,15 @@ void exposed_written(struct df_file *file, const char *bytes, uint64_t offset, u
 	for (uint64_t at = offset, end = offset + len; at < end; at += PAGE) {
 		bool whole = at + PAGE <= end || end >= file->size;
 
-		keep(file, at, whole ? known_hash(bytes + (at - offset), at, file->size) : HASH_UNKNOWN);
+		keep(file, at,
+		     whole ? known_hash(bytes + (at - offset), at, file->size) : HASH_UNKNOWN);
 	}
 }
 
 /* What the backing file holds of a page of which the page cache's bytes are `page`, as far as it is
  * known, once `len` bytes at `from` have become `bytes`, or zeros. */
-static void replaced(struct df_file *file, char *page, uint64_t offset, const char *bytes, uint64_t from,
-		     uint64_t len, uint64_t size)
+static void replaced(struct df_file *file, char *page, uint64_t offset, const char *bytes,
+		     uint64_t from, uint64_t len, uint64_t size)
 {
 	bool known = len == PAGE || !exposed_differs(file, page, offset);
 
@@ -151,7 +152,7 @@ static bool is_clean(struct df_file *file, uint64_t offset)
 	if (!pages_in(file, offset, PAGE_EXPOSED))
 		return true;
 	if (pages_read(file, page, offset, PAGE))
-		return false;		/* it was removed, or cannot be compared now */
+		return false; /* it was removed, or cannot be compared now */
 	if (exposed_differs(file, page, offset))
 		pages_mark(file, offset, offset + PAGE, PAGE_DIRTY, true);
 	return !pages_in(file, offset, PAGE_DIRTY);

@@ -106,7 +106,7 @@ void file_changed(struct df_file *file, uint64_t size, bool content)
 			 * the memfd */
 			pages_drop(file, PAGE_UP(size), CACHE_SIZE);
 			pages_zero(file, size, PAGE_UP(size));
-			file_fit(file);	/* and the private copies past EOF */
+			file_fit(file); /* and the private copies past EOF */
 		} else if (size > old) {
 			file_fit(file);
 			/* a guest's stores past the old EOF were never part of the file */
@@ -196,7 +196,7 @@ void file_call_end(struct df_file *file, const struct file_look *after)
 	file->call = CALL_NONE;
 	atomic_fetch_add(&file->looks, 1);
 	if (!after->error)
-		stamp(file, &after->st);	/* the host's own change */
+		stamp(file, &after->st); /* the host's own change */
 }
 
 void file_attributes_set(struct df_file *file, const struct file_look *after)
@@ -227,7 +227,8 @@ static void update(struct df_file *file, const char *bytes, uint64_t offset, uin
 	}
 }
 
-void file_written(struct df_file *file, const char *bytes, uint64_t offset, uint64_t len, uint64_t size)
+void file_written(struct df_file *file, const char *bytes, uint64_t offset, uint64_t len,
+		  uint64_t size)
 {
 	file_changed(file, size, false);
 	record(file, offset, offset + len);

@@ -16,7 +16,7 @@
 #include "keeper/keep.h"
 
 /* Files with a page cache, to find the file of a program's mapping by the memfd's inode. */
-static pthread_mutex_t active_lock = PTHREAD_MUTEX_INITIALIZER;	/* a leaf */
+static pthread_mutex_t active_lock = PTHREAD_MUTEX_INITIALIZER; /* a leaf */
 static struct df_file *active;
 
 /* A file may be found here while its last reference goes. */
@@ -38,8 +38,8 @@ struct df_file *file_other_locked(const struct df_file *than)
 		if (file != than && (!oldest || atomic_load(&file->used) < atomic_load(&oldest->used)))
 			oldest = file;
 	/* busy: the next caller that needs room tries again */
-	if (oldest && (atomic_load(&oldest->used) == NOTHING_CLEAN ||
-		       pthread_mutex_trylock(&oldest->lock)))
+	if (oldest &&
+	    (atomic_load(&oldest->used) == NOTHING_CLEAN || pthread_mutex_trylock(&oldest->lock)))
 		oldest = NULL;
 	if (oldest && !get_unless_gone(oldest)) {
 		pthread_mutex_unlock(&oldest->lock);
@@ -147,7 +147,7 @@ void file_keep_source(struct df_file *file)
 {
 	if (file->cache < 0 || !file->sized)
 		return;
-	keep_nothing(DF_KEEP_SOURCE, file->id);		/* open for reading only */
+	keep_nothing(DF_KEEP_SOURCE, file->id); /* open for reading only */
 	keep(DF_KEEP_SOURCE, file->id, file->source.fd);
 }
 

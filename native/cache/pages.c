@@ -50,7 +50,8 @@ struct df_chunk *pages_chunk(struct df_file *file, uint64_t offset)
 {
 	size_t i = find(file, offset);
 
-	return i < file->nchunks && file->chunks[i]->index == offset / CHUNK_SIZE ? file->chunks[i] : NULL;
+	return i < file->nchunks && file->chunks[i]->index == offset / CHUNK_SIZE ? file->chunks[i]
+										  : NULL;
 }
 
 static struct df_chunk *make_chunk(struct df_file *file, uint64_t offset)
@@ -74,7 +75,8 @@ static struct df_chunk *make_chunk(struct df_file *file, uint64_t offset)
 		return NULL;
 	}
 	for (int state = 0; state < PAGE_STATES; state++)
-		chunk->pages[state] = state == PAGE_EXPOSED ? chunk->known->exposed : chunk->bits[state];
+		chunk->pages[state] = state == PAGE_EXPOSED ? chunk->known->exposed
+							    : chunk->bits[state];
 	memmove(grown + low + 1, grown + low, (file->nchunks - low) * sizeof(*grown));
 	grown[low] = chunk;
 	file->nchunks++;
@@ -150,7 +152,8 @@ bool pages_present(struct df_file *file, uint64_t offset)
 	return lseek(file->cache, (off_t)offset, SEEK_DATA) == (off_t)offset;
 }
 
-bool pages_next(struct df_file *file, uint64_t *start, uint64_t *end, uint64_t most, enum page_state state)
+bool pages_next(struct df_file *file, uint64_t *start, uint64_t *end, uint64_t most,
+		enum page_state state)
 {
 	for (size_t c = find(file, *start); c < file->nchunks; c++) {
 		const uint64_t *map = file->chunks[c]->pages[state];
@@ -199,7 +202,8 @@ uint64_t pages_run(struct df_file *file, uint64_t offset, uint64_t end, bool *fi
 
 /* Sets or clears a bit for each page of [start, end); -> the number of bits that changed.  Only
  * filled pages can be exposed, and only exposed ones dirty; other pages are skipped. */
-static uint64_t mark(struct df_file *file, uint64_t start, uint64_t end, enum page_state state, bool value)
+static uint64_t mark(struct df_file *file, uint64_t start, uint64_t end, enum page_state state,
+		     bool value)
 {
 	uint64_t changed = 0;
 
@@ -213,13 +217,15 @@ static uint64_t mark(struct df_file *file, uint64_t start, uint64_t end, enum pa
 		stop = next < end ? next : end;
 		for (; start < stop; start = start / (64 * PAGE) * (64 * PAGE) + 64 * PAGE) {
 			uint64_t word = page_in_chunk(start) / 64, first = start / PAGE % 64;
-			uint64_t pages = (stop - start + PAGE - 1) / PAGE, mask = ~(uint64_t)0 << first;
+			uint64_t pages = (stop - start + PAGE - 1) / PAGE,
+				 mask = ~(uint64_t)0 << first;
 
 			if (pages < 64 - first)
 				mask &= ~(~(uint64_t)0 << (first + pages));
 			mask &= value ? ~map[word] : map[word];
 			if (value && state != PAGE_FILLED)
-				mask &= chunk->pages[state == PAGE_DIRTY ? PAGE_EXPOSED : PAGE_FILLED][word];
+				mask &= chunk->pages[state == PAGE_DIRTY ? PAGE_EXPOSED
+									 : PAGE_FILLED][word];
 			map[word] ^= mask;
 			changed += (unsigned)__builtin_popcountll(mask);
 		}

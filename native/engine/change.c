@@ -42,8 +42,8 @@ void change_apply(struct df_file *file)
 		return;
 	fill_release(file, change.start, change.end);
 	if (file->mappings->first)
-		TRACE(&guest_of(file->mappings->first->space)->engine->tracer, .kind = DF_TRACE_CHANGED,
-		      .file = file->id, .offset = file->size, .vcpu = -1);
+		TRACE(&guest_of(file->mappings->first->space)->engine->tracer,
+		      .kind = DF_TRACE_CHANGED, .file = file->id, .offset = file->size, .vcpu = -1);
 	/* Withdraw errors that the guest has not taken yet.  It finds an empty slot, returns and
 	 * repeats the access. */
 	for (struct df_region *region = file->mappings->first; region; region = region->next)
@@ -74,7 +74,7 @@ static int begin(struct df_file *file, enum file_call call)
 
 	file_look(file, &look);
 	pthread_mutex_lock(&file->lock);
-	change_saw(file, &look);	/* our stamp must not hide another process's change */
+	change_saw(file, &look); /* our stamp must not hide another process's change */
 	file_call_begin(file, call);
 	return look.error;
 }

@@ -7,8 +7,8 @@
 
 #include "internal.h"
 
-#define TICK_NS 20000000u		/* how late a deadline may be kept */
-#define CHILD_NS 500000000u		/* the interval of checks of forked guests */
+#define TICK_NS 20000000u   /* how late a deadline may be kept */
+#define CHILD_NS 500000000u /* the interval of checks of forked guests */
 
 /* A file with a pending read that this round has not checked yet; a new reference. */
 static struct df_file *next_reading(struct df_engine *engine, uint64_t now)
@@ -33,7 +33,7 @@ static void fail_late(struct df_engine *engine, struct df_file *file, uint64_t n
 	struct df_fault *late;
 
 	if (pthread_mutex_trylock(&file->lock))
-		return;		/* busy: at the next tick.  Others have deadlines too */
+		return; /* busy: at the next tick.  Others have deadlines too */
 	late = fill_take_late(file, engine, now);
 	while (late) {
 		struct df_fault *fault = late;

@@ -12,7 +12,7 @@
 
 #include "internal.h"
 
-#define LEFT_TRIES 3	/* failures in a row of a thread that seems to have left its fault */
+#define LEFT_TRIES 3 /* failures in a row of a thread that seems to have left its fault */
 
 static int read_proc(int pid, int tid, const char *name, char *text, size_t size)
 {
@@ -143,13 +143,13 @@ static void traced(const struct df_pending *pending, enum df_trace_kind kind)
 {
 	const struct df_failure *record = &pending->record;
 
-	TRACE(&pending->guest->engine->tracer, .kind = kind, .guest = record->guest, .file = record->file,
-	      .address = record->address, .offset = record->offset, .token = record->token,
-	      .tid = record->tid, .vcpu = record->vcpu, .error = record->error);
+	TRACE(&pending->guest->engine->tracer, .kind = kind, .guest = record->guest,
+	      .file = record->file, .address = record->address, .offset = record->offset,
+	      .token = record->token, .tid = record->tid, .vcpu = record->vcpu,
+	      .error = record->error);
 }
 
-enum df_delivery deliver(struct df_pending *pending, enum df_answer answer,
-			 enum df_answer otherwise)
+enum df_delivery deliver(struct df_pending *pending, enum df_answer answer, enum df_answer otherwise)
 {
 	const struct df_failure *record = &pending->record;
 	enum df_delivery how;

@@ -8,7 +8,7 @@
 
 #include "internal.h"
 
-#define STOP_NS 2000000000u		/* how long the end waits for a hung page source */
+#define STOP_NS 2000000000u /* how long the end waits for a hung page source */
 
 int df_engine_new(const struct df_engine_options *options, struct df_engine **out)
 {
@@ -78,7 +78,7 @@ void df_engine_free(struct df_engine *engine)
 	unmapped_free(engine);
 
 	if (!sources_ended(engine))
-		return;		/* a thread in a hung page source still uses the engine */
+		return; /* a thread in a hung page source still uses the engine */
 	close(engine->failures_fd);
 	close(engine->unmapped_fd);
 	if (engine->spare >= 0)

@@ -30,17 +30,18 @@ void df_file_put(struct df_file *file);
 int df_file_fd(struct df_file *file);
 int df_file_upgrade(struct df_file *file, int fd);
 int64_t df_file_read(struct df_file *file, void *buffer, uint64_t offset, uint64_t len, int nowait);
-int64_t df_file_write(struct df_file *file, const void *bytes, uint64_t offset, uint64_t len, int nowait);
+int64_t df_file_write(struct df_file *file, const void *bytes, uint64_t offset, uint64_t len,
+		      int nowait);
 int df_file_truncate(struct df_file *file, uint64_t size);
 int df_file_recheck(struct df_file *file);
 /* The host has just changed the file's owner, mode, names or attributes: ignore its new ctime. */
 void df_file_attributes_set(struct df_file *file);
-int df_file_write_back(struct df_file *file);	/* 1: something was written */
+int df_file_write_back(struct df_file *file); /* 1: something was written */
 /* *seen: initially df_file_sync_errors() when the caller opened the file; updated here.  Reports
  * errors of fsync(2) since then, including those of other callers, once. */
 int df_file_sync(struct df_file *file, int datasync, uint64_t *seen);
 uint64_t df_file_sync_errors(struct df_file *file);
-uint64_t df_file_unwritten(struct df_file *file);	/* bytes of pages that may be dirty */
+uint64_t df_file_unwritten(struct df_file *file); /* bytes of pages that may be dirty */
 int df_file_heal(struct df_file *file);
 void df_file_state(struct df_file *file, struct df_file_state *out);
 /* Make reads of the page source in a range fail with an errno, be late, truncate the file, or

@@ -7,7 +7,7 @@
 
 #include "internal.h"
 
-#define PENDING_MAX 4096		/* failed faults that wait for Python's answer */
+#define PENDING_MAX 4096 /* failed faults that wait for Python's answer */
 
 static void pending_free(struct df_pending *pending)
 {
@@ -99,8 +99,7 @@ static bool hand_over(struct df_fault *fault, struct df_file *file, enum df_reas
 	return true;
 }
 
-void engine_fail(struct df_fault *fault, struct df_file *file, enum df_reason reason,
-		 int error)
+void engine_fail(struct df_fault *fault, struct df_file *file, enum df_reason reason, int error)
 {
 	struct df_guest *guest = fault->guest;
 	struct df_engine *engine = guest->engine;
@@ -120,10 +119,10 @@ void engine_fail(struct df_fault *fault, struct df_file *file, enum df_reason re
 		return;
 	}
 	COUNT(engine, failed, 1);
-	TRACE(&engine->tracer, .kind = DF_TRACE_FAIL, .guest = guest->space.id, .file = file ? file->id : 0,
-	      .address = fault->address, .offset = file ? fault->offset : 0,
-	      .token = fault->apf.token, .tid = fault->tid, .vcpu = fault->apf.vcpu, .value = reason,
-	      .error = error);
+	TRACE(&engine->tracer, .kind = DF_TRACE_FAIL, .guest = guest->space.id,
+	      .file = file ? file->id : 0, .address = fault->address,
+	      .offset = file ? fault->offset : 0, .token = fault->apf.token, .tid = fault->tid,
+	      .vcpu = fault->apf.vcpu, .value = reason, .error = error);
 	if (hand_over(fault, file, reason, error)) {
 		notify(engine->failures_fd);
 	} else {
@@ -245,21 +244,21 @@ int df_engine_answer(struct df_engine *engine, uint64_t id, int answer, int othe
 {
 	struct df_pending *pending;
 
-	if (answer < DF_ANSWER_WAKE || answer > DF_ANSWER_STOP ||
-	    otherwise < DF_ANSWER_WAKE || otherwise > DF_ANSWER_STOP)
+	if (answer < DF_ANSWER_WAKE || answer > DF_ANSWER_STOP || otherwise < DF_ANSWER_WAKE ||
+	    otherwise > DF_ANSWER_STOP)
 		return -EINVAL;
 	pending = take_unanswered(engine, id);
 	return pending ? (int)settle(engine, pending, (enum df_answer)answer,
-				     (enum df_answer)otherwise) : -ENOENT;
+				     (enum df_answer)otherwise)
+		       : -ENOENT;
 }
 
 /* Whether a stopped vCPU must go on: to repeat its access, or to end. */
 static bool resumes(const struct df_pending *pending)
 {
-	return pending->stopped &&
-	       (atomic_load(&pending->guest->space.dead) ||
-		(pending->file && atomic_load(&pending->file->generation) !=
-					  pending->record.generation));
+	return pending->stopped && (atomic_load(&pending->guest->space.dead) ||
+				    (pending->file && atomic_load(&pending->file->generation) !=
+							      pending->record.generation));
 }
 
 /* Remove and return the first failure that has ended: overdue, or its event was taken. */
@@ -285,7 +284,7 @@ void failures_keep(struct df_engine *engine, uint64_t now)
 
 	while ((pending = take_over(engine, now))) {
 		if (pending->slot >= 0 && !apf_withdraw(&pending->guest->apf, &pending->record)) {
-			pending_free(pending);		/* taken: all is well */
+			pending_free(pending); /* taken: all is well */
 			continue;
 		}
 		if (pending->stopped) {

@@ -14,15 +14,15 @@
 
 #define TRIES_MAX 3
 #define DENSE ((uint64_t)(16 * PAGE))
-#define FILL_NOW ((uint64_t)(16 * PAGE))	/* read under the lock at most; more is a fill */
+#define FILL_NOW ((uint64_t)(16 * PAGE)) /* read under the lock at most; more is a fill */
 
 /* The result of one step of a fault */
 enum step {
 	DONE,
-	WAITS,		/* a copy of the fault waits on a fill */
-	FILL,		/* ... on a new one, which the caller must run */
-	AGAIN,		/* the guest's address space is changing: after its events */
-	REPEAT,		/* look again, at once */
+	WAITS,	/* a copy of the fault waits on a fill */
+	FILL,	/* ... on a new one, which the caller must run */
+	AGAIN,	/* the guest's address space is changing: after its events */
+	REPEAT, /* look again, at once */
 };
 
 static struct install install_of(const struct df_fault *fault)
@@ -198,8 +198,8 @@ static enum step look_first(struct df_fault *fault, struct df_region *region, st
 	*fill = fill_find(file, fault->offset);
 	if (*fill)
 		return wait_for(*fill, fault);
-	return begin_fill(fault, region, fault->offset >= file_end(file) ||
-			  pages_filled(file, fault->offset), fill);
+	return begin_fill(fault, region,
+			  fault->offset >= file_end(file) || pages_filled(file, fault->offset), fill);
 }
 
 /* The page cache is being truncated to 0: waiters are woken after that. */
@@ -252,7 +252,7 @@ static enum step decide_locked(struct df_fault *fault, struct df_region *region,
 	if (fault->offset >= file_end(file)) {
 		error = file->source.local ? source_gup_error(&file->source, fault->offset) : EFAULT;
 		if (!error)
-			return REPEAT;		/* it grew while we looked */
+			return REPEAT; /* it grew while we looked */
 		return fail(fault, file, DF_REASON_EOF, error);
 	}
 	if (pages_filled(file, fault->offset))
@@ -298,7 +298,7 @@ static enum step decide(struct df_fault *fault, struct df_fill **fill)
 		}
 		region = region_find(space, page);
 		if (region && fault->retry && region->file != fault->retry)
-			region = NULL;		/* the address shows another file by now */
+			region = NULL; /* the address shows another file by now */
 		if (!region) {
 			pthread_rwlock_unlock(&space->lock);
 			step = decide_unknown(fault);
@@ -337,7 +337,7 @@ static void submit(struct df_fill *fill)
 	fill->engine->slow++;
 	pthread_mutex_unlock(&fill->engine->lock);
 	fill->job.run = run_slow;
-	file_get(fill->file);		/* released after the job: see df_file_new() */
+	file_get(fill->file); /* released after the job: see df_file_new() */
 	jobs_submit(&fill->file->waits->jobs, &fill->job);
 }
 

@@ -105,7 +105,7 @@ int64_t df_file_read(struct df_file *file, void *buffer, uint64_t offset, uint64
 		file_unlock(file);
 
 		if (filled && n == -ESTALE)
-			continue;		/* the source has them */
+			continue; /* the source has them */
 		if (filled && n)
 			return n;
 		/* Without the lock: a slow source must not hold up a truncation.
@@ -117,12 +117,13 @@ int64_t df_file_read(struct df_file *file, void *buffer, uint64_t offset, uint64
 			return n;
 		done += (uint64_t)n;
 		if ((uint64_t)n < end - at)
-			break;			/* EOF */
+			break; /* EOF */
 	}
 	return (int64_t)done;
 }
 
-int64_t df_file_write(struct df_file *file, const void *bytes, uint64_t offset, uint64_t len, int nowait)
+int64_t df_file_write(struct df_file *file, const void *bytes, uint64_t offset, uint64_t len,
+		      int nowait)
 {
 	struct file_look after;
 	uint64_t end;
@@ -139,7 +140,7 @@ int64_t df_file_write(struct df_file *file, const void *bytes, uint64_t offset, 
 	file_look(file, &after);
 	pthread_mutex_lock(&file->lock);
 	end = offset + (uint64_t)(n > 0 ? n : 0);
-	after.error = n > 0 ? after.error : -EIO;	/* its times are not ours */
+	after.error = n > 0 ? after.error : -EIO; /* its times are not ours */
 	file_call_end(file, &after);
 	if (n > 0 && file->cache < 0 && end > file->size)
 		file->size = end;

@@ -8,7 +8,7 @@
  */
 #include "internal.h"
 
-#define STALE_MAX 2		/* abandoned reads of one page */
+#define STALE_MAX 2 /* abandoned reads of one page */
 
 struct df_fill *fill_find(struct df_file *file, uint64_t offset)
 {
@@ -66,8 +66,8 @@ struct df_fill *fill_begin(struct df_engine *engine, struct df_file *file, uint6
 	fill->next_all = engine->fills;
 	engine->fills = fill;
 	pthread_mutex_unlock(&engine->lock);
-	TRACE(&engine->tracer, .kind = DF_TRACE_FILL_BEGIN, .file = file->id, .offset = start, .vcpu = -1,
-	      .value = (uint32_t)fill->len);
+	TRACE(&engine->tracer, .kind = DF_TRACE_FILL_BEGIN, .file = file->id, .offset = start,
+	      .vcpu = -1, .value = (uint32_t)fill->len);
 	return fill;
 }
 

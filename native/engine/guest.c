@@ -75,7 +75,9 @@ static int watch_asides(struct df_guest *guest)
 	struct epoll_event readable = { .events = EPOLLIN };
 
 	return epoll_ctl(guest->asides, EPOLL_CTL_ADD, guest->kick, &readable) ||
-	       epoll_ctl(guest->asides, EPOLL_CTL_ADD, guest->apf.doorbell, &readable) ? -errno : 0;
+			       epoll_ctl(guest->asides, EPOLL_CTL_ADD, guest->apf.doorbell, &readable)
+		       ? -errno
+		       : 0;
 }
 
 int guest_alloc(struct df_engine *engine, int uffd, bool tracks, bool program, struct df_guest **out)

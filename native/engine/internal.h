@@ -39,49 +39,49 @@
 struct df_fault {
 	struct df_fault *next;
 	struct df_guest *guest;
-	uint64_t address;		/* exact */
-	uint64_t arrived;		/* ns, CLOCK_MONOTONIC */
-	uint64_t seen;			/* when the thread last was in it; at first `arrived` */
-	uint64_t deadline;		/* of the page source, when parked */
+	uint64_t address;  /* exact */
+	uint64_t arrived;  /* ns, CLOCK_MONOTONIC */
+	uint64_t seen;	   /* when the thread last was in it; at first `arrived` */
+	uint64_t deadline; /* of the page source, when parked */
 	int32_t tid;
 	uint32_t write;
-	uint64_t offset;		/* of the page in the file, once looked up */
-	uint32_t tries;			/* installs whose page was gone from the page cache */
-	int error;			/* of a fill of this page alone */
-	bool stored;			/* a store to a page that is present, write-protected */
-	bool single;			/* fill this one page only: a larger fill failed */
-	bool waited;			/* a heap copy */
-	bool readonly;			/* the mapping is read-only */
-	bool looked;			/* the backing file was checked since it arrived, ... */
-	int look_error;			/* ... with this, a negative errno or 0 */
-	bool asked;			/* `apf` is known: fault_ask() */
-	struct apf_wait apf;		/* its token ends with the fault */
-	struct df_file *retry;		/* not a fault: a poisoned page of this file is read again */
+	uint64_t offset;       /* of the page in the file, once looked up */
+	uint32_t tries;	       /* installs whose page was gone from the page cache */
+	int error;	       /* of a fill of this page alone */
+	bool stored;	       /* a store to a page that is present, write-protected */
+	bool single;	       /* fill this one page only: a larger fill failed */
+	bool waited;	       /* a heap copy */
+	bool readonly;	       /* the mapping is read-only */
+	bool looked;	       /* the backing file was checked since it arrived, ... */
+	int look_error;	       /* ... with this, a negative errno or 0 */
+	bool asked;	       /* `apf` is known: fault_ask() */
+	struct apf_wait apf;   /* its token ends with the fault */
+	struct df_file *retry; /* not a fault: a poisoned page of this file is read again */
 };
 
 /* One read from the page source into the page cache. */
 struct df_fill {
 	struct job job;
-	struct df_fill *next;		/* of the file; file->lock */
-	struct df_fill *next_all;	/* of the engine; engine->lock */
+	struct df_fill *next;	  /* of the file; file->lock */
+	struct df_fill *next_all; /* of the engine; engine->lock */
 	struct df_engine *engine;
-	struct df_file *file;		/* counted */
-	uint64_t start, len;		/* bytes, page aligned */
-	bool stale;			/* the range changed since it began */
-	bool present;			/* its page is filled: only check the backing file */
-	bool slow;			/* it waits for the source, so send "not present" */
-	uint64_t looked;		/* the last round of deadlines.c; engine->lock */
+	struct df_file *file; /* counted */
+	uint64_t start, len;  /* bytes, page aligned */
+	bool stale;	      /* the range changed since it began */
+	bool present;	      /* its page is filled: only check the backing file */
+	bool slow;	      /* it waits for the source, so send "not present" */
+	uint64_t looked;      /* the last round of deadlines.c; engine->lock */
 	struct df_fault *waiters;
 };
 
 /* The waiters of a file; file->lock. */
 struct file_waits {
-	struct job_queue jobs;		/* fills that wait for the source */
+	struct job_queue jobs; /* fills that wait for the source */
 	struct df_file *file;
 	struct df_fill *fills;
-	struct df_fault *released;	/* decided again after the lock is released */
-	bool retried;			/* the caller may rely on poisoned pages being read again */
-	atomic_uint retries;		/* pending reads of poisoned pages */
+	struct df_fault *released; /* decided again after the lock is released */
+	bool retried;		   /* the caller may rely on poisoned pages being read again */
+	atomic_uint retries;	   /* pending reads of poisoned pages */
 };
 
 /* ------------------------------------------------------------------ guests */
@@ -89,19 +89,19 @@ struct file_waits {
 #define ATTEMPTS 64
 
 struct df_guest {
-	struct df_guest *next;		/* of the engine; engine->lock */
+	struct df_guest *next; /* of the engine; engine->lock */
 	struct df_engine *engine;
 	atomic_int refs;
 	struct df_space space;
 	struct df_apf apf;
-	bool child;			/* came by UFFD_EVENT_FORK */
-	int kick;			/* eventfd: check `again`, or end */
-	int asides;			/* epoll: `kick` and the doorbell, or `kick` alone; polled beside faults */
+	bool child; /* came by UFFD_EVENT_FORK */
+	int kick;   /* eventfd: check `again`, or end */
+	int asides; /* epoll: `kick` and the doorbell, or `kick` alone; polled beside faults */
 	pthread_t thread;
-	pthread_mutex_t small;		/* the rest; a leaf */
+	pthread_mutex_t small; /* the rest; a leaf */
 	pthread_cond_t end;
-	bool ended;			/* the reader */
-	struct df_fault *again;		/* the reader decides these after the next events */
+	bool ended;		/* the reader */
+	struct df_fault *again; /* the reader decides these after the next events */
 	struct {
 		uint64_t page;
 		uint32_t count;
@@ -121,14 +121,14 @@ static inline struct df_guest *guest_of(struct df_space *space)
 struct df_pending {
 	struct df_pending *next;
 	struct df_failure record;
-	struct df_guest *guest;		/* counted */
-	struct df_file *file;		/* counted, or NULL */
+	struct df_guest *guest; /* counted */
+	struct df_file *file;	/* counted, or NULL */
 	uint64_t deadline;
-	uint64_t seen;			/* the thread, in this fault */
-	int slot;			/* >= 0: an event was sent and not yet taken */
-	bool stopped;			/* the vCPU is stopped until the file changes */
-	bool read;			/* Python has the record */
-	bool over;			/* ended, but Python must still read the record */
+	uint64_t seen; /* the thread, in this fault */
+	int slot;      /* >= 0: an event was sent and not yet taken */
+	bool stopped;  /* the vCPU is stopped until the file changes */
+	bool read;     /* Python has the record */
+	bool over;     /* ended, but Python must still read the record */
 };
 
 struct df_engine {
@@ -136,7 +136,7 @@ struct df_engine {
 	pthread_mutex_t lock;
 	pthread_cond_t tick;
 	bool stopping;
-	unsigned slow;			/* fills in a thread that waits for a source */
+	unsigned slow; /* fills in a thread that waits for a source */
 	struct df_guest *guests;
 	struct df_fill *fills;
 	atomic_uint parked;
@@ -144,12 +144,12 @@ struct df_engine {
 	unsigned npending;
 	uint64_t next_id;
 	int failures_fd;
-	struct unmapped *unmapped;	/* unmapped.c */
+	struct unmapped *unmapped; /* unmapped.c */
 	int unmapped_fd;
-	atomic_int spare;		/* a descriptor to be closed for a forked child's, or -1 */
+	atomic_int spare; /* a descriptor to be closed for a forked child's, or -1 */
 	pthread_t deadlines;
 	struct df_tracer tracer;
-	struct df_counters counters;	/* by __atomic adds */
+	struct df_counters counters; /* by __atomic adds */
 };
 
 #define COUNT(engine, field, n) \
@@ -184,7 +184,7 @@ uint32_t guest_attempt(struct df_guest *guest, uint64_t page);
 void guest_resolved(struct df_guest *guest, uint64_t page);
 
 /* ---- parked.c: faults that wait */
-struct df_fault *fault_copy(struct df_fault *fault);	/* takes over its token */
+struct df_fault *fault_copy(struct df_fault *fault); /* takes over its token */
 void fault_free(struct df_fault *fault);
 void faults_append(struct df_fault **list, struct df_fault *more);
 /* Decide, once, how this fault waits, and deliver "not present" if it waits with a token. */
@@ -209,10 +209,10 @@ struct df_fill *fill_find(struct df_file *file, uint64_t offset);
 void fill_narrow(struct df_file *file, uint64_t offset, uint64_t *start, uint64_t *end);
 struct df_fill *fill_begin(struct df_engine *engine, struct df_file *file, uint64_t offset,
 			   uint64_t start, uint64_t end);
-struct df_fault *fill_end(struct df_fill *fill);	/* -> its waiters */
+struct df_fault *fill_end(struct df_fill *fill); /* -> its waiters */
 void fill_wait(struct df_fill *fill, struct df_fault *fault);
 bool fill_awaited(const struct df_fill *fill, const struct df_fault *fault);
-void fill_slow(struct df_fill *fill);			/* takes the lock */
+void fill_slow(struct df_fill *fill); /* takes the lock */
 void fill_state(const struct df_file *file, struct df_file_state *out);
 /* [start, end) of the file changed: discard the bytes of pending reads there. */
 void fill_release(struct df_file *file, uint64_t start, uint64_t end);
@@ -223,8 +223,8 @@ struct df_fault *fill_take_late(struct df_file *file, const struct df_engine *en
 
 /* ---- change.c: the consequences of a change of a file; file->lock */
 void change_apply(struct df_file *file);
-int change_notice(struct df_file *file);		/* as file_notice(), and apply */
-int change_saw(struct df_file *file, const struct file_look *look);	/* as file_saw() */
+int change_notice(struct df_file *file); /* as file_notice(), and apply */
+int change_saw(struct df_file *file, const struct file_look *look); /* as file_saw() */
 /* Release the lock, then decide again the faults that a change released.  Not with a space's lock. */
 void file_unlock(struct df_file *file);
 /* Before a call of the host that changes the backing file: waits for other such calls, and takes
@@ -233,8 +233,8 @@ void file_unlock(struct df_file *file);
 int change_begin(struct df_file *file, enum file_call call);
 /* The same, unless that would wait for another call or for a server. */
 bool change_try(struct df_file *file, enum file_call call);
-void change_end(struct df_file *file);			/* releases both */
-int change_truncate(struct df_file *file, uint64_t size);	/* no locks held */
+void change_end(struct df_file *file);			  /* releases both */
+int change_truncate(struct df_file *file, uint64_t size); /* no locks held */
 
 /* ---- verify.c */
 /* Compare the page cache, about to be released, with the backing file.  Under file->lock. */
@@ -253,11 +253,11 @@ enum df_delivery deliver_poison(struct df_guest *guest, struct df_file *file, ui
 /* Hand the fault and its token to Python, or poison at once if that is not possible.  file->lock
  * is held if there is a file. */
 void engine_fail(struct df_fault *fault, struct df_file *file, enum df_reason reason, int error);
-void failures_keep(struct df_engine *engine, uint64_t now);	/* those that are overdue */
+void failures_keep(struct df_engine *engine, uint64_t now); /* those that are overdue */
 void failures_free(struct df_engine *engine);
 
 /* ---- read.c: from the page source into the page cache */
-char *read_buffer(void);		/* RANGE bytes of this thread's own; NULL: no memory */
+char *read_buffer(void); /* RANGE bytes of this thread's own; NULL: no memory */
 /* Read the missing pages of [start, end) around `offset` now, under file->lock; -> 0, -EAGAIN if
  * it would block, or the error of the page. */
 int read_now(struct df_engine *engine, struct df_file *file, uint64_t offset, uint64_t start,
@@ -267,12 +267,12 @@ int read_now(struct df_engine *engine, struct df_file *file, uint64_t offset, ui
 struct df_fault *read_fill(struct df_fill *fill, bool may_block, bool *wait);
 
 /* ---- fault.c */
-void faults_run(struct df_fault *list);			/* takes heap faults */
-void fault_arrived(const struct df_fault *fault);	/* from the reader of a guest */
+void faults_run(struct df_fault *list);		  /* takes heap faults */
+void fault_arrived(const struct df_fault *fault); /* from the reader of a guest */
 
 /* ---- reader.c */
 int reader_start(struct df_guest *guest);
-void reader_end(struct df_guest *guest);		/* poisons absent pages */
+void reader_end(struct df_guest *guest); /* poisons absent pages */
 
 /* ---- deadlines.c */
 void *deadlines_run(void *engine);

@@ -5,7 +5,7 @@
  */
 #include "internal.h"
 
-#define RETRY_NS 1000000000u	/* how long a caller waits for poisoned pages to be read again */
+#define RETRY_NS 1000000000u /* how long a caller waits for poisoned pages to be read again */
 
 /* Pending retries of all files; they are rare, so they share this. */
 static pthread_mutex_t retries_lock = PTHREAD_MUTEX_INITIALIZER;

@@ -115,13 +115,13 @@ struct df_fault *read_fill(struct df_fill *fill, bool may_block, bool *wait)
 		return NULL;
 
 	looked = now_ns();
-	file_look(file, &look);		/* check that EOF has not moved */
+	file_look(file, &look); /* check that EOF has not moved */
 	pthread_mutex_lock(&file->lock);
 	bits = change_saw(file, &look);
 	waiters = fill_end(fill);
 	COUNT(fill->engine, filled, got);
-	TRACE(&fill->engine->tracer, .kind = DF_TRACE_FILL_END, .file = file->id, .offset = fill->start,
-	      .vcpu = -1, .value = (uint32_t)got, .error = error);
+	TRACE(&fill->engine->tracer, .kind = DF_TRACE_FILL_END, .file = file->id,
+	      .offset = fill->start, .vcpu = -1, .value = (uint32_t)got, .error = error);
 	for (struct df_fault *fault = waiters; fault; fault = fault->next) {
 		fault->looked = fault->arrived <= looked;
 		fault->look_error = look.error;
@@ -134,9 +134,9 @@ struct df_fault *read_fill(struct df_fill *fill, bool may_block, bool *wait)
 
 		if (refused)
 			error = -refused;
-		else if (!error && !fill->present && got < fill->len && fill->start + got < file->size &&
-			 look.looks == atomic_load(&file->looks))
-			error = EIO;	/* neither bytes, nor EOF, nor an error */
+		else if (!error && !fill->present && got < fill->len &&
+			 fill->start + got < file->size && look.looks == atomic_load(&file->looks))
+			error = EIO; /* neither bytes, nor EOF, nor an error */
 		/* The error may be that of another page than the waiter's: each waiter reads its
 		 * own page alone once more. */
 		for (struct df_fault *fault = waiters; fault && error; fault = fault->next) {

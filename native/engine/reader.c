@@ -16,10 +16,10 @@
 #include "internal.h"
 
 #define BATCH 32
-#define RETRY_MS 20		/* after a read that failed */
-#define STARVED 50		/* such reads in a row */
-#define LAST_ROUNDS 64		/* of events, when the service ends */
-#define JOIN_NS 1000000000u	/* how long a reader may take to see its end */
+#define RETRY_MS 20	    /* after a read that failed */
+#define STARVED 50	    /* such reads in a row */
+#define LAST_ROUNDS 64	    /* of events, when the service ends */
+#define JOIN_NS 1000000000u /* how long a reader may take to see its end */
 
 /* The child of a fork: the kernel returns its userfaultfd, registered like its parent's.  On any
  * error here, the child must not read zeros. */
@@ -46,7 +46,7 @@ static void serve_child(struct df_guest *parent, int uffd)
 	if (child) {
 		region_remove(&child->space, 0, UINT64_MAX, &removed);
 		regions_removed(removed);
-		faults_run(faults_take_again(child));	/* retries count it, and their file */
+		faults_run(faults_take_again(child)); /* retries count it, and their file */
 		guest_put(child);
 	} else {
 		close(uffd);
@@ -155,12 +155,12 @@ static void read_all(struct df_guest *guest)
 		if (poll(fds, 2, n < 0 ? RETRY_MS : -1) < 0)
 			continue;
 		if (fds[1].revents) {
-			take_notice(guest->kick);	/* or it was the doorbell */
+			take_notice(guest->kick); /* or it was the doorbell */
 			listen_to_bell(guest);
 		}
 		if (fds[0].revents & (POLLERR | POLLHUP)) {
 			n = space_unblock(space) ? -EBADF : -EAGAIN;
-			continue;	/* the guest has made it blocking */
+			continue; /* the guest has made it blocking */
 		}
 		do {
 			n = starved < STARVED ? take_events(guest) : take_starved(guest);

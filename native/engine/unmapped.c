@@ -17,7 +17,7 @@ static void report(struct df_guest *guest, const struct df_file *file)
 	struct unmapped *unmapped = malloc(sizeof(*unmapped));
 
 	if (!unmapped)
-		return;		/* out of memory: the file is released with the guest */
+		return; /* out of memory: the file is released with the guest */
 	unmapped->record = (struct df_unmapped){ guest->space.id, file->id };
 	pthread_mutex_lock(&engine->lock);
 	unmapped->next = engine->unmapped;

@@ -6,18 +6,18 @@
 
 #include "internal.h"
 
-#define SLICE ((uint64_t)1 << 20)	/* bytes written back at a time */
+#define SLICE ((uint64_t)1 << 20) /* bytes written back at a time */
 #define LAST_ROUNDS 8
 
 /* What one call of write_slice() is to write: runs of pages that differ from the backing file. */
 struct slice {
-	char *bytes;			/* of the page cache, from `start` on */
+	char *bytes; /* of the page cache, from `start` on */
 	uint64_t start, end;
 	unsigned nruns;
 	struct run {
-		uint64_t start, len;	/* ends at EOF at the latest */
-	} runs[SLICE / PAGE / 2];	/* no two touch */
-	bool failed[SLICE / PAGE];	/* pages of runs that could not be written */
+		uint64_t start, len; /* ends at EOF at the latest */
+	} runs[SLICE / PAGE / 2];    /* no two touch */
+	bool failed[SLICE / PAGE];   /* pages of runs that could not be written */
 };
 
 static void add_run(struct slice *slice, uint64_t at, uint64_t len)
@@ -39,11 +39,11 @@ static int collect(struct df_file *file, struct slice *slice)
 
 	if (space_protect(file, slice->start, slice->end))
 		pages_mark(file, slice->start, slice->end, PAGE_DIRTY, false);
-	atomic_store(&file->used, 0);	/* there are clean pages again, and old ones */
+	atomic_store(&file->used, 0); /* there are clean pages again, and old ones */
 	for (uint64_t at = slice->start; at < stop && !error; at += len) {
 		char *bytes = slice->bytes + (at - slice->start);
 
-		len = PAGE;		/* lost with what was stored to it */
+		len = PAGE; /* lost with what was stored to it */
 		if (!pages_filled(file, at))
 			continue;
 		len = PAGE_UP(stop - at < most ? stop - at : most);
@@ -51,11 +51,12 @@ static int collect(struct df_file *file, struct slice *slice)
 		if (error == -ESTALE) {
 			error = 0;
 			len = 0;
-			most = PAGE;	/* the others are to be written all the same */
+			most = PAGE; /* the others are to be written all the same */
 		}
 		for (uint64_t page = 0; page < len && !error; page += PAGE)
 			if (exposed_differs(file, bytes + page, at + page))
-				add_run(slice, at + page, stop - at - page < PAGE ? stop - at - page : PAGE);
+				add_run(slice, at + page,
+					stop - at - page < PAGE ? stop - at - page : PAGE);
 	}
 	return error;
 }
@@ -76,7 +77,8 @@ static int write_runs(const struct df_file *file, struct slice *slice)
 		uint64_t at = run->start, end = run->start + run->len;
 
 		while (at < end) {
-			int64_t n = source_write(&file->source, slice->bytes + (at - slice->start), at, end - at);
+			int64_t n = source_write(&file->source, slice->bytes + (at - slice->start),
+						 at, end - at);
 
 			if (n > 0) {
 				at += (uint64_t)n;
@@ -148,7 +150,7 @@ static int write_back(struct df_file *file, bool all)
 		int failed = 0;
 		struct slice slice = { .bytes = read_buffer() };
 
-		change_begin(file, CALL_WRITE);	/* never write past an EOF that moved */
+		change_begin(file, CALL_WRITE); /* never write past an EOF that moved */
 		more = file->cache >= 0 && file->source.writable &&
 		       pages_next(file, &at, &slice.end, SLICE, state) && at < file->size;
 		slice.start = at;
@@ -256,6 +258,6 @@ int df_file_end(struct df_file *file, uint64_t *lost)
 		verify(file);
 	pages_free(file);
 	file_deactivate(file);
-	space_wake_file(file);		/* they touch the page again, and find it gone */
+	space_wake_file(file); /* they touch the page again, and find it gone */
 	return some < 0 ? some : 0;
 }

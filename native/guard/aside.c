@@ -42,18 +42,18 @@ enum {
 struct area {
 	uint64_t start, len, reserve;
 	uint64_t device, inode;
-	uint64_t base;			/* offset in the file of address 0, modulo 2^64 */
-	bool registered;		/* with a userfaultfd */
+	uint64_t base;	 /* offset in the file of address 0, modulo 2^64 */
+	bool registered; /* with a userfaultfd */
 };
 
-static struct area areas[AREAS];	/* the newest last */
+static struct area areas[AREAS]; /* the newest last */
 static int nareas;
 
 static struct {
-	int key;			/* pkeys(7), or -1 */
-	uint64_t zeros[2][2];		/* [private][writable]: templates */
-	uint64_t gone;			/* template of an empty file: every access fails */
-	dev_t device;			/* of /dev/zero */
+	int key;	      /* pkeys(7), or -1 */
+	uint64_t zeros[2][2]; /* [private][writable]: templates */
+	uint64_t gone;	      /* template of an empty file: every access fails */
+	dev_t device;	      /* of /dev/zero */
 	uint64_t inode;
 } ours = { .key = -1 };
 
@@ -117,7 +117,7 @@ int stand_in_prepare(void)
 	ours.inode = st.st_ino;
 	if (ours.key < 0)
 		ours.key = pkey_alloc(0, PKEY_DISABLE_ACCESS);
-	for (int private = 0; private <= (ours.key >= 0); private++)
+	for (int private = 0; private <= (ours.key >= 0); private ++)
 		for (int writable = 0; writable <= 1; writable++)
 			if (!error && !ours.zeros[private][writable])
 				error = make_zeros(fd, private, writable);
@@ -133,8 +133,8 @@ int stand_in_key(void)
 /* Replace the page at `to` by a copy of a template, atomically. */
 static int copy_template(uint64_t template, uint64_t to)
 {
-	void *at = mremap((void *)template, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP,
-			  (void *)to);
+	void *at = mremap((void *)template, PAGE, PAGE,
+			  MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, (void *)to);
 
 	return at == MAP_FAILED ? -errno : 0;
 }
@@ -290,7 +290,8 @@ int stand_in(uint64_t page, bool private, struct origin *of)
 	template = ours.zeros[private && ours.key >= 0][!!(found.prot & PROT_WRITE)];
 	error = copy_template(template, page);
 	if (error) {
-		mremap((void *)aside(area, page), PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)page);
+		mremap((void *)aside(area, page), PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED,
+		       (void *)page);
 		return error;
 	}
 	set_origin(of, area, page);
@@ -307,7 +308,8 @@ static bool was_stored(int pagemap, uint64_t start, uint64_t end)
 	uint64_t entries[PAGEMAP_BATCH];
 
 	while (start < end) {
-		size_t n = (end - start) / PAGE < PAGEMAP_BATCH ? (end - start) / PAGE : PAGEMAP_BATCH;
+		size_t n = (end - start) / PAGE < PAGEMAP_BATCH ? (end - start) / PAGE
+								: PAGEMAP_BATCH;
 		ssize_t got = pread(pagemap, entries, n * 8, (off_t)(start / PAGE * 8));
 
 		if (got <= 0)
@@ -329,7 +331,8 @@ static void put_back(uint64_t from, uint64_t to, uint64_t len, bool lost)
 	if (lost)
 		for (uint64_t at = to; at < to + len && !error; at += PAGE)
 			error = copy_template(ours.gone, at);
-	else if (mremap((void *)from, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)to) == MAP_FAILED)
+	else if (mremap((void *)from, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)to) ==
+		 MAP_FAILED)
 		error = -errno;
 	/* vm.max_map_count: an access must not read zeros; it raises SIGSEGV */
 	if (error)
@@ -337,14 +340,15 @@ static void put_back(uint64_t from, uint64_t to, uint64_t len, bool lost)
 }
 
 /* Put back the pages of one mapping of the reserve whose stand-ins are still in place. */
-static void put_back_run(const struct area *area, const struct maps_area *run, int maps, int pagemap,
-			 void (*stored)(uint64_t start, uint64_t end))
+static void put_back_run(const struct area *area, const struct maps_area *run, int maps,
+			 int pagemap, void (*stored)(uint64_t start, uint64_t end))
 {
 	uint64_t to = run->start - area->reserve + area->start, end = to + (run->end - run->start);
 	bool moved = area->registered && !(flags_at(run->start) & MAPS_UFFD);
 	struct maps_area there;
 
-	for (uint64_t at = to; at < end && look(maps, at, &there) && there.start < end; at = there.end) {
+	for (uint64_t at = to; at < end && look(maps, at, &there) && there.start < end;
+	     at = there.end) {
 		uint64_t from = there.start > to ? there.start : to;
 		uint64_t until = there.end < end ? there.end : end;
 
@@ -373,7 +377,7 @@ void stand_down(void (*stored)(uint64_t start, uint64_t end))
 		while (at < end && look(maps, at, &run) && run.start < end) {
 			at = run.end;
 			if (run.prot == PROT_NONE)
-				continue;	/* nothing was moved here */
+				continue; /* nothing was moved here */
 			if (run.start < area->reserve)
 				run.start = area->reserve;
 			if (run.end > end)

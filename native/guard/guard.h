@@ -18,26 +18,26 @@
 /* DF_CDEF_BEGIN */
 
 enum {
-	DF_GUARD_FAULTS = 64,		/* notes that a guard can hold */
+	DF_GUARD_FAULTS = 64, /* notes that a guard can hold */
 };
 
-struct df_guard;			/* belongs to the thread that entered it */
+struct df_guard; /* belongs to the thread that entered it */
 
-struct df_guard_span {			/* [start, start + len), addresses */
+struct df_guard_span { /* [start, start + len), addresses */
 	uint64_t start;
 	uint64_t len;
 };
 
-struct df_guard_fault {			/* a page that failed, or several in a row */
-	uint64_t address;		/* exact, of the first access */
-	uint64_t pages;			/* number of pages that failed, from this address's page on */
-	uint64_t device;		/* st_dev and st_ino of the file; */
-	uint64_t inode;			/* 0: no file */
-	uint64_t offset;		/* of `address` in it, bytes */
-	uint64_t time_ns;		/* CLOCK_MONOTONIC */
-	int32_t tid;			/* of the access */
-	int32_t code;			/* si_code: BUS_ADRERR or BUS_MCEERR_AR */
-	uint32_t write;			/* 1: a store to the page was lost */
+struct df_guard_fault {	  /* a page that failed, or several in a row */
+	uint64_t address; /* exact, of the first access */
+	uint64_t pages;	  /* number of pages that failed, from this address's page on */
+	uint64_t device;  /* st_dev and st_ino of the file; */
+	uint64_t inode;	  /* 0: no file */
+	uint64_t offset;  /* of `address` in it, bytes */
+	uint64_t time_ns; /* CLOCK_MONOTONIC */
+	int32_t tid;	  /* of the access */
+	int32_t code;	  /* si_code: BUS_ADRERR or BUS_MCEERR_AR */
+	uint32_t write;	  /* 1: a store to the page was lost */
 	uint32_t pad;
 };
 

@@ -19,16 +19,16 @@
 
 #include "internal.h"
 
-struct guarded {			/* a thread that has entered a guard */
-	struct guarded *next, **link;	/* link NULL: its thread has ended, it is in no list */
+struct guarded {		      /* a thread that has entered a guard */
+	struct guarded *next, **link; /* link NULL: its thread has ended, it is in no list */
 	struct df_guard *innermost;
 	pid_t tid;
 };
 
 struct df_guard {
-	struct guarded *thread;		/* NULL: left */
+	struct guarded *thread; /* NULL: left */
 	struct df_guard *outer;
-	uint64_t total;			/* notes, including those that did not fit */
+	uint64_t total; /* notes, including those that did not fit */
 	bool all_threads;
 	struct df_guard_fault faults[DF_GUARD_FAULTS];
 	size_t nspans;
@@ -133,7 +133,8 @@ static bool extends(struct df_guard_fault *last, const struct df_guard_fault *fa
 	uint64_t page = page_of(fault->address), ahead = page - page_of(last->address);
 
 	if (last->tid != fault->tid || last->code != fault->code || last->device != fault->device ||
-	    last->inode != fault->inode || fault->address - last->address != fault->offset - last->offset ||
+	    last->inode != fault->inode ||
+	    fault->address - last->address != fault->offset - last->offset ||
 	    page < page_of(last->address) || page > end_of(last))
 		return false;
 	last->write |= fault->write;
@@ -300,7 +301,8 @@ static void open_to_thread(bool open)
 		pkey_set(key, open ? 0 : PKEY_DISABLE_ACCESS);
 }
 
-int df_guard_enter(const struct df_guard_span *spans, size_t nspans, bool all_threads, struct df_guard **out)
+int df_guard_enter(const struct df_guard_span *spans, size_t nspans, bool all_threads,
+		   struct df_guard **out)
 {
 	struct df_guard *guard = calloc(1, sizeof(*guard) + nspans * sizeof(*spans));
 	sigset_t before;
@@ -379,7 +381,7 @@ void df_guard_leave(struct df_guard *guard)
 		if (!thread->innermost && thread == mine)
 			open_to_thread(false);
 		if (!thread->innermost && !thread->link)
-			free(thread);	/* it ended before */
+			free(thread); /* it ended before */
 	}
 	unlock_all(&before);
 }

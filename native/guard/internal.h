@@ -23,7 +23,7 @@ enum {
 
 /* ---- aside.c */
 
-struct origin {				/* the file and offset behind a page that has a stand-in */
+struct origin { /* the file and offset behind a page that has a stand-in */
 	uint64_t device, inode, offset;
 };
 

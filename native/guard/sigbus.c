@@ -22,7 +22,7 @@
 #error "add the register that holds the kind of access on this CPU"
 #endif
 
-enum {				/* arch/x86/include/asm/trap_pf.h */
+enum { /* arch/x86/include/asm/trap_pf.h */
 	ERROR_WRITE = 1 << 1,
 	ERROR_FETCH = 1 << 4,
 };
@@ -85,7 +85,7 @@ static void on_sigbus(int number, siginfo_t *info, void *arg)
 
 	/* never execute zeros */
 	if (!fault || why & ERROR_FETCH ||
-	    !catch((uint64_t)info->si_addr, info->si_code, why & ERROR_WRITE))
+	    !catch ((uint64_t)info->si_addr, info->si_code, why &ERROR_WRITE))
 		pass_on(number, info, context);
 	else
 		passing = false;
@@ -94,7 +94,8 @@ static void on_sigbus(int number, siginfo_t *info, void *arg)
 
 int sigbus_install(sigbus_catch *function)
 {
-	struct sigaction act = { .sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO | SA_ONSTACK }, now;
+	struct sigaction act = { .sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO | SA_ONSTACK },
+			 now;
 
 	if (sigaction(SIGBUS, NULL, &now))
 		return -errno;

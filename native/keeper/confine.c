@@ -24,17 +24,47 @@
 #define ARCH AUDIT_ARCH_AARCH64
 #endif
 
-#define LANDLOCK_FS_V1 ((1ull << 13) - 1)	/* every access to files of Linux 5.13 */
+#define LANDLOCK_FS_V1 ((1ull << 13) - 1) /* every access to files of Linux 5.13 */
 #define NCALLS (sizeof(calls) / sizeof(calls[0]))
 
 /* It opens nothing, starts nothing but threads, and sends to nobody. */
 static const uint16_t calls[] = {
-	SYS_recvmsg, SYS_ppoll, SYS_close, SYS_read, SYS_write, SYS_writev, SYS_shutdown, SYS_accept4,
-	SYS_pread64, SYS_pwrite64, SYS_ftruncate, SYS_lseek, SYS_fstat, SYS_newfstatat,
-	SYS_mmap, SYS_munmap, SYS_mremap, SYS_mprotect, SYS_madvise, SYS_brk,
-	SYS_clone, SYS_futex, SYS_set_robust_list, SYS_rseq, SYS_sched_yield,
-	SYS_rt_sigprocmask, SYS_rt_sigaction, SYS_rt_sigreturn, SYS_restart_syscall,
-	SYS_clock_gettime, SYS_getrandom, SYS_gettid, SYS_getpid, SYS_tgkill, SYS_exit, SYS_exit_group,
+	SYS_recvmsg,
+	SYS_ppoll,
+	SYS_close,
+	SYS_read,
+	SYS_write,
+	SYS_writev,
+	SYS_shutdown,
+	SYS_accept4,
+	SYS_pread64,
+	SYS_pwrite64,
+	SYS_ftruncate,
+	SYS_lseek,
+	SYS_fstat,
+	SYS_newfstatat,
+	SYS_mmap,
+	SYS_munmap,
+	SYS_mremap,
+	SYS_mprotect,
+	SYS_madvise,
+	SYS_brk,
+	SYS_clone,
+	SYS_futex,
+	SYS_set_robust_list,
+	SYS_rseq,
+	SYS_sched_yield,
+	SYS_rt_sigprocmask,
+	SYS_rt_sigaction,
+	SYS_rt_sigreturn,
+	SYS_restart_syscall,
+	SYS_clock_gettime,
+	SYS_getrandom,
+	SYS_gettid,
+	SYS_getpid,
+	SYS_tgkill,
+	SYS_exit,
+	SYS_exit_group,
 #ifdef SYS_poll
 	SYS_poll,
 #endif
@@ -68,17 +98,20 @@ static void filter_calls(void)
 	struct sock_fprog program = { .filter = filter };
 	struct sock_filter *at = filter;
 
-	*at++ = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch));
+	*at++ = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS,
+					     offsetof(struct seccomp_data, arch));
 	*at++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, ARCH, 1, 0);
 	*at++ = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS);
-	*at++ = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
+	*at++ = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS,
+					     offsetof(struct seccomp_data, nr));
 	for (size_t i = 0; i < NCALLS; i++)
 		*at++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, calls[i],
 						     (uint8_t)(NCALLS - i + 5), 0);
 	*at++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_clone3, 0, 1);
 	*at++ = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOSYS);
 	*at++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_ioctl, 0, 2);
-	*at++ = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[1]));
+	*at++ = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS,
+					     offsetof(struct seccomp_data, args[1]));
 	*at++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)UFFDIO_WAKE, 1, 0);
 	*at++ = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM);
 	*at++ = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);

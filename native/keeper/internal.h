@@ -12,10 +12,10 @@
 
 /* cleanup.c: what the host would have removed itself */
 struct leftovers {
-	const char *mount;		/* its path; NULL: none */
-	int point;			/* the directory below it; -1: only the path is known */
-	const char *connection;		/* the number of its FUSE connection */
-	char **paths;			/* files and empty directories */
+	const char *mount;	/* its path; NULL: none */
+	int point;		/* the directory below it; -1: only the path is known */
+	const char *connection; /* the number of its FUSE connection */
+	char **paths;		/* files and empty directories */
 	int npaths;
 };
 void cleanup(const struct leftovers *left);
@@ -27,9 +27,9 @@ void kept_run(int host, int died);
 void confine(void);
 
 /* write_back.c: what programs had stored when the host died.  */
-void write_back_know(int known);		/* DF_KEEP_KNOWN */
+void write_back_know(int known); /* DF_KEEP_KNOWN */
 /* Empty a page cache, but for what goes to its backing file. */
 void write_back_take(uint64_t id, int cache, int source);
-void write_back_run(void);			/* ... now, which may take long */
+void write_back_run(void); /* ... now, which may take long */
 
 #endif

@@ -16,15 +16,15 @@
 
 struct entry {
 	struct keep message;
-	int fd;				/* -1: a message without one, removed when it is sent */
+	int fd; /* -1: a message without one, removed when it is sent */
 };
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;	/* a leaf */
-static struct entry *entries;		/* in the order in which they are sent */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* a leaf */
+static struct entry *entries;				 /* in the order in which they are sent */
 static size_t nentries, room;
-static size_t nsent;			/* the first entries, all with descriptors */
+static size_t nsent; /* the first entries, all with descriptors */
 static int keeper = -1;
-static int lost;			/* a negative errno */
+static int lost; /* a negative errno */
 static int event = -1;
 
 static void remove_at(size_t i)
@@ -36,8 +36,8 @@ static int send_all(void)
 {
 	while (keeper >= 0 && !lost && nsent < nentries) {
 		const struct entry *next = &entries[nsent];
-		int error = packet_send_now(keeper, &next->message, sizeof(next->message), &next->fd,
-					    next->fd >= 0);
+		int error = packet_send_now(keeper, &next->message, sizeof(next->message),
+					    &next->fd, next->fd >= 0);
 
 		if (error == -EAGAIN)
 			break;
@@ -131,7 +131,8 @@ void keep_nothing(enum keep_kind what, uint64_t id)
 			continue;
 		nsent--;
 		if (keeper >= 0)
-			add_or_notify(&(struct keep){ .kind = DF_KEEP_NOTHING, .what = what, .id = id }, -1);
+			add_or_notify(&(struct keep){ .kind = DF_KEEP_NOTHING, .what = what, .id = id },
+				      -1);
 	}
 }
 

@@ -19,9 +19,9 @@
 #include "base/packet.h"
 #include "internal.h"
 
-#define LOWEST 0x10000ull			/* vm.mmap_min_addr; nothing is mapped below */
-#define HIGHEST 0x7ffffffff000ull		/* TASK_SIZE_MAX, 4-level paging */
-#define LAST_MS 50		/* grace for system calls of a dying host: a write to a file */
+#define LOWEST 0x10000ull	  /* vm.mmap_min_addr; nothing is mapped below */
+#define HIGHEST 0x7ffffffff000ull /* TASK_SIZE_MAX, 4-level paging */
+#define LAST_MS 50		  /* grace for system calls of a dying host: a write to a file */
 
 struct kept {
 	struct keep message;
@@ -30,7 +30,7 @@ struct kept {
 
 static struct kept *kept;
 static size_t nkept, room;
-static int dead[2];			/* a pipe: the host's main thread is dead */
+static int dead[2]; /* a pipe: the host's main thread is dead */
 
 /* -> false at the end of the connection; *fd is -1 when none came */
 static bool receive(int host, struct keep *message, int *fd)
@@ -39,7 +39,7 @@ static bool receive(int host, struct keep *message, int *fd)
 	ssize_t n = packet_receive(host, message, sizeof(*message), fds, &nfds);
 
 	*fd = nfds ? fds[0] : -1;
-	return n == sizeof(*message) || n == -EMFILE;	/* out of descriptors: this one is not kept */
+	return n == sizeof(*message) || n == -EMFILE; /* out of descriptors: this one is not kept */
 }
 
 static void add(const struct keep *message, int fd)
@@ -71,7 +71,7 @@ static void drop(const struct keep *message)
 static void *wait_for_death(void *life)
 {
 	if (pthread_mutex_lock(&((struct keep_life *)life)->alive) == EOWNERDEAD)
-		close(dead[1]);		/* at the other end: readable */
+		close(dead[1]); /* at the other end: readable */
 	return NULL;
 }
 
@@ -98,7 +98,8 @@ static void hang_up(int fd)
 
 static int by_id_and_kind(const void *one, const void *other)
 {
-	const struct keep *a = &((const struct kept *)one)->message, *b = &((const struct kept *)other)->message;
+	const struct keep *a = &((const struct kept *)one)->message,
+			  *b = &((const struct kept *)other)->message;
 
 	return a->id != b->id ? (a->id < b->id ? -1 : 1) : (int)a->kind - (int)b->kind;
 }
@@ -108,7 +109,8 @@ static void empty(const struct kept *cache)
 {
 	const struct kept *next = cache + 1, *end = kept + nkept;
 
-	while (next < end && next->message.id == cache->message.id && next->message.kind != DF_KEEP_SOURCE)
+	while (next < end && next->message.id == cache->message.id &&
+	       next->message.kind != DF_KEEP_SOURCE)
 		next++;
 	if (next < end && next->message.id == cache->message.id)
 		write_back_take(cache->message.id, cache->fd, next->fd);
@@ -148,7 +150,8 @@ static void report(int died)
 /* Until the host ends.  The death of a host is noticed before its end of the socket is closed. */
 static void receive_all(int host, int died_fd)
 {
-	struct pollfd fds[] = { { .fd = host, .events = POLLIN }, { .fd = dead[0], .events = POLLIN } };
+	struct pollfd fds[] = { { .fd = host, .events = POLLIN },
+				{ .fd = dead[0], .events = POLLIN } };
 	bool ends = false, died = false;
 	struct keep message;
 	int fd;

@@ -13,10 +13,10 @@
 #include "keep.h"
 #include "known.h"
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;	/* a leaf, but for keep()'s */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* a leaf, but for keep()'s */
 static int memory = -1;
-static size_t slots;			/* of the memory's size */
-static size_t *unused, nunused;		/* room for all slots */
+static size_t slots;		/* of the memory's size */
+static size_t *unused, nunused; /* room for all slots */
 
 /* -> a slot of zeros */
 static bool take(size_t *slot)

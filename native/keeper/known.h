@@ -18,20 +18,20 @@
 
 #include "abi/host.h"
 
-#define KNOWN_SIZE ((uint64_t)1 << 30)		/* bytes of the file for which one is */
+#define KNOWN_SIZE ((uint64_t)1 << 30) /* bytes of the file for which one is */
 #define KNOWN_PAGES (KNOWN_SIZE / DF_PAGE_SIZE)
 
-#define HASH_UNKNOWN 0		/* the page counts as stored to */
+#define HASH_UNKNOWN 0 /* the page counts as stored to */
 
 /* Of [index * KNOWN_SIZE, + KNOWN_SIZE) of a file. */
 struct known {
-	uint64_t file;			/* its id; 0: this struct is not used */
+	uint64_t file; /* its id; 0: this struct is not used */
 	uint64_t index;
-	uint64_t size;			/* of the file */
-	uint64_t slot;			/* known.c */
+	uint64_t size; /* of the file */
+	uint64_t slot; /* known.c */
 	char pad[DF_PAGE_SIZE - 4 * sizeof(uint64_t)];
-	uint64_t exposed[KNOWN_PAGES / 64];	/* a bit a page: a guest can store to it */
-	uint64_t hashes[KNOWN_PAGES];		/* of exposed pages, as the backing file has them */
+	uint64_t exposed[KNOWN_PAGES / 64]; /* a bit a page: a guest can store to it */
+	uint64_t hashes[KNOWN_PAGES];	    /* of exposed pages, as the backing file has them */
 };
 
 /* Of a page of a file.  Bytes past EOF are no part of the file: they count as zeros. */

@@ -87,7 +87,7 @@ int main(int argc, char **argv)
 		return 1;
 	}
 	if (!child) {
-		prctl(PR_SET_PDEATHSIG, SIGKILL);	/* the host replaces both */
+		prctl(PR_SET_PDEATHSIG, SIGKILL); /* the host replaces both */
 		if (left.point >= 0)
 			close(left.point);
 		close(died[0]);

@@ -23,9 +23,9 @@
 #include "known.h"
 
 #define PAGE ((uint64_t)DF_PAGE_SIZE)
-#define WINDOW_PAGES 512		/* moved at a time */
+#define WINDOW_PAGES 512 /* moved at a time */
 #define WINDOW (WINDOW_PAGES * PAGE)
-#define WAIT_S 60			/* for files that do not answer */
+#define WAIT_S 60 /* for files that do not answer */
 
 /* Pages in a row that were stored to. */
 struct run {
@@ -38,18 +38,19 @@ struct file {
 	struct file *next;
 	uint64_t id;
 	int source;
-	uint64_t size;			/* as the host knew it */
+	uint64_t size; /* as the host knew it */
 	struct run *runs;
 	pthread_t thread;
 };
 
-static const struct known **known;	/* by file, and of each the last first */
+static const struct known **known; /* by file, and of each the last first */
 static size_t nknown;
 static struct file *files;
 
 static int by_file(const void *one, const void *other)
 {
-	const struct known *a = *(const struct known *const *)one, *b = *(const struct known *const *)other;
+	const struct known *a = *(const struct known *const *)one,
+			   *b = *(const struct known *const *)other;
 
 	if (a->file != b->file)
 		return a->file < b->file ? -1 : 1;
@@ -103,7 +104,8 @@ static bool is_exposed(const struct known *of, uint64_t first)
 
 static void lost(const struct file *file, uint64_t offset, uint64_t len, int error)
 {
-	fprintf(stderr, "daxfault-keeper: file %llu: %llu bytes at %llu, which a program had stored, are lost: %s\n",
+	fprintf(stderr,
+		"daxfault-keeper: file %llu: %llu bytes at %llu, which a program had stored, are lost: %s\n",
 		(unsigned long long)file->id, (unsigned long long)len, (unsigned long long)offset,
 		strerror(error));
 }
@@ -188,7 +190,8 @@ static void write_run(const struct file *file, const struct run *run, uint64_t s
 	if (len > run->len)
 		len = run->len;
 	while (done < len) {
-		ssize_t n = pwrite(file->source, run->bytes + done, len - done, (off_t)(run->offset + done));
+		ssize_t n = pwrite(file->source, run->bytes + done, len - done,
+				   (off_t)(run->offset + done));
 
 		if (n <= 0) {
 			lost(file, run->offset + done, len - done, n < 0 ? errno : ENOSPC);
@@ -208,7 +211,8 @@ static void *write_file(void *context)
 		return NULL;
 	}
 	for (const struct run *run = file->runs; run; run = run->next)
-		write_run(file, run, file->size < (uint64_t)st.st_size ? file->size : (uint64_t)st.st_size);
+		write_run(file, run,
+			  file->size < (uint64_t)st.st_size ? file->size : (uint64_t)st.st_size);
 	return NULL;
 }
 
@@ -219,7 +223,7 @@ void write_back_run(void)
 	for (struct file *file = files, **at = &files; file; file = *at) {
 		if (pthread_create(&file->thread, NULL, write_file, file)) {
 			write_file(file);
-			*at = file->next;	/* there is no thread to wait for */
+			*at = file->next; /* there is no thread to wait for */
 		} else {
 			at = &file->next;
 		}
@@ -228,6 +232,7 @@ void write_back_run(void)
 	until.tv_sec += WAIT_S;
 	for (const struct file *file = files; file; file = file->next)
 		if (pthread_clockjoin_np(file->thread, NULL, CLOCK_MONOTONIC, &until))
-			fprintf(stderr, "daxfault-keeper: file %llu does not answer: what programs stored may be lost\n",
+			fprintf(stderr,
+				"daxfault-keeper: file %llu does not answer: what programs stored may be lost\n",
 				(unsigned long long)file->id);
 }

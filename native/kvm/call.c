@@ -36,7 +36,8 @@ int kvm_ioctl(int fd, unsigned long request, void *arg, const char *name)
 struct kvm_cpuid2 *kvm_cpuid(int kvm)
 {
 	for (uint32_t entries = 128; entries <= 1024; entries *= 2) {
-		struct kvm_cpuid2 *cpuid = calloc(1, sizeof(*cpuid) + entries * sizeof(cpuid->entries[0]));
+		struct kvm_cpuid2 *cpuid =
+			calloc(1, sizeof(*cpuid) + entries * sizeof(cpuid->entries[0]));
 
 		if (!cpuid)
 			return NULL;
@@ -62,7 +63,7 @@ static void look(int kvm, const struct kvm_cpuid2 *cpuid, struct df_kvm_abilitie
 		case 0x80000001:
 			out->long_mode = entry->edx >> 29 & 1;
 			break;
-		case 0x40000001:	/* KVM_CPUID_FEATURES: ASYNC_PF 4, ASYNC_PF_INT 14 */
+		case 0x40000001: /* KVM_CPUID_FEATURES: ASYNC_PF 4, ASYNC_PF_INT 14 */
 			out->async_pf = (entry->eax >> 4 & 1) && (entry->eax >> 14 & 1);
 			break;
 		}

@@ -14,10 +14,10 @@
 
 /* newer than the headers of Debian 12 (Linux 6.1) */
 #ifndef KVM_CAP_MEMORY_FAULT_INFO
-#define KVM_CAP_MEMORY_FAULT_INFO	232
+#define KVM_CAP_MEMORY_FAULT_INFO 232
 #endif
 #ifndef KVM_EXIT_MEMORY_FAULT
-#define KVM_EXIT_MEMORY_FAULT		39
+#define KVM_EXIT_MEMORY_FAULT 39
 #endif
 
 /* the guest, from kvm/embed.py */
@@ -25,16 +25,16 @@ extern const unsigned char kvm_image[];
 extern const unsigned long kvm_image_len;
 
 enum vcpu_state {
-	VCPU_WAITS,			/* for df_kvm_resume() */
+	VCPU_WAITS, /* for df_kvm_resume() */
 	VCPU_RUNS,
-	VCPU_ENDS,			/* the machine is being freed */
+	VCPU_ENDS, /* the machine is being freed */
 };
 
 struct vcpu {
 	struct df_kvm *machine;
 	uint32_t number;
 	int fd;
-	int stats_fd;			/* or -1 */
+	int stats_fd; /* or -1 */
 	struct kvm_run *run;
 	pthread_t thread;
 	bool started;
@@ -42,8 +42,8 @@ struct vcpu {
 	/* under machine->lock */
 	enum vcpu_state state;
 	bool stop;
-	bool held;			/* out of KVM_RUN, for as long as machine->holds */
-	bool unread;			/* `exit` */
+	bool held;   /* out of KVM_RUN, for as long as machine->holds */
+	bool unread; /* `exit` */
 	uint64_t serial;
 	struct df_kvm_exit exit;
 };
@@ -57,14 +57,14 @@ struct df_kvm {
 	uint8_t *ram;
 	uint32_t vcpus;
 	pthread_mutex_t lock;
-	pthread_cond_t left;		/* a vCPU is held, or has stopped */
-	uint32_t holds;			/* under lock */
+	pthread_cond_t left; /* a vCPU is held, or has stopped */
+	uint32_t holds;	     /* under lock */
 	struct vcpu vcpu[DF_KVM_MAX_VCPUS];
 };
 
 /* call.c: -> the ioctl's value, or a negative errno; `name` is kept for df_kvm_call(). */
 int kvm_ioctl(int fd, unsigned long request, void *arg, const char *name);
-int kvm_refused(const char *name);	/* -> -errno */
+int kvm_refused(const char *name); /* -> -errno */
 
 /* vcpu.c */
 int vcpu_start(struct vcpu *vcpu);
@@ -76,7 +76,7 @@ void vcpus_release(struct df_kvm *machine);
 
 /* setup.c */
 int vcpu_setup(struct vcpu *vcpu, struct kvm_cpuid2 *cpuid);
-struct kvm_cpuid2 *kvm_cpuid(int kvm);	/* NULL: see errno */
+struct kvm_cpuid2 *kvm_cpuid(int kvm); /* NULL: see errno */
 
 /* stats.c: -> the descriptor or -1 */
 int stats_open(int fd);

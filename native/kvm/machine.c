@@ -18,7 +18,8 @@
 
 static int load(struct df_kvm *machine)
 {
-	machine->ram = mmap(NULL, DF_KVM_RAM_LEN, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	machine->ram = mmap(NULL, DF_KVM_RAM_LEN, PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (machine->ram == MAP_FAILED) {
 		machine->ram = NULL;
 		return kvm_refused("mmap of the guest's memory");
@@ -29,7 +30,8 @@ static int load(struct df_kvm *machine)
 	return df_kvm_memslot(machine, 0, 0, DF_KVM_RAM_LEN, (uintptr_t)machine->ram);
 }
 
-static int add_vcpu(struct df_kvm *machine, struct vcpu *vcpu, uint32_t number, struct kvm_cpuid2 *cpuid)
+static int add_vcpu(struct df_kvm *machine, struct vcpu *vcpu, uint32_t number,
+		    struct kvm_cpuid2 *cpuid)
 {
 	int fd = ioctl(machine->vm, KVM_CREATE_VCPU, (unsigned long)number);
 
@@ -153,7 +155,8 @@ static int put_memslot(struct df_kvm *machine, uint32_t slot, uint64_t gpa, uint
 		.userspace_addr = hva,
 	};
 
-	return kvm_ioctl(machine->vm, KVM_SET_USER_MEMORY_REGION, &region, "KVM_SET_USER_MEMORY_REGION");
+	return kvm_ioctl(machine->vm, KVM_SET_USER_MEMORY_REGION, &region,
+			 "KVM_SET_USER_MEMORY_REGION");
 }
 
 int df_kvm_memslot(struct df_kvm *machine, uint32_t slot, uint64_t gpa, uint64_t len, uint64_t hva)
@@ -165,7 +168,7 @@ int df_kvm_memslot(struct df_kvm *machine, uint32_t slot, uint64_t gpa, uint64_t
 	 * times */
 	vcpus_hold(machine);
 	error = put_memslot(machine, slot, gpa, 0, hva);
-	if (len && (!error || error == -EINVAL))	/* there was none */
+	if (len && (!error || error == -EINVAL)) /* there was none */
 		error = put_memslot(machine, slot, gpa, len, hva);
 	vcpus_release(machine);
 	return error;

@@ -24,15 +24,15 @@ enum {
 /* Kernel, CPU and KVM. */
 struct probe_host {
 	struct utsname system;
-	char vendor[13];		/* of the CPU */
+	char vendor[13]; /* of the CPU */
 	char model[49];
-	char hypervisor[13];		/* under this kernel, by CPUID; "" on bare metal */
-	const char *backend;		/* "vmx", "svm", "pvm" or "unknown" */
+	char hypervisor[13]; /* under this kernel, by CPUID; "" on bare metal */
+	const char *backend; /* "vmx", "svm", "pvm" or "unknown" */
 	const char *modules[PROBE_MODULES + 1];
 	bool nested;
-	bool spin;			/* the guest waits without hlt */
-	char signature[13];		/* KVM's CPUID leaf 0x40000000 for guests */
-	uint32_t features;		/* its leaf 0x40000001, %eax */
+	bool spin;	    /* the guest waits without hlt */
+	char signature[13]; /* KVM's CPUID leaf 0x40000000 for guests */
+	uint32_t features;  /* its leaf 0x40000001, %eax */
 	struct df_kvm_abilities can;
 };
 
@@ -46,19 +46,19 @@ struct probe_case {
 };
 
 enum probe_outcome {
-	PROBE_UNTRIED,			/* see `why` */
-	PROBE_LOOP,			/* no exit, and endless faults */
-	PROBE_SILENT,			/* no exit, and no counter moves */
-	PROBE_EXIT,			/* KVM_RUN returned */
+	PROBE_UNTRIED, /* see `why` */
+	PROBE_LOOP,    /* no exit, and endless faults */
+	PROBE_SILENT,  /* no exit, and no counter moves */
+	PROBE_EXIT,    /* KVM_RUN returned */
 };
 
 struct probe_found {
 	enum probe_outcome outcome;
 	const char *exit;
-	bool counted;			/* by KVM's statistics; otherwise by the guest */
+	bool counted; /* by KVM's statistics; otherwise by the guest */
 	uint64_t faults;
-	double seconds;			/* duration of the count */
-	uint64_t not_present;		/* the guest's counts in that time */
+	double seconds;	      /* duration of the count */
+	uint64_t not_present; /* the guest's counts in that time */
 	uint64_t ready;
 	char why[PROBE_WHY];
 };
@@ -67,27 +67,27 @@ struct probe_found {
 struct probe_rescue {
 	bool works;
 	const char *exit;
-	const char *where;		/* "gpa", "page" or "nowhere"; "wrong" is a defect of KVM */
-	double milliseconds;		/* from the call to the exit */
+	const char *where;   /* "gpa", "page" or "nowhere"; "wrong" is a defect of KVM */
+	double milliseconds; /* from the call to the exit */
 	char why[PROBE_WHY];
 };
 
 /* Reporting to the guest. */
 struct probe_injection {
-	bool works;			/* a SIGBUS in ring 3, with the address */
+	bool works; /* a SIGBUS in ring 3, with the address */
 	char why[PROBE_WHY];
 };
 
 struct probe {
-	double watch;			/* seconds for which a loop is watched */
+	double watch; /* seconds for which a loop is watched */
 	struct probe_host host;
 	struct probe_found found[PROBE_CASES];
 	struct probe_rescue rescue[PROBE_RESCUES];
 	struct probe_injection injection[PROBE_INJECTIONS];
-	int loop;			/* the case used for the rescues, or -1 */
-	int ended_by;			/* the rescue used before the injections, or -1 */
-	int injected;			/* the case used for the injections, or -1 */
-	char unusable[PROBE_WHY];	/* why no experiment was possible, or "" */
+	int loop;		  /* the case used for the rescues, or -1 */
+	int ended_by;		  /* the rescue used before the injections, or -1 */
+	int injected;		  /* the case used for the injections, or -1 */
+	char unusable[PROBE_WHY]; /* why no experiment was possible, or "" */
 	double seconds;
 };
 
@@ -117,10 +117,10 @@ struct trial {
 	char why[PROBE_WHY];
 };
 
-#define TRIAL_PAGES	16
-#define TRIAL_CUT	8		/* pages that the truncation leaves */
-#define TRIAL_LIVE	(TRIAL_CUT * 4096UL)
-#define TRIAL_OFFSET	(TRIAL_LIVE + 5)	/* of the access */
+#define TRIAL_PAGES 16
+#define TRIAL_CUT 8 /* pages that the truncation leaves */
+#define TRIAL_LIVE (TRIAL_CUT * 4096UL)
+#define TRIAL_OFFSET (TRIAL_LIVE + 5) /* of the access */
 
 /* Start a guest, have it touch every page, then truncate the file.  -> false, with trial->why. */
 bool trial_begin(struct trial *trial, const struct probe *probe, const struct probe_case *what);

@@ -12,9 +12,9 @@
 #include "abi/abi.h"
 #include "probe.h"
 
-#define RESCUE_SECONDS	5
-#define SPIN_SECONDS	0.05		/* in the loop, before it is ended */
-#define ATTEMPTS	8
+#define RESCUE_SECONDS 5
+#define SPIN_SECONDS 0.05 /* in the loop, before it is ended */
+#define ATTEMPTS 8
 
 const char *const probe_rescues[PROBE_RESCUES] = { "unmap", "forbid", "shrink", "poison" };
 const char *const probe_injections[PROBE_INJECTIONS] = { "area", "pf", "mc", "event" };
@@ -44,8 +44,8 @@ static const char *where(const struct trial *trial)
 		return exit->gpa == DF_KVM_WINDOW + TRIAL_OFFSET ? "gpa" : "wrong";
 	case DF_KVM_EXIT_MEMORY:
 	case DF_KVM_EXIT_SIGBUS: {
-		uint64_t offset = exit->kind == DF_KVM_EXIT_SIGBUS ? exit->hva - trial->hva :
-								     exit->gpa - DF_KVM_WINDOW;
+		uint64_t offset = exit->kind == DF_KVM_EXIT_SIGBUS ? exit->hva - trial->hva
+								   : exit->gpa - DF_KVM_WINDOW;
 
 		return offset / DF_PAGE_SIZE == TRIAL_CUT ? "page" : "wrong";
 	}
@@ -56,8 +56,8 @@ static const char *where(const struct trial *trial)
 
 static bool failed_openly(uint32_t kind)
 {
-	return kind == DF_KVM_EXIT_EFAULT || kind == DF_KVM_EXIT_MMIO || kind == DF_KVM_EXIT_SIGBUS ||
-	       kind == DF_KVM_EXIT_MEMORY;
+	return kind == DF_KVM_EXIT_EFAULT || kind == DF_KVM_EXIT_MMIO ||
+	       kind == DF_KVM_EXIT_SIGBUS || kind == DF_KVM_EXIT_MEMORY;
 }
 
 /* Rescue a vCPU that spins.  -> whether it exited with the failed access. */
@@ -135,12 +135,12 @@ static void judge(const struct trial *trial, uint32_t via, struct probe_injectio
 			 (unsigned long long)mailbox->panic.vector);
 		return;
 	}
-	injection->works = result->outcome == (user ? DF_KVM_SIGBUS : DF_KVM_FIXUP) && result->via == via &&
-			   result->address == gva;
+	injection->works = result->outcome == (user ? DF_KVM_SIGBUS : DF_KVM_FIXUP) &&
+			   result->via == via && result->address == gva;
 	if (!injection->works)
-		snprintf(injection->why, sizeof(injection->why), "outcome %u, via %u, gva %#llx of %#llx",
-			 result->outcome, result->via, (unsigned long long)result->address,
-			 (unsigned long long)gva);
+		snprintf(injection->why, sizeof(injection->why),
+			 "outcome %u, via %u, gva %#llx of %#llx", result->outcome, result->via,
+			 (unsigned long long)result->address, (unsigned long long)gva);
 }
 
 static void inject(struct trial *trial, uint32_t via, struct probe_injection *injection)
@@ -149,11 +149,13 @@ static void inject(struct trial *trial, uint32_t via, struct probe_injection *in
 		int error = report(trial, via);
 
 		if (error && error != -EAGAIN) {
-			snprintf(injection->why, sizeof(injection->why), "%s: %s", df_kvm_call(), strerror(-error));
+			snprintf(injection->why, sizeof(injection->why), "%s: %s", df_kvm_call(),
+				 strerror(-error));
 			return;
 		}
 		if (!trial_resume(trial) || !trial_exits(trial, RESCUE_SECONDS)) {
-			snprintf(injection->why, sizeof(injection->why), "the guest does not answer any more");
+			snprintf(injection->why, sizeof(injection->why),
+				 "the guest does not answer any more");
 			return;
 		}
 		if (trial->exit.kind == DF_KVM_EXIT_DOORBELL) {
@@ -201,7 +203,8 @@ static void try_injections(struct probe *probe)
 		struct trial trial;
 
 		if (probe->injected < 0) {
-			snprintf(injection->why, sizeof(injection->why), "no access can be had to fail openly");
+			snprintf(injection->why, sizeof(injection->why),
+				 "no access can be had to fail openly");
 			continue;
 		}
 		/* enum df_kvm_via is in the order of probe_injections */

@@ -10,8 +10,8 @@
 #include "probe.h"
 
 /* as vmm/kvm/detector.py */
-#define LOOP_FAULTS	8
-#define MOST_STATS	256
+#define LOOP_FAULTS 8
+#define MOST_STATS 256
 
 const struct probe_case probe_cases[PROBE_CASES] = {
 	{ .name = "async_pf", .apf = true, .irqs = true, .irqchip = true, .user = true },
@@ -38,7 +38,9 @@ static uint64_t more(uint64_t a, uint64_t b)
 static struct counts count(const struct trial *trial)
 {
 	const volatile struct df_kvm_mailbox *mailbox = trial_mailbox(trial);
-	struct counts now = { .not_present = mailbox->not_present, .ready = mailbox->ready, .at = trial_now() };
+	struct counts now = { .not_present = mailbox->not_present,
+			      .ready = mailbox->ready,
+			      .at = trial_now() };
 	struct df_kvm_stat stats[MOST_STATS];
 	int n = df_kvm_stats(trial->machine, 0, stats, MOST_STATS);
 
@@ -93,7 +95,8 @@ static void one(const struct probe *probe, const struct probe_case *what, struct
 	struct trial trial;
 
 	if (what->apf && !probe->host.can.async_pf) {
-		snprintf(found->why, sizeof(found->why), "KVM offers no async page faults by interrupt");
+		snprintf(found->why, sizeof(found->why),
+			 "KVM offers no async page faults by interrupt");
 		return;
 	}
 	if (what->irqchip && !probe->host.can.irqchip) {

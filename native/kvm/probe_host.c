@@ -14,9 +14,9 @@
 #include "base/cleanup.h"
 #include "probe.h"
 
-#define HYPERVISOR	(1U << 31)	/* CPUID 1, %ecx */
-#define VMX		(1U << 5)
-#define SVM		(1U << 2)	/* CPUID 0x80000001, %ecx */
+#define HYPERVISOR (1U << 31) /* CPUID 1, %ecx */
+#define VMX (1U << 5)
+#define SVM (1U << 2) /* CPUID 0x80000001, %ecx */
 
 static void text(char *to, const uint32_t *registers, int n)
 {
@@ -31,7 +31,8 @@ static void look_at_cpu(struct probe_host *host, bool *vmx, bool *svm)
 	if (__get_cpuid(0, &a, &b, &c, &d))
 		text(host->vendor, (uint32_t[]){ b, d, c }, 3);
 	for (uint32_t i = 0; i < 3; i++)
-		__get_cpuid(0x80000002 + i, &model[4 * i], &model[4 * i + 1], &model[4 * i + 2], &model[4 * i + 3]);
+		__get_cpuid(0x80000002 + i, &model[4 * i], &model[4 * i + 1], &model[4 * i + 2],
+			    &model[4 * i + 3]);
 	text(host->model, model, 12);
 	__get_cpuid(1, &a, &b, &c, &d);
 	*vmx = c & VMX;
@@ -120,8 +121,9 @@ void probe_host(struct probe *probe)
 	}
 	look_at_signature(host);
 	if (host->can.api != KVM_API_VERSION)
-		snprintf(probe->unusable, sizeof(probe->unusable), "/dev/kvm: API version %d, not %d",
-			 host->can.api, KVM_API_VERSION);
+		snprintf(probe->unusable, sizeof(probe->unusable),
+			 "/dev/kvm: API version %d, not %d", host->can.api, KVM_API_VERSION);
 	else if (!host->can.long_mode)
-		snprintf(probe->unusable, sizeof(probe->unusable), "/dev/kvm: the guest's CPU has no long mode");
+		snprintf(probe->unusable, sizeof(probe->unusable),
+			 "/dev/kvm: the guest's CPU has no long mode");
 }

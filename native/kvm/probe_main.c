@@ -14,7 +14,7 @@
 #include "probe.h"
 
 /* Longer than the limit of every wait: a vCPU cannot be stopped. */
-#define LIMIT_SECONDS	120
+#define LIMIT_SECONDS 120
 
 static void out_of_time(int signal)
 {
@@ -28,7 +28,8 @@ static void out_of_time(int signal)
 static int usage(void)
 {
 	fputs("usage: daxfault-kvm-probe [--seconds S]\n"
-	      "S: how long a loop is watched, 0.05 to 10; default 0.25\n", stderr);
+	      "S: how long a loop is watched, 0.05 to 10; default 0.25\n",
+	      stderr);
 	return 2;
 }
 

@@ -8,7 +8,7 @@
 #include "probe.h"
 
 enum {
-	REPORT_MAX = 1 << 16,		/* eight times the usual size */
+	REPORT_MAX = 1 << 16, /* eight times the usual size */
 };
 
 /* "" is null */
@@ -66,7 +66,10 @@ static void put_host(struct json *j, const struct probe_host *host)
 static void put_case(struct json *j, const struct probe_case *what, const struct probe_found *found)
 {
 	static const char *const outcomes[] = {
-		[PROBE_UNTRIED] = "untried", [PROBE_LOOP] = "loop", [PROBE_SILENT] = "silent", [PROBE_EXIT] = "exit",
+		[PROBE_UNTRIED] = "untried",
+		[PROBE_LOOP] = "loop",
+		[PROBE_SILENT] = "silent",
+		[PROBE_EXIT] = "exit",
 	};
 	bool watched = found->outcome == PROBE_LOOP || found->outcome == PROBE_SILENT;
 

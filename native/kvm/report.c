@@ -10,16 +10,16 @@
 #include "abi/abi.h"
 #include "internal.h"
 
-#define PF_VECTOR	14
-#define PF_PRESENT	1
-#define PF_WRITE	2
-#define PF_USER		4
+#define PF_VECTOR 14
+#define PF_PRESENT 1
+#define PF_WRITE 2
+#define PF_USER 4
 
 /* Valid, uncorrected, enabled, misc and address valid, signalled, action required; a data
  * load (Intel SDM 3B, 15.9.3.2). */
-#define MC_STATUS	0xbd80000000000134ULL
-#define MC_MISC		(2 << 6 | 12)	/* a physical address, of a page */
-#define MCG_STATUS	7		/* restart ip valid, error ip valid, in progress */
+#define MC_STATUS 0xbd80000000000134ULL
+#define MC_MISC (2 << 6 | 12) /* a physical address, of a page */
+#define MCG_STATUS 7	      /* restart ip valid, error ip valid, in progress */
 
 static int again(const char *what)
 {
@@ -29,7 +29,8 @@ static int again(const char *what)
 
 static int write_area(struct df_kvm *machine, uint32_t vcpu, uint64_t gva)
 {
-	struct df_kvm_area *area = (void *)(machine->ram + DF_KVM_AREA + (uint64_t)vcpu * DF_PAGE_SIZE);
+	struct df_kvm_area *area =
+		(void *)(machine->ram + DF_KVM_AREA + (uint64_t)vcpu * DF_PAGE_SIZE);
 
 	if (area->reason != DF_KVM_REASON_NONE && area->reason != DF_KVM_REASON_ERROR)
 		return again("a page not present that the guest has not seen yet");
@@ -51,7 +52,8 @@ static int machine_check(struct df_kvm *machine, uint32_t vcpu, uint64_t gpa)
 	return df_kvm_machine_check(machine, vcpu, &mce);
 }
 
-int df_kvm_report(struct df_kvm *machine, uint32_t vcpu, uint32_t via, const struct df_kvm_failure *failure)
+int df_kvm_report(struct df_kvm *machine, uint32_t vcpu, uint32_t via,
+		  const struct df_kvm_failure *failure)
 {
 	int64_t code = PF_PRESENT | (failure->write ? PF_WRITE : 0) | (failure->user ? PF_USER : 0);
 	struct df_kvm_registers now;

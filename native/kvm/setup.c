@@ -11,20 +11,20 @@
 
 #include "internal.h"
 
-#define CR0_PE		0x1
-#define CR0_MP		0x2
-#define CR0_ET		0x10
-#define CR0_NE		0x20
-#define CR0_WP		0x10000
-#define CR0_AM		0x40000
-#define CR0_PG		0x80000000
-#define CR4_PAE		0x20
-#define CR4_MCE		0x40
-#define CR4_OSFXSR	0x200
-#define EFER_LME	0x100
-#define EFER_LMA	0x400
-#define MCG_BANKS	10
-#define MSR_MCG_CTL	0x17b
+#define CR0_PE 0x1
+#define CR0_MP 0x2
+#define CR0_ET 0x10
+#define CR0_NE 0x20
+#define CR0_WP 0x10000
+#define CR0_AM 0x40000
+#define CR0_PG 0x80000000
+#define CR4_PAE 0x20
+#define CR4_MCE 0x40
+#define CR4_OSFXSR 0x200
+#define EFER_LME 0x100
+#define EFER_LMA 0x400
+#define MCG_BANKS 10
+#define MSR_MCG_CTL 0x17b
 
 static int set_cpuid(struct vcpu *vcpu, struct kvm_cpuid2 *cpuid)
 {
@@ -43,7 +43,10 @@ static int set_cpuid(struct vcpu *vcpu, struct kvm_cpuid2 *cpuid)
 /* Optional: without it no #MC can be injected, and KVM_X86_SET_MCE fails. */
 static bool set_mce(struct vcpu *vcpu)
 {
-	struct { struct kvm_msrs head; struct kvm_msr_entry entry; } msrs = {
+	struct {
+		struct kvm_msrs head;
+		struct kvm_msr_entry entry;
+	} msrs = {
 		.head = { .nmsrs = 1 },
 		.entry = { .index = MSR_MCG_CTL, .data = ~0ULL },
 	};
@@ -62,10 +65,22 @@ static int set_long_mode(struct vcpu *vcpu, bool mce)
 {
 	const struct df_kvm_image_header *header = (const void *)kvm_image;
 	struct kvm_segment code = {
-		.limit = 0xffffffff, .selector = DF_KVM_CS, .type = 11, .present = 1, .s = 1, .l = 1, .g = 1,
+		.limit = 0xffffffff,
+		.selector = DF_KVM_CS,
+		.type = 11,
+		.present = 1,
+		.s = 1,
+		.l = 1,
+		.g = 1,
 	};
 	struct kvm_segment stack = {
-		.limit = 0xffffffff, .selector = DF_KVM_DS, .type = 3, .present = 1, .s = 1, .db = 1, .g = 1,
+		.limit = 0xffffffff,
+		.selector = DF_KVM_DS,
+		.type = 3,
+		.present = 1,
+		.s = 1,
+		.db = 1,
+		.g = 1,
 	};
 	struct kvm_segment tss = { .limit = 0x67, .type = 11, .present = 1 };
 	struct kvm_sregs sregs;

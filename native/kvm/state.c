@@ -40,13 +40,31 @@ static int get_registers(struct vcpu *vcpu, struct df_kvm_registers *out)
 	if (error)
 		return error;
 	*out = (struct df_kvm_registers){
-		.rax = regs.rax, .rbx = regs.rbx, .rcx = regs.rcx, .rdx = regs.rdx,
-		.rsi = regs.rsi, .rdi = regs.rdi, .rsp = regs.rsp, .rbp = regs.rbp,
-		.r8 = regs.r8, .r9 = regs.r9, .r10 = regs.r10, .r11 = regs.r11,
-		.r12 = regs.r12, .r13 = regs.r13, .r14 = regs.r14, .r15 = regs.r15,
-		.rip = regs.rip, .rflags = regs.rflags,
-		.cr0 = sregs.cr0, .cr2 = sregs.cr2, .cr3 = sregs.cr3, .cr4 = sregs.cr4, .efer = sregs.efer,
-		.cs = sregs.cs.selector, .ss = sregs.ss.selector,
+		.rax = regs.rax,
+		.rbx = regs.rbx,
+		.rcx = regs.rcx,
+		.rdx = regs.rdx,
+		.rsi = regs.rsi,
+		.rdi = regs.rdi,
+		.rsp = regs.rsp,
+		.rbp = regs.rbp,
+		.r8 = regs.r8,
+		.r9 = regs.r9,
+		.r10 = regs.r10,
+		.r11 = regs.r11,
+		.r12 = regs.r12,
+		.r13 = regs.r13,
+		.r14 = regs.r14,
+		.r15 = regs.r15,
+		.rip = regs.rip,
+		.rflags = regs.rflags,
+		.cr0 = sregs.cr0,
+		.cr2 = sregs.cr2,
+		.cr3 = sregs.cr3,
+		.cr4 = sregs.cr4,
+		.efer = sregs.efer,
+		.cs = sregs.cs.selector,
+		.ss = sregs.ss.selector,
 		.cpl = sregs.ss.dpl,
 		.exception = events.exception.injected || events.exception.pending,
 		.vector = events.exception.nr,
@@ -57,11 +75,24 @@ static int get_registers(struct vcpu *vcpu, struct df_kvm_registers *out)
 static int put_registers(struct vcpu *vcpu, const struct df_kvm_registers *in)
 {
 	struct kvm_regs regs = {
-		.rax = in->rax, .rbx = in->rbx, .rcx = in->rcx, .rdx = in->rdx,
-		.rsi = in->rsi, .rdi = in->rdi, .rsp = in->rsp, .rbp = in->rbp,
-		.r8 = in->r8, .r9 = in->r9, .r10 = in->r10, .r11 = in->r11,
-		.r12 = in->r12, .r13 = in->r13, .r14 = in->r14, .r15 = in->r15,
-		.rip = in->rip, .rflags = in->rflags,
+		.rax = in->rax,
+		.rbx = in->rbx,
+		.rcx = in->rcx,
+		.rdx = in->rdx,
+		.rsi = in->rsi,
+		.rdi = in->rdi,
+		.rsp = in->rsp,
+		.rbp = in->rbp,
+		.r8 = in->r8,
+		.r9 = in->r9,
+		.r10 = in->r10,
+		.r11 = in->r11,
+		.r12 = in->r12,
+		.r13 = in->r13,
+		.r14 = in->r14,
+		.r15 = in->r15,
+		.rip = in->rip,
+		.rflags = in->rflags,
 	};
 
 	return kvm_ioctl(vcpu->fd, KVM_SET_REGS, &regs, "KVM_SET_REGS");
@@ -75,7 +106,8 @@ int df_kvm_registers(struct df_kvm *machine, uint32_t number, struct df_kvm_regi
 	return vcpu ? get_registers(vcpu, out) : busy();
 }
 
-int df_kvm_set_registers(struct df_kvm *machine, uint32_t number, const struct df_kvm_registers *registers)
+int df_kvm_set_registers(struct df_kvm *machine, uint32_t number,
+			 const struct df_kvm_registers *registers)
 {
 	GUARD(&machine->lock);
 	struct vcpu *vcpu = stopped(machine, number);
@@ -100,7 +132,7 @@ static int inject(struct vcpu *vcpu, uint32_t vector, int64_t code, int has_cr2,
 	if (error)
 		return error;
 	if (events.exception.injected || events.exception.pending) {
-		errno = EAGAIN;		/* two would be a double fault */
+		errno = EAGAIN; /* two would be a double fault */
 		return kvm_refused("an exception that is still to be delivered");
 	}
 	if (has_cr2)
@@ -115,8 +147,8 @@ static int inject(struct vcpu *vcpu, uint32_t vector, int64_t code, int has_cr2,
 	return kvm_ioctl(vcpu->fd, KVM_SET_VCPU_EVENTS, &events, "KVM_SET_VCPU_EVENTS");
 }
 
-int df_kvm_exception(struct df_kvm *machine, uint32_t number, uint32_t vector, int64_t code, int has_cr2,
-		     uint64_t cr2)
+int df_kvm_exception(struct df_kvm *machine, uint32_t number, uint32_t vector, int64_t code,
+		     int has_cr2, uint64_t cr2)
 {
 	GUARD(&machine->lock);
 	struct vcpu *vcpu = stopped(machine, number);

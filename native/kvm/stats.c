@@ -32,14 +32,15 @@ static int parse(const char *from, size_t len, struct df_kvm_stat *out, int most
 		return -EIO;
 	each = sizeof(struct kvm_stats_desc) + header->name_size;
 	for (uint32_t i = 0; i < header->num_desc && n < most; i++) {
-		const struct kvm_stats_desc *desc = (const void *)(from + header->desc_offset + i * each);
+		const struct kvm_stats_desc *desc =
+			(const void *)(from + header->desc_offset + i * each);
 		size_t at = header->data_offset;
 
 		if ((size_t)header->desc_offset + (i + 1) * each > len)
 			return -EIO;
 		at += desc->offset;
 		if (desc->size != 1 || at + 8 > len)
-			continue;	/* a histogram */
+			continue; /* a histogram */
 		strncpy(out[n].name, desc->name, sizeof(out[n].name) - 1);
 		out[n].name[sizeof(out[n].name) - 1] = 0;
 		memcpy(&out[n].value, from + at, 8);

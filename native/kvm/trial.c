@@ -17,7 +17,7 @@
 #include "probe.h"
 
 /* Limit for a guest that does not wait for a page.  An emulated CPU needs a fraction of a second. */
-#define ANSWER_SECONDS	10
+#define ANSWER_SECONDS 10
 
 double trial_now(void)
 {
@@ -33,15 +33,22 @@ static bool refused(struct trial *trial, const char *what, int error)
 const char *trial_exit_name(const struct df_kvm_exit *exit)
 {
 	static const char *const names[] = {
-		[DF_KVM_EXIT_DOORBELL] = "DOORBELL", [DF_KVM_EXIT_EFAULT] = "EFAULT",
-		[DF_KVM_EXIT_MMIO] = "MMIO", [DF_KVM_EXIT_SIGBUS] = "SIGBUS",
-		[DF_KVM_EXIT_STOPPED] = "STOPPED", [DF_KVM_EXIT_HALT] = "HALT",
-		[DF_KVM_EXIT_SHUTDOWN] = "SHUTDOWN", [DF_KVM_EXIT_INTERNAL] = "INTERNAL",
-		[DF_KVM_EXIT_FAIL_ENTRY] = "FAIL_ENTRY", [DF_KVM_EXIT_MEMORY] = "MEMORY_FAULT",
-		[DF_KVM_EXIT_PORT] = "PORT", [DF_KVM_EXIT_OTHER] = "OTHER",
+		[DF_KVM_EXIT_DOORBELL] = "DOORBELL",
+		[DF_KVM_EXIT_EFAULT] = "EFAULT",
+		[DF_KVM_EXIT_MMIO] = "MMIO",
+		[DF_KVM_EXIT_SIGBUS] = "SIGBUS",
+		[DF_KVM_EXIT_STOPPED] = "STOPPED",
+		[DF_KVM_EXIT_HALT] = "HALT",
+		[DF_KVM_EXIT_SHUTDOWN] = "SHUTDOWN",
+		[DF_KVM_EXIT_INTERNAL] = "INTERNAL",
+		[DF_KVM_EXIT_FAIL_ENTRY] = "FAIL_ENTRY",
+		[DF_KVM_EXIT_MEMORY] = "MEMORY_FAULT",
+		[DF_KVM_EXIT_PORT] = "PORT",
+		[DF_KVM_EXIT_OTHER] = "OTHER",
 	};
 
-	return exit->kind < sizeof(names) / sizeof(names[0]) && names[exit->kind] ? names[exit->kind] : "OTHER";
+	return exit->kind < sizeof(names) / sizeof(names[0]) && names[exit->kind] ? names[exit->kind]
+										  : "OTHER";
 }
 
 bool trial_exits(struct trial *trial, double seconds)
@@ -75,12 +82,14 @@ const struct df_kvm_mailbox *trial_mailbox(const struct trial *trial)
 static bool answered(struct trial *trial)
 {
 	if (!trial_exits(trial, ANSWER_SECONDS)) {
-		snprintf(trial->why, sizeof(trial->why), "the guest does not answer within %d s", ANSWER_SECONDS);
+		snprintf(trial->why, sizeof(trial->why), "the guest does not answer within %d s",
+			 ANSWER_SECONDS);
 		return false;
 	}
 	if (trial->exit.kind == DF_KVM_EXIT_DOORBELL && trial->exit.value == DF_KVM_RING_READY)
 		return true;
-	snprintf(trial->why, sizeof(trial->why), "the guest does not run: %s, exit_reason %u, errno %d",
+	snprintf(trial->why, sizeof(trial->why),
+		 "the guest does not run: %s, exit_reason %u, errno %d",
 		 trial_exit_name(&trial->exit), trial->exit.exit_reason, trial->exit.error);
 	return false;
 }
@@ -106,8 +115,14 @@ static bool warm(struct trial *trial)
 	const struct df_kvm_step steps[] = {
 		{ .op = DF_KVM_OP_APF,
 		  .arg = trial->what->apf ? DF_KVM_APF_ENABLED | DF_KVM_APF_AS_INT : DF_KVM_APF_OFF },
-		{ .op = DF_KVM_OP_STORE, .flags = flags_of(trial->what), .repeat = TRIAL_PAGES, .stride = DF_PAGE_SIZE },
-		{ .op = DF_KVM_OP_LOAD, .flags = flags_of(trial->what), .repeat = TRIAL_PAGES, .stride = DF_PAGE_SIZE },
+		{ .op = DF_KVM_OP_STORE,
+		  .flags = flags_of(trial->what),
+		  .repeat = TRIAL_PAGES,
+		  .stride = DF_PAGE_SIZE },
+		{ .op = DF_KVM_OP_LOAD,
+		  .flags = flags_of(trial->what),
+		  .repeat = TRIAL_PAGES,
+		  .stride = DF_PAGE_SIZE },
 	};
 	/* if there is no async_pf MSR, a write to it is a #GP */
 	uint32_t skip = !trial->what->apf;
@@ -117,7 +132,8 @@ static bool warm(struct trial *trial)
 		return false;
 	if (last->outcome == DF_KVM_OK && last->done == TRIAL_PAGES)
 		return true;
-	snprintf(trial->why, sizeof(trial->why), "the guest cannot read the file before it is truncated");
+	snprintf(trial->why, sizeof(trial->why),
+		 "the guest cannot read the file before it is truncated");
 	return false;
 }
 
@@ -132,7 +148,8 @@ static int open_file(void)
 	if (fd >= 0)
 		return fd;
 	/* some file systems lack O_TMPFILE */
-	if (snprintf(name, sizeof(name), "%s/daxfault-kvm-probe.XXXXXX", folder) >= (int)sizeof(name)) {
+	if (snprintf(name, sizeof(name), "%s/daxfault-kvm-probe.XXXXXX", folder) >=
+	    (int)sizeof(name)) {
 		errno = ENAMETOOLONG;
 		return -1;
 	}
@@ -144,7 +161,9 @@ static int open_file(void)
 
 static bool open_machine(struct trial *trial, bool spin)
 {
-	const struct df_kvm_options options = { .vcpus = 1, .irqchip = trial->what->irqchip, .spin = spin };
+	const struct df_kvm_options options = { .vcpus = 1,
+						.irqchip = trial->what->irqchip,
+						.spin = spin };
 	int error;
 
 	trial->file = open_file();
@@ -154,14 +173,16 @@ static bool open_machine(struct trial *trial, bool spin)
 	if (!error)
 		error = df_kvm_new(&options, &trial->machine);
 	if (!error)
-		error = df_kvm_memslot(trial->machine, 1, DF_KVM_WINDOW, DF_KVM_WINDOW_LEN, trial->hva);
+		error = df_kvm_memslot(trial->machine, 1, DF_KVM_WINDOW, DF_KVM_WINDOW_LEN,
+				       trial->hva);
 	return error ? refused(trial, df_kvm_call(), error) : true;
 }
 
 bool trial_begin(struct trial *trial, const struct probe *probe, const struct probe_case *what)
 {
 	*trial = (struct trial){ .what = what, .file = -1 };
-	if (!open_machine(trial, probe->host.spin) || !trial_resume(trial) || !answered(trial) || !warm(trial))
+	if (!open_machine(trial, probe->host.spin) || !trial_resume(trial) || !answered(trial) ||
+	    !warm(trial))
 		return false;
 	if (ftruncate(trial->file, TRIAL_LIVE))
 		return refused(trial, "truncating the file", -errno);
@@ -171,7 +192,9 @@ bool trial_begin(struct trial *trial, const struct probe *probe, const struct pr
 bool trial_touch(struct trial *trial)
 {
 	const struct df_kvm_step step = {
-		.op = DF_KVM_OP_LOAD, .flags = flags_of(trial->what), .offset = TRIAL_OFFSET,
+		.op = DF_KVM_OP_LOAD,
+		.flags = flags_of(trial->what),
+		.offset = TRIAL_OFFSET,
 	};
 
 	return run(trial, &step, 1);

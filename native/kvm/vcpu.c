@@ -25,7 +25,10 @@
 
 static int open_signals(struct vcpu *vcpu)
 {
-	struct { struct kvm_signal_mask head; uint64_t set; } mask = { .head = { .len = 8 } };
+	struct {
+		struct kvm_signal_mask head;
+		uint64_t set;
+	} mask = { .head = { .len = 8 } };
 
 	/* the kernel's sigset_t: signal n is bit n - 1.  Copied to the flexible array member,
 	 * because a member declared after it could be padded. */
@@ -61,8 +64,9 @@ static void describe_port(const struct kvm_run *run, struct df_kvm_exit *exit)
 	const uint8_t *at = (const uint8_t *)run + run->io.data_offset;
 	size_t len = run->io.size < 8 ? run->io.size : 8;
 
-	exit->kind = run->io.port == DF_KVM_DOORBELL && run->io.direction == KVM_EXIT_IO_OUT ?
-		DF_KVM_EXIT_DOORBELL : DF_KVM_EXIT_PORT;
+	exit->kind = run->io.port == DF_KVM_DOORBELL && run->io.direction == KVM_EXIT_IO_OUT
+			     ? DF_KVM_EXIT_DOORBELL
+			     : DF_KVM_EXIT_PORT;
 	exit->gpa = run->io.port;
 	exit->length = run->io.size;
 	exit->write = run->io.direction == KVM_EXIT_IO_OUT;
@@ -88,7 +92,7 @@ static void describe_internal(const struct kvm_run *run, struct df_kvm_exit *exi
 
 static void describe_memory(const struct kvm_run *run, struct df_kvm_exit *exit)
 {
-	uint64_t fault[3];		/* flags, gpa, size: not in 6.1's headers */
+	uint64_t fault[3]; /* flags, gpa, size: not in 6.1's headers */
 
 	memcpy(fault, &run->hw, sizeof(fault));
 	exit->kind = DF_KVM_EXIT_MEMORY;
@@ -272,7 +276,7 @@ static void stop(struct vcpu *vcpu)
 {
 	vcpu->stop = true;
 	kick(vcpu);
-	pthread_cond_broadcast(&vcpu->changed);	/* it may be held */
+	pthread_cond_broadcast(&vcpu->changed); /* it may be held */
 }
 
 static bool inside(const struct df_kvm *machine)
@@ -355,7 +359,7 @@ int df_kvm_exits(struct df_kvm *machine, struct df_kvm_exit *out, int most)
 		if (!vcpu->unread)
 			continue;
 		if (n == most) {
-			eventfd_write(machine->exits_fd, 1);	/* there is more */
+			eventfd_write(machine->exits_fd, 1); /* there is more */
 			break;
 		}
 		out[n++] = vcpu->exit;

@@ -17,7 +17,7 @@ static int mapped(void *at, uint64_t len, uint64_t *hva)
 {
 	if (at == MAP_FAILED)
 		return kvm_refused("mmap");
-	madvise(at, len, MADV_NOHUGEPAGE);	/* EINVAL: this kernel has no huge pages */
+	madvise(at, len, MADV_NOHUGEPAGE); /* EINVAL: this kernel has no huge pages */
 	madvise(at, len, MADV_DONTFORK);
 	*hva = (uintptr_t)at;
 	return 0;
@@ -29,7 +29,7 @@ static int protection(int writable)
 }
 
 /* NORESERVE is for hugetlbfs: mmap() succeeds, and the fault reports a missing page. */
-#define OF_FILE	(MAP_SHARED | MAP_NORESERVE)
+#define OF_FILE (MAP_SHARED | MAP_NORESERVE)
 
 int df_window_file(int fd, uint64_t offset, uint64_t len, int writable, uint64_t *hva)
 {
@@ -38,7 +38,8 @@ int df_window_file(int fd, uint64_t offset, uint64_t len, int writable, uint64_t
 
 int df_window_anonymous(uint64_t len, uint64_t *hva)
 {
-	return mapped(mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), len, hva);
+	return mapped(mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0),
+		      len, hva);
 }
 
 int df_window_unmap(uint64_t hva, uint64_t len)
@@ -61,7 +62,8 @@ int df_window_again(int fd, uint64_t offset, uint64_t hva, uint64_t len, int wri
 	int flags = OF_FILE | MAP_FIXED;
 	uint64_t at;
 
-	return mapped(mmap((void *)hva, len, protection(writable), flags, fd, (off_t)offset), len, &at);
+	return mapped(mmap((void *)hva, len, protection(writable), flags, fd, (off_t)offset), len,
+		      &at);
 }
 
 int df_window_forbid(uint64_t hva, uint64_t len)
@@ -83,7 +85,8 @@ int df_window_poison(uint64_t hva, uint64_t len)
 	if (error) {
 		errno = -error;
 		error = kvm_refused("UFFDIO_POISON");
-	} else if (mremap((void *)aside, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)hva) == MAP_FAILED) {
+	} else if (mremap((void *)aside, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)hva) ==
+		   MAP_FAILED) {
 		error = kvm_refused("mremap");
 	}
 	if (error)

@@ -32,12 +32,12 @@
 
 #include "base/cleanup.h"
 
-#define DEVICES		"/sys/bus/pci/devices"
-#define IVSHMEM		"0x1110"	/* QEMU, docs/specs/ivshmem-spec: vendor 1af4, device 1110 */
-#define PAGE		4096
-#define WITHIN_PAGE	0x123
-#define TOUCH_NS	50000000
-#define TELL_NS		500000000
+#define DEVICES "/sys/bus/pci/devices"
+#define IVSHMEM "0x1110" /* QEMU, docs/specs/ivshmem-spec: vendor 1af4, device 1110 */
+#define PAGE 4096
+#define WITHIN_PAGE 0x123
+#define TOUCH_NS 50000000
+#define TELL_NS 500000000
 
 struct progress {
 	volatile uint64_t touches, value;
@@ -60,7 +60,8 @@ static void read_text(const char *path, char *to, size_t room)
 	int fd CLEANUP_CLOSE = open(path, O_RDONLY | O_CLOEXEC);
 	ssize_t all = 0, got = 0;
 
-	while (fd >= 0 && (size_t)all + 1 < room && (got = read(fd, to + all, room - 1 - (size_t)all)) > 0)
+	while (fd >= 0 && (size_t)all + 1 < room &&
+	       (got = read(fd, to + all, room - 1 - (size_t)all)) > 0)
 		all += got;
 	to[all] = 0;
 }
@@ -115,8 +116,8 @@ static uint8_t *map_window(size_t *size)
 static void on_sigbus(int signal, siginfo_t *what, void *context)
 {
 	char line[96];
-	int len = snprintf(line, sizeof(line), "{\"sigbus\": %d, \"gva\": %" PRIuPTR "}\n", what->si_code,
-			   (uintptr_t)what->si_addr);
+	int len = snprintf(line, sizeof(line), "{\"sigbus\": %d, \"gva\": %" PRIuPTR "}\n",
+			   what->si_code, (uintptr_t)what->si_addr);
 
 	(void)signal;
 	(void)context;
@@ -173,7 +174,8 @@ static void watch(pid_t child, const struct progress *progress, const uint8_t *a
 
 int main(void)
 {
-	struct progress *progress = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	struct progress *progress = mmap(NULL, PAGE, PROT_READ | PROT_WRITE,
+					 MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	uint8_t *window;
 	size_t size = 0;
 	pid_t child;
@@ -197,5 +199,5 @@ int main(void)
 		touch(progress, window);
 	watch(child, progress, window);
 	for (;;)
-		pause();	/* if init exits, the kernel panics */
+		pause(); /* if init exits, the kernel panics */
 }

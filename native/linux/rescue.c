@@ -31,8 +31,8 @@
 #include "base/maps.h"
 #include "base/uffd.h"
 
-#define PAGE		((uint64_t)4096)
-#define MOST_TAILS	16
+#define PAGE ((uint64_t)4096)
+#define MOST_TAILS 16
 
 struct tail {
 	uint64_t start, len;
@@ -41,8 +41,8 @@ struct tail {
 /* The thread that makes the system calls. */
 struct lent {
 	pid_t pid;
-	uint64_t gate;			/* the address of a `syscall` instruction */
-	struct user_regs_struct regs;	/* to restore */
+	uint64_t gate;		      /* the address of a `syscall` instruction */
+	struct user_regs_struct regs; /* to restore */
 };
 
 static int failed(const char *what)
@@ -114,7 +114,8 @@ static uint64_t find_gate(pid_t pid)
 
 	if (each_mapping(pid, is_vdso, &vdso))
 		return 0;
-	here = (struct iovec){ code, vdso.end - vdso.start < sizeof(code) ? vdso.end - vdso.start : sizeof(code) };
+	here = (struct iovec){ code, vdso.end - vdso.start < sizeof(code) ? vdso.end - vdso.start
+									  : sizeof(code) };
 	there = (struct iovec){ (void *)vdso.start, here.iov_len };
 	got = process_vm_readv(pid, &here, 1, &there, 1, 0);
 	for (ssize_t i = 0; !gate && i + 1 < got; i++)
@@ -167,7 +168,7 @@ static int64_t make(struct lent *thread, long number, const uint64_t arguments[6
 
 	regs.rip = thread->gate;
 	regs.rax = (uint64_t)number;
-	regs.orig_rax = (uint64_t)-1;	/* no system call to restart */
+	regs.orig_rax = (uint64_t)-1; /* no system call to restart */
 	regs.rdi = arguments[0];
 	regs.rsi = arguments[1];
 	regs.rdx = arguments[2];
@@ -253,7 +254,8 @@ int main(int argc, char **argv)
 	if (count < 0)
 		return failed(argv[2]);
 	if (!count) {
-		fprintf(stderr, "daxfault-rescue: process %ld maps nothing of %s beyond its end\n", pid, argv[2]);
+		fprintf(stderr, "daxfault-rescue: process %ld maps nothing of %s beyond its end\n",
+			pid, argv[2]);
 		return 3;
 	}
 	if (borrow((pid_t)pid, &thread))

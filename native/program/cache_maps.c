@@ -38,8 +38,8 @@ static int each(int maps, struct range *r)
 	return result;
 }
 
-int cache_maps_each(int task, uint64_t start, uint64_t end, bool (*visit)(const struct maps_area *, void *),
-		    void *arg)
+int cache_maps_each(int task, uint64_t start, uint64_t end,
+		    bool (*visit)(const struct maps_area *, void *), void *arg)
 {
 	return each(maps_open(task), &(struct range){ start, end, visit, arg });
 }
@@ -72,7 +72,8 @@ int cache_maps_first(int task, uint64_t start, uint64_t end, struct maps_area *o
 	return result;
 }
 
-struct private {
+struct private
+{
 	unsigned int flags;
 	uint64_t at;
 };

@@ -13,14 +13,14 @@
 
 #include "base/maps.h"
 
-#define USER_END (UINT64_C(1) << 47)	/* mmap() goes beyond it only with a hint above it */
+#define USER_END (UINT64_C(1) << 47) /* mmap() goes beyond it only with a hint above it */
 
 /* Call `visit` for every mapping of a page cache that overlaps [start, end), in ascending order,
  * until it returns true.  It may change the mapping it is called for.  `task` is MAPS_SELF or a
  * live thread.
  * -> 1 when `visit` returned true, 0 at the end, or a negative errno. */
-int cache_maps_each(int task, uint64_t start, uint64_t end, bool (*visit)(const struct maps_area *, void *),
-		    void *arg);
+int cache_maps_each(int task, uint64_t start, uint64_t end,
+		    bool (*visit)(const struct maps_area *, void *), void *arg);
 
 /* -> 1: there is such a mapping; otherwise as cache_maps_each(). */
 int cache_maps_any(int task, uint64_t start, uint64_t end);

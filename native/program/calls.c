@@ -41,8 +41,12 @@ static void make_until(const struct call *c, uint64_t end, int error, struct cal
 struct map_request calls_map_request(const struct call *c)
 {
 	return (struct map_request){
-		.addr = c->args[0], .len = c->args[1], .prot = (int)c->args[2], .flags = (int)c->args[3],
-		.fd = (int)c->args[4], .offset = (int64_t)c->args[5],
+		.addr = c->args[0],
+		.len = c->args[1],
+		.prot = (int)c->args[2],
+		.flags = (int)c->args[3],
+		.fd = (int)c->args[4],
+		.offset = (int64_t)c->args[5],
 	};
 }
 
@@ -140,7 +144,8 @@ static void decide_process_advice(const struct call *c, struct call_view *v, str
 
 /* It makes a mapping of the same page cache without a userfaultfd, and raises no event (mm/mmap.c):
  * missing pages would read as zeros. */
-static void decide_remap_file_pages(const struct call *c, struct call_view *v, struct call_decision *d)
+static void decide_remap_file_pages(const struct call *c, struct call_view *v,
+				    struct call_decision *d)
 {
 	uint64_t start = c->args[0] & ~IN_PAGE, end = start + (c->args[1] & ~IN_PAGE);
 
@@ -243,19 +248,33 @@ static void decide_sendfile(const struct call *c, struct call_view *v, struct ca
 }
 
 #define ROW(call) #call, SYS_##call
-#define LEFT(call, why) { ROW(call), why, NULL, { { 0 } } }
+#define LEFT(call, why) \
+	{ \
+		ROW(call), why, NULL, \
+		{ { 0 } } \
+	}
 
 const struct call_row calls_table[] = {
-	{ ROW(mmap), "a private one with PROT_EXEC is left to the kernel", decide_mmap,
-	  { { TEST_IS_NOT, 4, UINT32_MAX }, { TEST_NONE, 3, MAP_ANONYMOUS }, { TEST_NONE, 2, PROT_EXEC } } },
-	{ ROW(mmap), "the kernel has no shared mappings of the mount", decide_mmap,
-	  { { TEST_IS_NOT, 4, UINT32_MAX }, { TEST_NONE, 3, MAP_ANONYMOUS }, { TEST_ANY, 3, MAP_SHARED } } },
+	{ ROW(mmap),
+	  "a private one with PROT_EXEC is left to the kernel",
+	  decide_mmap,
+	  { { TEST_IS_NOT, 4, UINT32_MAX },
+	    { TEST_NONE, 3, MAP_ANONYMOUS },
+	    { TEST_NONE, 2, PROT_EXEC } } },
+	{ ROW(mmap),
+	  "the kernel has no shared mappings of the mount",
+	  decide_mmap,
+	  { { TEST_IS_NOT, 4, UINT32_MAX },
+	    { TEST_NONE, 3, MAP_ANONYMOUS },
+	    { TEST_ANY, 3, MAP_SHARED } } },
 	{ ROW(mprotect), "demoted mappings", decide_protect, { { TEST_ANY, 2, PROT_WRITE } } },
 	{ ROW(pkey_mprotect), "demoted mappings", decide_protect, { { TEST_ANY, 2, PROT_WRITE } } },
 	{ ROW(msync), "MS_ASYNC does nothing (mm/msync.c)", decide_msync, { { TEST_ANY, 2, MS_SYNC } } },
 	{ ROW(sync), "the kernel does not ask the host", decide_sync, { { 0 } } },
 	{ ROW(syncfs), "the kernel does not ask the host", decide_sync, { { 0 } } },
-	{ ROW(sync_file_range), "the kernel does not ask the host", decide_sync,
+	{ ROW(sync_file_range),
+	  "the kernel does not ask the host",
+	  decide_sync,
 	  { { TEST_ANY, 3, SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WAIT_AFTER } } },
 	{ ROW(mlock), "a growing mremap() would hang", decide_mlock, { { 0 } } },
 	{ ROW(mlock2), "with MLOCK_ONFAULT it is left", decide_mlock, { { TEST_IS, 2, 0 } } },
@@ -264,7 +283,9 @@ const struct call_row calls_table[] = {
 	{ ROW(madvise), "marks of demoted mappings", decide_dodump, { { TEST_IS, 2, MADV_DODUMP } } },
 	{ ROW(madvise), "guards are overwritten", decide_guard, { { TEST_IS, 2, MADV_GUARD_INSTALL } } },
 	{ ROW(process_madvise), "loses stores", decide_process_advice, { { TEST_IS, 3, MADV_REMOVE } } },
-	{ ROW(process_madvise), "guards are overwritten", decide_process_advice,
+	{ ROW(process_madvise),
+	  "guards are overwritten",
+	  decide_process_advice,
 	  { { TEST_IS, 3, MADV_GUARD_INSTALL } } },
 	{ ROW(remap_file_pages), "zeros", decide_remap_file_pages, { { 0 } } },
 

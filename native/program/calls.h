@@ -21,15 +21,15 @@ enum {
 };
 
 struct call {
-	long number;			/* SYS_* */
+	long number; /* SYS_* */
 	uint64_t args[CALL_ARGS];
 };
 
 /* The state of the process that a decision depends on. */
 struct call_view {
-	int task;			/* as for cache_maps_each(): MAPS_SELF, or the tracee's thread */
-	bool mapped;			/* there may be mappings of page caches */
-	bool demoted;			/* some may be demoted: MAP_PRIVATE in place of MAP_SHARED */
+	int task;     /* as for cache_maps_each(): MAPS_SELF, or the tracee's thread */
+	bool mapped;  /* there may be mappings of page caches */
+	bool demoted; /* some may be demoted: MAP_PRIVATE in place of MAP_SHARED */
 	/* F_GETFL of a descriptor that is a regular file on the mount, or -1. */
 	int (*file)(struct call_view *, int fd);
 	/* Have the kernel drop what it has cached of the file that was last asked for. */
@@ -39,17 +39,17 @@ struct call_view {
 };
 
 enum call_action {
-	CALL_LEAVE,			/* to the kernel, as it is */
-	CALL_REFUSE,			/* it fails with `error`, and is not made */
-	CALL_MAP,			/* mmap() of a file on the mount: of its page cache instead */
-	CALL_MAKE,			/* `make` in its place, and then, if that succeeds: */
+	CALL_LEAVE,  /* to the kernel, as it is */
+	CALL_REFUSE, /* it fails with `error`, and is not made */
+	CALL_MAP,    /* mmap() of a file on the mount: of its page cache instead */
+	CALL_MAKE,   /* `make` in its place, and then, if that succeeds: */
 };
 
 enum call_after {
 	AFTER_NOTHING,
-	AFTER_FAIL,			/* the program's call fails with `error` */
-	AFTER_CALL,			/* `then` is made; calls_error_after() gives the result */
-	AFTER_SYNC,			/* the host writes [start, start + len) back; ENOMEM is success here: the
+	AFTER_FAIL, /* the program's call fails with `error` */
+	AFTER_CALL, /* `then` is made; calls_error_after() gives the result */
+	AFTER_SYNC, /* the host writes [start, start + len) back; ENOMEM is success here: the
 					 * range has holes, and the rest was synced */
 };
 
@@ -72,7 +72,13 @@ struct map_request calls_map_request(const struct call *c);
 
 /* A test of the low 32 bits of an argument; the tested arguments are ints. */
 struct call_test {
-	enum { TEST_END, TEST_IS, TEST_IS_NOT, TEST_ANY, TEST_NONE } kind;	/* ANY, NONE: of these bits */
+	enum {
+		TEST_END,
+		TEST_IS,
+		TEST_IS_NOT,
+		TEST_ANY,
+		TEST_NONE
+	} kind; /* ANY, NONE: of these bits */
 	int arg;
 	uint32_t value;
 };
@@ -80,7 +86,7 @@ struct call_test {
 struct call_row {
 	const char *name;
 	long number;
-	const char *why;		/* the reason for the decision */
+	const char *why; /* the reason for the decision */
 	/* NULL: always left to the kernel.  Otherwise `decide` is called if the call passes all
 	 * tests. */
 	void (*decide)(const struct call *, struct call_view *, struct call_decision *);

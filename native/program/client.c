@@ -18,7 +18,7 @@
 #include "base/packet.h"
 
 enum {
-	ERRNO_MAX = 4095,		/* include/linux/err.h */
+	ERRNO_MAX = 4095, /* include/linux/err.h */
 };
 
 union reply {
@@ -66,20 +66,21 @@ static ssize_t receive(const struct client *c, union reply *in, int *fds, int *n
 }
 
 struct expected {
-	size_t len;			/* of the reply, unless it is a refusal */
-	bool bare;			/* the header alone is valid too */
-	int least, most;		/* descriptors with it, unless it is a refusal */
+	size_t len;	 /* of the reply, unless it is a refusal */
+	bool bare;	 /* the header alone is valid too */
+	int least, most; /* descriptors with it, unless it is a refusal */
 };
 
-static bool is_reply(const struct df_header *h, size_t len, int nfds, const struct df_header *request,
-		     const struct expected *e)
+static bool is_reply(const struct df_header *h, size_t len, int nfds,
+		     const struct df_header *request, const struct expected *e)
 {
 	if (len < sizeof(*h) || h->len != len || h->type != request->type + DF_REPLY ||
 	    h->seq != request->seq || h->error < 0 || h->error > ERRNO_MAX)
 		return false;
 	if (h->error)
 		return nfds == 0 && (len == sizeof(*h) || len == e->len);
-	return nfds >= e->least && nfds <= e->most && (len == e->len || (e->bare && len == sizeof(*h)));
+	return nfds >= e->least && nfds <= e->most &&
+	       (len == e->len || (e->bare && len == sizeof(*h)));
 }
 
 /* One request, with `fd` if that is not -1, and its reply.  *got: the reply's descriptor, or -1. */
@@ -136,7 +137,7 @@ int client_errno(int result)
 	case -ENFILE:
 	case -ENOMEM:
 		return -result;
-	default:	/* as mmap(2) on a file system without mmap() */
+	default: /* as mmap(2) on a file system without mmap() */
 		return result > 0 ? result : ENODEV;
 	}
 }
@@ -180,8 +181,8 @@ int client_serve(struct client *c, int uffd, uint32_t *flags)
 	return r;
 }
 
-int client_map(struct client *c, int fd, uint64_t offset, uint64_t len, int prot, int flags, int *cache,
-	       bool *private)
+int client_map(struct client *c, int fd, uint64_t offset, uint64_t len, int prot, int flags,
+	       int *cache, bool *private)
 {
 	static const struct expected e = { .len = sizeof(struct df_mmap), .least = 1, .most = 1 };
 	struct df_mmap m = {
@@ -196,7 +197,7 @@ int client_map(struct client *c, int fd, uint64_t offset, uint64_t len, int prot
 	union reply in;
 	int r = call(c, &m.h, sizeof(m), -1, &e, &in, cache);
 
-	if (r == -EMFILE) {	/* the host expects client_mapped() */
+	if (r == -EMFILE) { /* the host expects client_mapped() */
 		r = client_mapped(c, 0, 0);
 		return r < 0 ? r : EMFILE;
 	}
@@ -224,7 +225,8 @@ int client_msync(struct client *c, uint64_t start, uint64_t len)
 	return call(c, &m.h, sizeof(m), -1, &e, &in, &none);
 }
 
-int client_sigbus(struct client *c, uint64_t address, pid_t tid, int code, const uint64_t *frames, size_t n)
+int client_sigbus(struct client *c, uint64_t address, pid_t tid, int code, const uint64_t *frames,
+		  size_t n)
 {
 	static const struct expected e = { .len = sizeof(struct df_sigbus), .bare = true };
 	struct df_sigbus m = { .h.type = DF_SIGBUS, .address = address, .tid = tid, .code = code };

@@ -28,12 +28,12 @@
 #include "abi/abi.h"
 
 enum {
-	CLIENT_PATIENCE_S = 60,		/* for every reply except an msync's, which waits for writes */
+	CLIENT_PATIENCE_S = 60, /* for every reply except an msync's, which waits for writes */
 };
 
 struct client {
-	int fd;				/* -1: not connected */
-	uint64_t seq;			/* of the last request */
+	int fd;	      /* -1: not connected */
+	uint64_t seq; /* of the last request */
 };
 
 /* Connect to the host's socket and attach process `pid`.

@@ -19,10 +19,10 @@
 #include <unistd.h>
 
 enum {
-	SCRIPTS_MAX = 5,		/* fs/exec.c, exec_binprm(): ELOOP beyond */
-	LINE_SIZE = 256,		/* BINPRM_BUF_SIZE */
+	SCRIPTS_MAX = 5, /* fs/exec.c, exec_binprm(): ELOOP beyond */
+	LINE_SIZE = 256, /* BINPRM_BUF_SIZE */
 	HEADERS_MAX = 64,
-	NOTES_MAX = 1024,		/* bytes of notes that are searched */
+	NOTES_MAX = 1024, /* bytes of notes that are searched */
 #if defined(__x86_64__)
 	OWN_MACHINE = EM_X86_64,
 #elif defined(__aarch64__)
@@ -64,7 +64,8 @@ static bool has_go_note(int fd, const Elf64_Phdr *notes)
 			return false;
 		if (n.n_namesz == sizeof(name) && !memcmp(name, "Go\0", sizeof(name)))
 			return true;
-		at += sizeof(n) + (((uint64_t)n.n_namesz + 3) & ~3ull) + (((uint64_t)n.n_descsz + 3) & ~3ull);
+		at += sizeof(n) + (((uint64_t)n.n_namesz + 3) & ~3ull) +
+		      (((uint64_t)n.n_descsz + 3) & ~3ull);
 	}
 	return false;
 }
@@ -125,7 +126,8 @@ static int open_regular(const char *path, struct stat *st)
 {
 	if (syscall(SYS_newfstatat, AT_FDCWD, path, st, 0) || !S_ISREG(st->st_mode))
 		return -1;
-	return (int)syscall(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0);
+	return (int)syscall(SYS_openat, AT_FDCWD, path,
+			    O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0);
 }
 
 enum program_kind program_kind(const char *path)

@@ -12,8 +12,8 @@ enum program_kind {
 	/* Left to the kernel: unreadable, not executable, of another machine, not ELF, or with file
 	 * privileges (set-user-ID, set-group-ID, capabilities). */
 	PROGRAM_OTHER,
-	PROGRAM_DYNAMIC,	/* linked with libc dynamically: LD_PRELOAD works */
-	PROGRAM_RAW,		/* bypasses libc: linked statically, or by Go */
+	PROGRAM_DYNAMIC, /* linked with libc dynamically: LD_PRELOAD works */
+	PROGRAM_RAW,	 /* bypasses libc: linked statically, or by Go */
 };
 
 /* -> the kind of the file, or of the interpreter that its "#!" line leads to. */

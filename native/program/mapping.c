@@ -18,9 +18,9 @@ enum {
 	PROT_ALL = PROT_READ | PROT_WRITE | PROT_EXEC,
 	/* The flags that MAP_SHARED_VALIDATE accepts on every file system (include/linux/mman.h,
 	 * LEGACY_MAP_MASK).  The top six bits: MAP_UNINITIALIZED, and the sizes of huge pages. */
-	LEGACY_FLAGS = MAP_SHARED | MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS | MAP_DENYWRITE | MAP_EXECUTABLE |
-		       MAP_GROWSDOWN | MAP_LOCKED | MAP_NORESERVE | MAP_POPULATE | MAP_NONBLOCK | MAP_STACK |
-		       MAP_HUGETLB | MAP_32BIT | (int)0xfc000000,
+	LEGACY_FLAGS = MAP_SHARED | MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS | MAP_DENYWRITE |
+		MAP_EXECUTABLE | MAP_GROWSDOWN | MAP_LOCKED | MAP_NORESERVE | MAP_POPULATE |
+		MAP_NONBLOCK | MAP_STACK | MAP_HUGETLB | MAP_32BIT | (int)0xfc000000,
 	ELSEWHERE_TRIES = 3,
 };
 
@@ -47,8 +47,8 @@ bool request_is_refused(const struct map_request *q, int access)
 		return true;
 	if (q->len > INT64_MAX || q->offset > INT64_MAX - (int64_t)q->len)
 		return true;
-	return (!request_is_shared(q) && type != MAP_PRIVATE) || q->flags & MAP_HUGETLB || !q->len ||
-	       q->offset & (int64_t)IN_PAGE || q->offset < 0 ||
+	return (!request_is_shared(q) && type != MAP_PRIVATE) || q->flags & MAP_HUGETLB ||
+	       !q->len || q->offset & (int64_t)IN_PAGE || q->offset < 0 ||
 	       (q->flags & MAP_FIXED && q->addr & IN_PAGE);
 }
 
@@ -66,8 +66,8 @@ bool request_is_on(int fd, dev_t device)
 	return !syscall(SYS_fstat, fd, &old) && old.st_dev == device && S_ISREG(old.st_mode);
 }
 
-static long call6(struct caller *c, long number, uint64_t a, uint64_t b, uint64_t d, uint64_t e, uint64_t f,
-		  uint64_t g)
+static long call6(struct caller *c, long number, uint64_t a, uint64_t b, uint64_t d, uint64_t e,
+		  uint64_t f, uint64_t g)
 {
 	return c->call(c, number, (const uint64_t[6]){ a, b, d, e, f, g });
 }
@@ -82,7 +82,7 @@ static int call3(struct caller *c, long number, uint64_t a, uint64_t b, uint64_t
 
 static bool failed(long at)
 {
-	return at < 0 && at >= -4095;	/* include/linux/err.h, MAX_ERRNO */
+	return at < 0 && at >= -4095; /* include/linux/err.h, MAX_ERRNO */
 }
 
 static bool overlap(uint64_t a, uint64_t b, uint64_t len)
@@ -92,7 +92,8 @@ static bool overlap(uint64_t a, uint64_t b, uint64_t len)
 
 /* Map outside [target, target + len).  The gap that the kernel chooses may overlap either end of
  * it. */
-static long map_elsewhere(uint64_t target, uint64_t len, int flags, int cache, int64_t offset, struct caller *c)
+static long map_elsewhere(uint64_t target, uint64_t len, int flags, int cache, int64_t offset,
+			  struct caller *c)
 {
 	long at[ELSEWHERE_TRIES];
 	int n, i;
@@ -108,7 +109,8 @@ static long map_elsewhere(uint64_t target, uint64_t len, int flags, int cache, i
 	return n < ELSEWHERE_TRIES ? at[n] : -ENOMEM;
 }
 
-int mapping_make(struct mapping *m, const struct map_request *q, int cache, bool private, struct caller *c)
+int mapping_make(struct mapping *m, const struct map_request *q, int cache, bool private,
+		 struct caller *c)
 {
 	bool replace = (q->flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)) == MAP_FIXED;
 	int flags = q->flags & ~(MAP_POPULATE | MAP_LOCKED);
@@ -121,8 +123,8 @@ int mapping_make(struct mapping *m, const struct map_request *q, int cache, bool
 	if (replace)
 		at = map_elsewhere(m->target, m->len, flags & ~MAP_FIXED, cache, q->offset, c);
 	else
-		at = call6(c, SYS_mmap, q->addr, q->len, PROT_NONE, (uint64_t)flags, (uint64_t)cache,
-			   (uint64_t)q->offset);
+		at = call6(c, SYS_mmap, q->addr, q->len, PROT_NONE, (uint64_t)flags,
+			   (uint64_t)cache, (uint64_t)q->offset);
 	if (failed(at))
 		return (int)-at;
 	m->at = (uint64_t)at;
@@ -147,7 +149,7 @@ static int open_up(struct mapping *m, const struct map_request *q, struct caller
 	if (error || m->at == m->target)
 		return error;
 	at = call6(c, SYS_mremap, m->at, m->len, m->len, MREMAP_MAYMOVE | MREMAP_FIXED, m->target, 0);
-	if (failed(at))	/* EINVAL: beyond the end of the address space, which is ENOMEM of mmap() */
+	if (failed(at)) /* EINVAL: beyond the end of the address space, which is ENOMEM of mmap() */
 		return at == -EINVAL ? ENOMEM : (int)-at;
 	m->at = m->target;
 	return 0;

@@ -23,7 +23,8 @@
 
 #include "abi/abi.h"
 
-#define IN_PAGE ((uint64_t)DF_PAGE_SIZE - 1)	/* the bits of an address that are its offset in the page */
+#define IN_PAGE \
+	((uint64_t)DF_PAGE_SIZE - 1) /* the bits of an address that are its offset in the page */
 
 /* The arguments of mmap(2). */
 struct map_request {
@@ -43,8 +44,8 @@ struct caller {
 };
 
 struct mapping {
-	uint64_t at, len;		/* the mapping, now */
-	uint64_t target;		/* its final address; if it is not `at`, the mapping is moved there */
+	uint64_t at, len; /* the mapping, now */
+	uint64_t target;  /* its final address; if it is not `at`, the mapping is moved there */
 };
 
 bool request_is_shared(const struct map_request *q);
@@ -58,7 +59,8 @@ bool request_is_refused(const struct map_request *q, int access);
 bool request_is_on(int fd, dev_t device);
 
 /* Map `cache` with PROT_NONE.  private: MAP_PRIVATE in place of MAP_SHARED. -> 0 or errno. */
-int mapping_make(struct mapping *m, const struct map_request *q, int cache, bool private, struct caller *c);
+int mapping_make(struct mapping *m, const struct map_request *q, int cache, bool private,
+		 struct caller *c);
 
 /* After the host has registered it: set its protection and move it to its target.  -> 0, or the
  * errno for mmap(); then the mapping has been removed. */

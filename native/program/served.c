@@ -53,12 +53,14 @@ static int make_userfaultfd(struct caller *there, int device)
 	theirs = lend(there, device);
 	if (theirs < 0)
 		return (int)theirs;
-	fd = there->call(there, SYS_ioctl, (const uint64_t[6]){ (uint64_t)theirs, USERFAULTFD_IOC_NEW, flags });
+	fd = there->call(there, SYS_ioctl,
+			 (const uint64_t[6]){ (uint64_t)theirs, USERFAULTFD_IOC_NEW, flags });
 	call1(there, SYS_close, (uint64_t)theirs);
 	return take(there, fd);
 }
 
-int served_begin(struct client *c, const char *socket, pid_t pid, struct caller *there, uint32_t *flags)
+int served_begin(struct client *c, const char *socket, pid_t pid, struct caller *there,
+		 uint32_t *flags)
 {
 	int device, uffd, r = client_attach(c, socket, pid, &device);
 
@@ -83,8 +85,8 @@ static int unmap(struct caller *there, const struct mapping *m, int error)
 }
 
 /* Map the page cache, before client_mapped().  -> errno */
-static int map_cache(struct mapping *m, const struct map_request *q, int cache, bool private, bool demoted,
-		     struct caller *there)
+static int map_cache(struct mapping *m, const struct map_request *q, int cache, bool private,
+		     bool demoted, struct caller *there)
 {
 	long theirs = lend(there, cache), r = 0;
 	int error;
@@ -95,12 +97,13 @@ static int map_cache(struct mapping *m, const struct map_request *q, int cache, 
 	call1(there, SYS_close, (uint64_t)theirs);
 	/* of a private file mapping, only dirty pages are in a core dump (core(5)); this has none */
 	if (!error && demoted)
-		r = there->call(there, SYS_madvise, (const uint64_t[6]){ m->at, m->len, MADV_DONTDUMP });
+		r = there->call(there, SYS_madvise,
+				(const uint64_t[6]){ m->at, m->len, MADV_DONTDUMP });
 	return r < 0 ? unmap(there, m, (int)-r) : error;
 }
 
-int served_map(struct client *c, const struct map_request *q, struct caller *there, struct mapping *m,
-	       bool *demoted, bool *dead)
+int served_map(struct client *c, const struct map_request *q, struct caller *there,
+	       struct mapping *m, bool *demoted, bool *dead)
 {
 	bool private;
 	int cache, error, r;

@@ -18,12 +18,13 @@
 
 /* Connect to the host, attach process `pid`, and send a userfaultfd made in it.
  * -> 0, or the errno for its mmap(); then c is not connected. */
-int served_begin(struct client *c, const char *socket, pid_t pid, struct caller *there, uint32_t *flags);
+int served_begin(struct client *c, const char *socket, pid_t pid, struct caller *there,
+		 uint32_t *flags);
 
 /* Map the page cache of q->fd, a descriptor of the calling process.  *demoted: it is MAP_PRIVATE in
  * place of MAP_SHARED, and marked MADV_DONTDUMP, a mark that survives mremap(), fork() and partial
  * unmapping.  -> 0, or the errno for mmap(); *dead: the connection failed, and is closed. */
-int served_map(struct client *c, const struct map_request *q, struct caller *there, struct mapping *m,
-	       bool *demoted, bool *dead);
+int served_map(struct client *c, const struct map_request *q, struct caller *there,
+	       struct mapping *m, bool *demoted, bool *dead);
 
 #endif

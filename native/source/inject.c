@@ -15,7 +15,7 @@
 #include "base/clock.h"
 #include "source.h"
 
-#define SLICE_NS 2000000u	/* the longest time that a delay goes on after its removal */
+#define SLICE_NS 2000000u /* the longest time that a delay goes on after its removal */
 #define DELAY_MAX_NS (3600ull * 1000000000)
 
 struct df_injection {
@@ -23,16 +23,16 @@ struct df_injection {
 	struct df_inject_options is;
 	uint64_t end;
 	uint64_t dice;
-	uint32_t left;		/* faults; 0: all */
-	uint64_t *failed;	/* pages that were refused, ascending */
+	uint32_t left;	  /* faults; 0: all */
+	uint64_t *failed; /* pages that were refused, ascending */
 	size_t nfailed, room;
 	bool spent;
 };
 
 static bool makes_sense(const struct df_inject_options *is)
 {
-	return !(is->start % PAGE) && !(is->len % PAGE) && is->len && is->start + is->len > is->start &&
-	       is->error >= 0 && is->delay_ns <= DELAY_MAX_NS &&
+	return !(is->start % PAGE) && !(is->len % PAGE) && is->len &&
+	       is->start + is->len > is->start && is->error >= 0 && is->delay_ns <= DELAY_MAX_NS &&
 	       (is->error || is->delay_ns || is->flags & DF_INJECT_TRUNCATE) &&
 	       !(is->flags & ~(DF_INJECT_STORES | DF_INJECT_TRUNCATE | DF_INJECT_EVICT));
 }
@@ -49,7 +49,7 @@ int source_inject(struct df_source *source, const struct df_inject_options *opti
 	*in = (struct df_injection){
 		.is = *options,
 		.end = options->start + options->len,
-		.dice = options->seed * 2 + 1,		/* xorshift stays at 0 */
+		.dice = options->seed * 2 + 1, /* xorshift stays at 0 */
 		.left = options->count,
 	};
 	GUARD(&source->lock);
@@ -123,7 +123,7 @@ static bool falls(struct df_injection *in)
 	}
 	if (!in->is.chance)
 		return true;
-	in->dice ^= in->dice << 13;		/* xorshift64 */
+	in->dice ^= in->dice << 13; /* xorshift64 */
 	in->dice ^= in->dice >> 7;
 	in->dice ^= in->dice << 17;
 	return (uint32_t)(in->dice >> 32) < in->is.chance;
@@ -171,7 +171,7 @@ static void remember(struct df_injection *in, uint64_t page)
 		uint64_t *grown = realloc(in->failed, room * sizeof(*grown));
 
 		if (!grown)
-			return;		/* out of memory: the page heals without a removal */
+			return; /* out of memory: the page heals without a removal */
 		in->failed = grown;
 		in->room = room;
 	}

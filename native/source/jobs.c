@@ -13,9 +13,9 @@
 #include "base/thread.h"
 #include "jobs.h"
 
-#define IDLE_NS 1000000000u		/* how long a thread waits for more work */
+#define IDLE_NS 1000000000u /* how long a thread waits for more work */
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;	/* all of it; a leaf */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* all of it; a leaf */
 static pthread_cond_t work = PTHREAD_COND_INITIALIZER;
 static struct job_queue *ready, **last_ready = &ready;
 static unsigned most = JOBS_PER_QUEUE, threads, idle, nready;
@@ -52,7 +52,7 @@ static void list(struct job_queue *queue)
 		queue->next = NULL;
 		*last_ready = queue;
 		last_ready = &queue->next;
-	} else {		/* a queue without a running job comes first */
+	} else { /* a queue without a running job comes first */
 		queue->next = ready;
 		ready = queue;
 	}

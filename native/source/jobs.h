@@ -6,19 +6,19 @@
 #ifndef DAXFAULT_JOBS_H
 #define DAXFAULT_JOBS_H
 
-#define JOBS_PER_QUEUE 8	/* calls in flight per file */
+#define JOBS_PER_QUEUE 8 /* calls in flight per file */
 
 struct job {
 	struct job *next;
-	void (*run)(struct job *job);	/* may free it */
+	void (*run)(struct job *job); /* may free it */
 };
 
 /* The jobs of one file, in order. */
 struct job_queue {
 	struct job *first, **last;
-	struct job_queue *next;		/* in the list of queues that wait for a thread */
+	struct job_queue *next; /* in the list of queues that wait for a thread */
 	unsigned running;
-	void (*release)(struct job_queue *queue);	/* called after each job; may free the queue */
+	void (*release)(struct job_queue *queue); /* called after each job; may free the queue */
 };
 
 void jobs_init(struct job_queue *queue, void (*release)(struct job_queue *queue));

@@ -23,7 +23,7 @@ static bool is_local(const struct statfs *fs)
 	switch ((unsigned long)fs->f_type) {
 	case TMPFS_MAGIC:
 	case RAMFS_MAGIC:
-	case EXT4_SUPER_MAGIC:		/* of ext2 and ext3, too */
+	case EXT4_SUPER_MAGIC: /* of ext2 and ext3, too */
 	case XFS_SUPER_MAGIC:
 	case BTRFS_SUPER_MAGIC:
 	case F2FS_SUPER_MAGIC:
@@ -56,9 +56,9 @@ int source_open(struct df_source *source, int fd, bool writable, struct stat *st
 		.memory = fs.f_type == TMPFS_MAGIC,
 	};
 	pthread_mutex_init(&source->lock, NULL);
-	if (source->local)		/* others may hang, with a lock that all files share */
+	if (source->local) /* others may hang, with a lock that all files share */
 		source_watch(source);
-	return fstat(fd, st) ? -errno : 0;	/* as it was when we began to watch it */
+	return fstat(fd, st) ? -errno : 0; /* as it was when we began to watch it */
 }
 
 static void *closer(void *fd)
@@ -156,7 +156,7 @@ int64_t source_read(struct df_source *source, void *to, uint64_t offset, uint64_
 	int error;
 
 	if (source->fetch)
-		return -EOPNOTSUPP;	/* parts that were not fetched are holes: zeros */
+		return -EOPNOTSUPP; /* parts that were not fetched are holes: zeros */
 	got = nowait ? source_peek(source, to, offset, len, &error)
 		     : read_all(source->fd, to, offset, len, 0, &error);
 	return error ? -error : (int64_t)got;
@@ -195,7 +195,7 @@ int source_gup_error(const struct df_source *source, uint64_t offset)
 	int error;
 
 	if (map == MAP_FAILED)
-		return EFAULT;		/* cannot be mapped at all: direct I/O files */
+		return EFAULT; /* cannot be mapped at all: direct I/O files */
 	error = process_vm_readv(getpid(), &to, 1, &from, 1, 0) == 1 ? 0 : errno;
 	munmap(map, PAGE);
 	return error;

@@ -29,17 +29,17 @@ struct source_watch;
 
 struct df_source {
 	int fd;
-	struct source_watch *watch;	/* writers.c; or NULL */
-	uint64_t writes;		/* of it, that source_written_by_others() has returned */
+	struct source_watch *watch; /* writers.c; or NULL */
+	uint64_t writes;	    /* of it, that source_written_by_others() has returned */
 	bool writable;
-	bool local;			/* fstat() and RWF_NOWAIT use only the kernel's memory */
-	atomic_bool blocks;		/* RWF_NOWAIT does not work here */
-	bool memory;			/* tmpfs: a read never waits */
-	int (*fetch)(void *context, uint64_t offset, uint64_t len);	/* or NULL: df_file_fetch() */
+	bool local;	    /* fstat() and RWF_NOWAIT use only the kernel's memory */
+	atomic_bool blocks; /* RWF_NOWAIT does not work here */
+	bool memory;	    /* tmpfs: a read never waits */
+	int (*fetch)(void *context, uint64_t offset, uint64_t len); /* or NULL: df_file_fetch() */
 	void *fetch_context;
-	pthread_mutex_t lock;		/* the rest; a leaf */
-	struct df_injection *injections;	/* whether there are any can be read unlocked */
-	uint64_t cleared;		/* number of removals of injections */
+	pthread_mutex_t lock;		 /* the rest; a leaf */
+	struct df_injection *injections; /* whether there are any can be read unlocked */
+	uint64_t cleared;		 /* number of removals of injections */
 };
 
 /* Takes `fd` over, also on failure.  *st is the file as it is now. */
@@ -74,10 +74,10 @@ bool source_written_by_others(struct df_source *source);
 
 /* A read about to be made, in whole pages. */
 struct source_ask {
-	uint64_t start, len;		/* at most RANGE */
+	uint64_t start, len; /* at most RANGE */
 	bool may_block;
-	bool retry;			/* not a fault: a poisoned page is read again */
-	uint64_t stores[DF_RANGE_SIZE / DF_PAGE_SIZE / 64];	/* a bit per page: a store waits for it */
+	bool retry; /* not a fault: a poisoned page is read again */
+	uint64_t stores[DF_RANGE_SIZE / DF_PAGE_SIZE / 64]; /* a bit per page: a store waits for it */
 };
 
 #define SOURCE_UNTRUNCATED UINT64_MAX

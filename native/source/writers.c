@@ -22,7 +22,7 @@
 
 #define SLOTS 1024
 #define EVENTS 4096
-#define HANDLE_MOST 128		/* MAX_HANDLE_SZ */
+#define HANDLE_MOST 128 /* MAX_HANDLE_SZ */
 
 /* The identity of an inode in an event. */
 struct inode_key {
@@ -36,17 +36,17 @@ struct source_watch {
 	struct source_watch *next;
 	struct inode_key key;
 	unsigned users;
-	atomic_uint_fast64_t writes;	/* events of other processes */
+	atomic_uint_fast64_t writes; /* events of other processes */
 };
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;	/* a leaf */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* a leaf */
 static struct source_watch *slots[SLOTS];
 static int group = -1;
 static bool tried;
 
 static struct source_watch **find(const struct inode_key *key)
 {
-	uint32_t hash = 2166136261u;		/* FNV-1a */
+	uint32_t hash = 2166136261u; /* FNV-1a */
 	struct source_watch **p;
 
 	for (unsigned i = 0; i < key->len; i++)
@@ -86,7 +86,8 @@ static int mark(int fd, unsigned what)
 }
 
 /* Count an event of another process for its inode, or for all inodes if events were lost. */
-static void count(const struct fanotify_event_metadata *event, const struct fanotify_event_info_fid *info)
+static void count(const struct fanotify_event_metadata *event,
+		  const struct fanotify_event_info_fid *info)
 {
 	const struct file_handle *handle = (const void *)info->handle;
 	struct source_watch *watch;
@@ -98,8 +99,8 @@ static void count(const struct fanotify_event_metadata *event, const struct fano
 				watch->writes++;
 		return;
 	}
-	if (event->event_len <= FAN_EVENT_METADATA_LEN || info->hdr.info_type != FAN_EVENT_INFO_TYPE_FID ||
-	    handle->handle_bytes > HANDLE_MOST)
+	if (event->event_len <= FAN_EVENT_METADATA_LEN ||
+	    info->hdr.info_type != FAN_EVENT_INFO_TYPE_FID || handle->handle_bytes > HANDLE_MOST)
 		return;
 	memcpy(&key.fs, &info->fsid, sizeof(key.fs));
 	key.type = handle->handle_type;
@@ -138,7 +139,8 @@ void source_watch(struct df_source *source)
 
 	GUARD(&lock);
 	if (!tried)
-		group = fanotify_init(FAN_CLASS_NOTIF | FAN_REPORT_FID | FAN_NONBLOCK | FAN_CLOEXEC, O_RDONLY);
+		group = fanotify_init(FAN_CLASS_NOTIF | FAN_REPORT_FID | FAN_NONBLOCK | FAN_CLOEXEC,
+				      O_RDONLY);
 	tried = true;
 	if (group < 0 || !key_of(source->fd, &key))
 		return;

@@ -10,7 +10,7 @@
 #include "base/maps.h"
 #include "space.h"
 
-#define ADOPT_TRIES 100		/* of a program that keeps changing its mappings */
+#define ADOPT_TRIES 100 /* of a program that keeps changing its mappings */
 
 /* Clip the area to [start, end). */
 static void clip(struct maps_area *area, uint64_t start, uint64_t end)
@@ -72,7 +72,8 @@ static int serve(struct df_space *space, const struct maps_area *area, struct df
 	error = know(space, area, file, removed);
 	pthread_rwlock_unlock(&space->lock);
 	if (!error)
-		error = uffd_register(space->uffd, area->start, area->end - area->start, modes, &ioctls);
+		error = uffd_register(space->uffd, area->start, area->end - area->start, modes,
+				      &ioctls);
 	if (error)
 		space_unmap(space, area->start, area->end, removed);
 	return error;
@@ -116,8 +117,7 @@ int space_adopt(struct df_space *space, int pid, uint64_t start, uint64_t len,
 		error = -EINVAL;
 	if (!error)
 		error = space_catch_up(space);
-	while (!error && start < end && !(error = maps_find(maps, start, &area)) &&
-	       area.start < end) {
+	while (!error && start < end && !(error = maps_find(maps, start, &area)) && area.start < end) {
 		struct df_file *file = file_of_cache(area.device, area.inode);
 		uint64_t from = start;
 		int refused;
@@ -133,7 +133,7 @@ int space_adopt(struct df_space *space, int pid, uint64_t start, uint64_t len,
 			start = area.start;
 			error = ++tries < ADOPT_TRIES ? 0 : -EAGAIN;
 		} else if (refused) {
-			failed = refused;	/* go on and serve the others */
+			failed = refused; /* go on and serve the others */
 		} else {
 			found++;
 		}
@@ -175,7 +175,7 @@ bool space_discover(struct df_space *space, uint64_t page, int tid)
 	}
 	if (atomic_load(&space->dead))
 		error = -ESRCH;
-	else if (!region_find(space, page))	/* space_adopt() may have been quicker */
+	else if (!region_find(space, page)) /* space_adopt() may have been quicker */
 		error = region_add(space, area.start, area.end - area.start, file, area.offset,
 				   area.shared);
 	pthread_rwlock_unlock(&space->lock);

@@ -11,7 +11,7 @@ int space_events_begin(struct df_space *space, struct uffd_msg *msgs, int most)
 
 	/* Odd while events may have been read but not applied yet. */
 	atomic_fetch_add(&space->turn, 1);
-	pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, &old);	/* the guest may make read(2) block */
+	pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, &old); /* the guest may make read(2) block */
 	n = uffd_read(space->uffd, msgs, (size_t)most);
 	pthread_setcancelstate(old, NULL);
 	return n;

@@ -11,7 +11,7 @@
 #define AROUND_MIN ((uint32_t)PAGE)
 #define AROUND_MAX ((uint32_t)RANGE)
 #define MAP_AROUND ((uint32_t)(16 * PAGE))
-#define STORE_AHEAD ((uint32_t)(64 * PAGE))	/* from here on a writer counts as sequential */
+#define STORE_AHEAD ((uint32_t)(64 * PAGE)) /* from here on a writer counts as sequential */
 
 /* Adapt the size of a fill: it grows for a sequential reader, and shrinks to one page for a random
  * one. */
@@ -42,8 +42,8 @@ void install_window(const struct df_region *region, const struct install *instal
 
 /* Map the filled pages of [from, to), file offsets; -> the first error, if any,
  * and the bytes looked at before it in *done. */
-static int map_pages(const struct df_region *region, struct install *install, uint64_t from, uint64_t to,
-		     bool protect, uint64_t *done, bool *present)
+static int map_pages(const struct df_region *region, struct install *install, uint64_t from,
+		     uint64_t to, bool protect, uint64_t *done, bool *present)
 {
 	uint64_t at = from;
 
@@ -56,7 +56,7 @@ static int map_pages(const struct df_region *region, struct install *install, ui
 		if (!error)
 			break;
 		if (error == -EEXIST && at > from) {
-			break;		/* this page is mapped, so the next ones probably are too */
+			break; /* this page is mapped, so the next ones probably are too */
 		} else if (error == -EEXIST) {
 			*present = true;
 			at += PAGE;
@@ -95,7 +95,8 @@ enum verdict install_store(struct df_region *region, struct install *install)
 
 	if (page == region->store_expected)
 		region->store_around = region->store_around * 4 < AROUND_MAX
-			? region->store_around * 4 : AROUND_MAX;
+					       ? region->store_around * 4
+					       : AROUND_MAX;
 	else if (region->store_around > PAGE)
 		region->store_around /= 2;
 	end = start + region->store_around;
@@ -168,7 +169,7 @@ enum verdict install_page(struct df_region *region, struct install *install)
 	case -EAGAIN:
 		return VERDICT_AGAIN;
 	case -ESRCH:
-		return VERDICT_DONE;		/* the guest has ended */
+		return VERDICT_DONE; /* the guest has ended */
 	case -EINVAL:
 	case -EFAULT:
 		/* The mapped memory has no page.  Either a guest with write access has punched it

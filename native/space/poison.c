@@ -39,12 +39,13 @@ static bool grow(struct df_file *file)
 	file->mappings->poisons = calloc(slots, sizeof(struct df_poison *));
 	if (!file->mappings->poisons) {
 		file->mappings->poisons = from;
-		return old;		/* keep the table, with longer chains */
+		return old; /* keep the table, with longer chains */
 	}
 	file->mappings->poison_slots = slots;
 	for (size_t i = 0; i < old; i++)
 		while ((poison = from[i])) {
-			struct df_poison **to = &file->mappings->poisons[slot(file, poison->space, poison->page)];
+			struct df_poison **to =
+				&file->mappings->poisons[slot(file, poison->space, poison->page)];
 
 			from[i] = poison->next;
 			poison->next = *to;

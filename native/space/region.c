@@ -72,7 +72,7 @@ static void unlink_file(struct df_region *region, uint64_t start, uint64_t end)
 	mappings->n--;
 	mappings->nwritable -= region->writable;
 	if (!mappings->n) {
-		free(mappings->poisons);	/* empty, because each poisoned page is inside a region */
+		free(mappings->poisons); /* empty, because each poisoned page is inside a region */
 		mappings->poisons = NULL;
 		mappings->poison_slots = 0;
 	}
@@ -186,7 +186,8 @@ void region_move(struct df_space *space, uint64_t from, uint64_t to, uint64_t le
 
 	region_remove(space, to, to + len, removed);
 	for (; at < from + len && (i = find(space, at)) < space->nregions &&
-	       space->regions[i]->start < from + len; at = end) {
+	       space->regions[i]->start < from + len;
+	     at = end) {
 		const struct df_region *region = space->regions[i];
 
 		if (at < region->start)

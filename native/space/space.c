@@ -15,7 +15,7 @@
 #include "space.h"
 
 #define SETTLE_NS 200000000u	/* how long a change waits for events that were read */
-#define CATCH_UP_NS 5000000000u	/* how long a mapping waits for them to be read */
+#define CATCH_UP_NS 5000000000u /* how long a mapping waits for them to be read */
 #define PAUSE_NS 20000
 
 void space_init(struct df_space *space, uint64_t id, int uffd, bool tracks, bool program)
@@ -42,7 +42,9 @@ int space_unblock(struct df_space *space)
 	int flags = fcntl(space->uffd, F_GETFL);
 
 	return flags < 0 || fcntl(space->uffd, F_SETFL, flags | O_NONBLOCK) ||
-	       fcntl(space->uffd, F_SETFD, FD_CLOEXEC) ? -errno : 0;
+			       fcntl(space->uffd, F_SETFD, FD_CLOEXEC)
+		       ? -errno
+		       : 0;
 }
 
 bool space_alive(const struct df_space *space)
@@ -146,10 +148,10 @@ bool space_protect(struct df_file *file, uint64_t start, uint64_t end)
 			to = end;
 		if (!region->writable || from >= to)
 			continue;
-		error = region->tracked
-			? uffd_protect(region->space->uffd, region->start + (from - region->offset),
-				       to - from, true)
-			: -EOPNOTSUPP;
+		error = region->tracked ? uffd_protect(region->space->uffd,
+						       region->start + (from - region->offset),
+						       to - from, true)
+					: -EOPNOTSUPP;
 		/* Forks and moves change the table only after the reader has applied them. */
 		all &= error == -ESRCH || (!error && !(atomic_load(&region->space->turn) % 2));
 	}

@@ -27,30 +27,30 @@ int df_process_files(int pid, uint64_t start, uint64_t len, uint64_t *ids, int m
 /* DF_CDEF_END */
 
 struct df_space {
-	uint64_t id;			/* of the guest */
+	uint64_t id; /* of the guest */
 	int uffd;
-	bool tracks;			/* its userfaultfd has WP_UNPOPULATED */
-	bool program;			/* its mappings are read from the kernel */
-	atomic_bool dead;		/* no install from here on; set under `lock` */
-	atomic_bool stuck;		/* its reader does not return from read(2) */
-	atomic_uint_fast64_t turn;	/* odd: events are being read or applied */
+	bool tracks;		   /* its userfaultfd has WP_UNPOPULATED */
+	bool program;		   /* its mappings are read from the kernel */
+	atomic_bool dead;	   /* no install from here on; set under `lock` */
+	atomic_bool stuck;	   /* its reader does not return from read(2) */
+	atomic_uint_fast64_t turn; /* odd: events are being read or applied */
 	pthread_rwlock_t lock;
-	struct df_region **regions;	/* sorted by start, disjoint */
+	struct df_region **regions; /* sorted by start, disjoint */
 	size_t nregions, room;
 };
 
 struct df_region {
-	struct df_region *next;		/* of the file, under file->lock; or of those removed */
+	struct df_region *next; /* of the file, under file->lock; or of those removed */
 	struct df_space *space;
-	uint64_t start, len;		/* guest addresses */
-	struct df_file *file;		/* counted */
-	uint64_t offset;		/* in the file, of `start` */
+	uint64_t start, len;  /* guest addresses */
+	struct df_file *file; /* counted */
+	uint64_t offset;      /* in the file, of `start` */
 	bool writable;
-	bool tracked;			/* pages stay write-protected until the first store */
-	bool last;			/* removed: the space does not map the file any more */
-	uint32_t around;		/* bytes to fill and map together; grows when sequential */
-	uint64_t expected;		/* the next fault of a sequential reader */
-	uint32_t store_around;		/* the same for first stores */
+	bool tracked;	       /* pages stay write-protected until the first store */
+	bool last;	       /* removed: the space does not map the file any more */
+	uint32_t around;       /* bytes to fill and map together; grows when sequential */
+	uint64_t expected;     /* the next fault of a sequential reader */
+	uint32_t store_around; /* the same for first stores */
 	uint64_t store_expected;
 };
 
@@ -60,15 +60,15 @@ struct df_poison {
 	struct df_poison *next_retry;
 	struct df_space *space;
 	struct df_file *file;
-	uint64_t page, offset;		/* in the guest, in the file */
-	bool trying;			/* it is being read again */
+	uint64_t page, offset; /* in the guest, in the file */
+	bool trying;	       /* it is being read again */
 };
 
 /* The mappings of a file; file->lock. */
 struct file_mappings {
 	struct df_region *first;
 	uint64_t n, nwritable;
-	struct df_poison **poisons;	/* hashed by space and page */
+	struct df_poison **poisons; /* hashed by space and page */
 	size_t poison_slots;
 	uint64_t npoisons;
 };
@@ -77,11 +77,11 @@ struct file_mappings {
 /* Takes `uffd` over. */
 void space_init(struct df_space *space, uint64_t id, int uffd, bool tracks, bool program);
 void space_destroy(struct df_space *space);
-int space_unblock(struct df_space *space);	/* poll() requires O_NONBLOCK */
+int space_unblock(struct df_space *space); /* poll() requires O_NONBLOCK */
 bool space_alive(const struct df_space *space);
 bool space_shows(struct df_space *space, uint64_t address);
-int space_wake(const struct df_space *space, uint64_t address);	/* the page's waiters */
-void space_wake_file(const struct df_file *file);	/* all that waits on a file; file->lock */
+int space_wake(const struct df_space *space, uint64_t address); /* the page's waiters */
+void space_wake_file(const struct df_file *file); /* all that waits on a file; file->lock */
 /* Wait until all events that were read have been applied; bounded. */
 void space_settle(struct df_space *space);
 /* Wait until all pending events have been read and applied; -> 0 or -EAGAIN */
@@ -100,7 +100,7 @@ bool space_protect(struct df_file *file, uint64_t start, uint64_t end);
 /* ---- region.c; space->lock, for writing where the table changes.  `removed` is a list that is
  * added to: each with its file still counted, to be freed by region_free(). */
 struct df_region *region_find(struct df_space *space, uint64_t address);
-struct df_region *region_next(struct df_space *space, uint64_t address);	/* or the first after it */
+struct df_region *region_next(struct df_space *space, uint64_t address); /* or the first after it */
 int region_add(struct df_space *space, uint64_t start, uint64_t len, struct df_file *file,
 	       uint64_t offset, bool writable);
 void region_remove(struct df_space *space, uint64_t start, uint64_t end, struct df_region **removed);
@@ -112,20 +112,20 @@ void region_free(struct df_region *region);
 
 /* ---- events.c */
 enum space_event_kind {
-	SPACE_OTHER,			/* applied */
+	SPACE_OTHER, /* applied */
 	SPACE_FAULT,
-	SPACE_FORK,			/* `uffd` is the child's; the caller closes or keeps it */
+	SPACE_FORK, /* `uffd` is the child's; the caller closes or keeps it */
 };
 
 struct space_event {
 	enum space_event_kind kind;
-	uint32_t what;			/* UFFD_EVENT_* */
+	uint32_t what; /* UFFD_EVENT_* */
 	uint64_t address;
 	int tid;
 	bool write;
-	bool stored;			/* a store to a page that is present, write-protected */
+	bool stored; /* a store to a page that is present, write-protected */
 	int uffd;
-	struct df_region *removed;	/* for the caller to free */
+	struct df_region *removed; /* for the caller to free */
 	struct df_poison *retry;
 };
 
@@ -147,33 +147,33 @@ void poison_copy(const struct df_region *from, struct df_region *to, struct df_p
 bool poison_retry(struct df_file *file, struct df_poison **retry);
 enum poison_result {
 	POISON_DONE,
-	POISON_GONE,			/* no guest is left */
-	POISON_UNKNOWN,			/* this kernel has no UFFDIO_POISON */
-	POISON_WOKEN,			/* another entry is there: the access is repeated */
+	POISON_GONE,	/* no guest is left */
+	POISON_UNKNOWN, /* this kernel has no UFFDIO_POISON */
+	POISON_WOKEN,	/* another entry is there: the access is repeated */
 };
 /* Poison the page of `address`; file: its lock is held, or NULL. */
 enum poison_result poison_page(struct df_space *space, struct df_file *file, uint64_t address);
 
 /* ---- install.c; space->lock and file->lock */
 enum verdict {
-	VERDICT_DONE,			/* finished */
+	VERDICT_DONE, /* finished */
 	VERDICT_INSTALLED,
-	VERDICT_AGAIN,			/* the address space is changing: after its events */
-	VERDICT_LOST,			/* the page was removed from the page cache: decide again */
-	VERDICT_UNMAPPED,		/* no mapping, or one that cannot take the page */
-	VERDICT_FAILED,			/* see `error` */
+	VERDICT_AGAIN,	  /* the address space is changing: after its events */
+	VERDICT_LOST,	  /* the page was removed from the page cache: decide again */
+	VERDICT_UNMAPPED, /* no mapping, or one that cannot take the page */
+	VERDICT_FAILED,	  /* see `error` */
 };
 
 /* A page to install, and the result. */
 struct install {
-	uint64_t page;			/* in the guest */
-	uint64_t offset;		/* in the file */
+	uint64_t page;	 /* in the guest */
+	uint64_t offset; /* in the file */
 	bool write;
-	bool alone;			/* no pages around it */
-	bool retry;			/* not a fault: a poisoned page is read again */
-	int error;			/* positive errno */
-	uint64_t pages;			/* installed */
-	uint64_t bytes;			/* examined, for the trace */
+	bool alone;	/* no pages around it */
+	bool retry;	/* not a fault: a poisoned page is read again */
+	int error;	/* positive errno */
+	uint64_t pages; /* installed */
+	uint64_t bytes; /* examined, for the trace */
 };
 
 /* The range around the page to fill or map with it; file offsets. */

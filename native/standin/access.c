@@ -19,7 +19,7 @@
 #include "standin.h"
 
 enum {
-	WORK_UNIT = 4096,		/* hash steps: some microseconds */
+	WORK_UNIT = 4096, /* hash steps: some microseconds */
 };
 
 static volatile uint8_t *at(uint64_t offset)
@@ -266,11 +266,12 @@ const struct op_description ops[OP_COUNT] = {
 	[OP_FILL] = { "fill", "olb", 0, user_fill, 0, true },
 	[OP_SCAN] = { "scan", "ols", 0, user_scan, 0, true },
 	[OP_SCAN_ALL] = { "scan_all", "ols", 0, user_scan, 0, true },
-	[OP_LAPS] = { "laps", "olsr", 0, user_laps, 0, false },	/* qsort() allocates */
+	[OP_LAPS] = { "laps", "olsr", 0, user_laps, 0, false }, /* qsort() allocates */
 	[OP_WORK] = { "work", "m", 0, user_work, 0, true },
 	[OP_KCOPY] = { "kcopy", "ol", ACCESS_COPY_MAX, kernel_copy, DF_CPU_KERNEL, false },
 	[OP_KREAD] = { "kread", "ol", ACCESS_BYTES_MAX, kernel_read, DF_CPU_KERNEL, false },
-	[OP_KCOPY_BARE] = { "kcopy_bare", "ol", ACCESS_COPY_MAX, kernel_copy_bare, DF_CPU_KERNEL, false },
+	[OP_KCOPY_BARE] = { "kcopy_bare", "ol", ACCESS_COPY_MAX, kernel_copy_bare, DF_CPU_KERNEL,
+			    false },
 	[OP_KSTORE] = { "kstore", "ol", ACCESS_COPY_MAX, kernel_store, DF_CPU_KERNEL, false },
 	[OP_SYS_WRITE] = { "sys_write", "ol", 0, system_write, DF_CPU_SYSCALL, false },
 	[OP_SYS_READ] = { "sys_read", "ol", 0, system_read, DF_CPU_SYSCALL, false },

@@ -36,7 +36,7 @@ void answer_end(struct answer *a)
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0)
-			break;		/* no reader; the exit status still shows the result */
+			break; /* no reader; the exit status still shows the result */
 		written += (size_t)n;
 	}
 	pthread_mutex_unlock(&writer);

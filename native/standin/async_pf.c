@@ -18,8 +18,8 @@
 #include "standin.h"
 
 enum {
-	CALLBACK_VECTOR = 0xf3,		/* HYPERVISOR_CALLBACK_VECTOR */
-	ENTRY_PAUSES = 1000,		/* some 100 ms */
+	CALLBACK_VECTOR = 0xf3, /* HYPERVISOR_CALLBACK_VECTOR */
+	ENTRY_PAUSES = 1000,	/* some 100 ms */
 };
 
 struct guest guest = { .doorbell = -1 };
@@ -269,7 +269,7 @@ void async_pf_take_exception(struct vcpu *v, struct exception *e)
 	*e = (struct exception){ .kind = EXCEPTION_NONE };
 	if (guest.abi == DF_ABI_RFC_V1) {
 		take_rfc_v1(v, e);
-		async_pf_ring();	/* the host can deliver the next token */
+		async_pf_ring(); /* the host can deliver the next token */
 		return;
 	}
 	flags = __atomic_load_n(at, __ATOMIC_ACQUIRE);
@@ -287,7 +287,7 @@ void async_pf_take_exception(struct vcpu *v, struct exception *e)
 
 static void read_ready(const struct vcpu *v, struct wakeup *wakeup)
 {
-	const struct df_apf_report *apf = &v->slot->apf.report;	/* june_2020 begins alike */
+	const struct df_apf_report *apf = &v->slot->apf.report; /* june_2020 begins alike */
 	struct fault *f = &wakeup->fault;
 
 	if (guest.abi != DF_ABI_JUNE_2020 && guest.abi != DF_ABI_GONE && guest.abi != DF_ABI_REPORT)
@@ -315,7 +315,7 @@ void async_pf_take_interrupt(struct vcpu *v)
 	async_pf_take_orders(v);
 	if (guest.abi == DF_ABI_RFC_V1) {
 		if (was_left)
-			async_pf_ring();	/* the host can deliver the exception now */
+			async_pf_ring(); /* the host can deliver the exception now */
 		return;
 	}
 	token = __atomic_load_n(slot, __ATOMIC_ACQUIRE);

@@ -18,8 +18,8 @@ enum {
 
 struct command {
 	const char *name;
-	int words;			/* including the command; -1: any number */
-	const char *(*run)(char **words, int n);	/* NULL, or the error */
+	int words;				 /* including the command; -1: any number */
+	const char *(*run)(char **words, int n); /* NULL, or the error */
 };
 
 static unsigned long line_number;
@@ -126,17 +126,10 @@ static const char *run_quit(char **words, int n)
 /* ------------------------------------------------------------------ lines */
 
 static const struct command commands[] = {
-	{ "open", 4, file_open },
-	{ "close", 2, file_close },
-	{ "map", 6, file_map },
-	{ "unmap", 3, file_unmap },
-	{ "vcpu", -1, run_vcpu },
-	{ "kill", 3, run_kill },
-	{ "async", 2, run_async },
-	{ "trace", 2, run_trace },
-	{ "wait", -1, run_wait },
-	{ "stat", 1, run_stat },
-	{ "quit", 1, run_quit },
+	{ "open", 4, file_open },   { "close", 2, file_close }, { "map", 6, file_map },
+	{ "unmap", 3, file_unmap }, { "vcpu", -1, run_vcpu },	{ "kill", 3, run_kill },
+	{ "async", 2, run_async },  { "trace", 2, run_trace },	{ "wait", -1, run_wait },
+	{ "stat", 1, run_stat },    { "quit", 1, run_quit },
 };
 
 /* The words of a line up to a comment; WORDS_MAX + 1 when there are too many. */

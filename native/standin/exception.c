@@ -140,8 +140,7 @@ static bool concerns(const struct task *t, const ucontext_t *uc, uint64_t addres
 /* SIGKILL ends a task before its next instruction in user mode. */
 static void end_if_killed(struct task *t, uint32_t state)
 {
-	if (!t->killed || !t->in_access || t->has_pending || state & DF_CPU_KERNEL ||
-	    !t->preemptible)
+	if (!t->killed || !t->in_access || t->has_pending || state & DF_CPU_KERNEL || !t->preemptible)
 		return;
 	t->result.outcome = OUTCOME_KILLED;
 	siglongjmp(t->escape, 1);
@@ -167,7 +166,7 @@ static bool is_of(const struct task *t, const ucontext_t *uc, uint64_t fault)
 	if (!fault)
 		return true;
 	if (t && t->in_access && t->access->op == OP_LAPS)
-		return touches(t, fault);	/* it does not count its progress */
+		return touches(t, fault); /* it does not count its progress */
 	return concerns(t, uc, fault);
 }
 
@@ -214,10 +213,10 @@ static void not_present(struct vcpu *v, ucontext_t *uc, const struct exception *
 	if (!wakeup.error)
 		return;
 	if (guest.abi == DF_ABI_JUNE_2020 && state & DF_CPU_KERNEL)
-		return;			/* it handled user mode only */
+		return; /* it handled user mode only */
 	if (guest.posted & DF_POSTED_NO_ENTRY_LOOPS && state & DF_CPU_KERNEL &&
 	    !fixup_of((uintptr_t)uc->uc_mcontext.gregs[REG_RIP]))
-		return;			/* it ignored the result of fixup_exception() */
+		return; /* it ignored the result of fixup_exception() */
 	fail_access(t, uc, &wakeup.fault);
 }
 
@@ -312,7 +311,7 @@ static void fault_signal(int sig, siginfo_t *si, void *context)
 	uint32_t state;
 
 	if (!expected && !touches(t, address)) {
-		signal(sig, SIG_DFL);	/* a bug of the stand-in: raised again, and fatal */
+		signal(sig, SIG_DFL); /* a bug of the stand-in: raised again, and fatal */
 		return;
 	}
 	state = irq_save(v);
@@ -336,8 +335,7 @@ int exception_install(void)
 {
 	if (signals_install(DF_APF_EXCEPTION, exception_entry) < 0 ||
 	    signals_install(DF_APF_INTERRUPT, interrupt_entry) < 0 ||
-	    signals_install(SIGBUS, fault_signal) < 0 ||
-	    signals_install(SIGSEGV, fault_signal) < 0)
+	    signals_install(SIGBUS, fault_signal) < 0 || signals_install(SIGSEGV, fault_signal) < 0)
 		return -1;
 	return 0;
 }

@@ -22,7 +22,7 @@ struct file {
 };
 
 static struct file *files;
-static char reason[128];		/* a formatted error */
+static char reason[128]; /* a formatted error */
 
 static const char *because(const char *what, int error)
 {

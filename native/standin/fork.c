@@ -25,7 +25,7 @@ enum {
 	/* The result of a child; a byte is 0..255, and so is an exit status. */
 	GOT_BYTE = 1,
 	GOT_SIGNAL = 2,
-	GOT_ZEROS = 3,			/* a page that no host served */
+	GOT_ZEROS = 3, /* a page that no host served */
 };
 
 struct got {
@@ -35,10 +35,10 @@ struct got {
 	uint8_t byte;
 };
 
-static int pipe_out = -1;		/* the child's end */
+static int pipe_out = -1; /* the child's end */
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static pid_t children[VCPU_COUNT];	/* not yet waited for */
+static pid_t children[VCPU_COUNT]; /* not yet waited for */
 
 /* Returns to the faulting instruction, which then kills the child. */
 static void child_signal(int sig, siginfo_t *si, void *context)
@@ -55,8 +55,7 @@ static void child_signal(int sig, siginfo_t *si, void *context)
 	signal(sig, SIG_DFL);
 }
 
-__attribute__((noreturn))
-static void child(uint64_t address)
+__attribute__((noreturn)) static void child(uint64_t address)
 {
 	struct sigaction sa = {
 		.sa_sigaction = child_signal,

@@ -18,66 +18,66 @@
 static const uint64_t DEFAULT_WINDOW = UINT64_C(1) << 30;
 
 static const char HELP[] =
-"usage: daxfault-standin (--fd N | --socket PATH) [--window BYTES] [--abi NAME]\n"
-"                        [--no-errors] [--no-async] [--as-posted NAME[,NAME...]]\n"
-"\n"
-"Models a virtual machine whose memory a daxfault host serves: vCPUs are\n"
-"threads, and a window of address space is in place of a virtiofs DAX window.\n"
-"Reads commands from standard input, one per line; writes answers to standard\n"
-"output, one JSON object per line.\n"
-"\n"
-"  --fd N          connected SOCK_SEQPACKET socket of the host\n"
-"  --socket PATH   listening SOCK_SEQPACKET socket of the host\n"
-"  --window BYTES  size of the window, a multiple of 2M (default 1G)\n"
-"  --abi NAME      mainline, rfc-v1, june-2020, gone, retry or report (default):\n"
-"                  the kvm_para.h that the guest kernel was built with\n"
-"  --no-errors     do not request reports of page errors\n"
-"  --no-async      do not enable asynchronous page faults\n"
-"  --as-posted NAME[,NAME...]\n"
-"                  keep defects of RFC v1: success-is-error, gla-or, foll-write,\n"
-"                  no-entry-loops, no-gva-flag, wake-all-uninit, stale-gva\n"
-"  --help          this text\n"
-"\n"
-"Commands. Numbers are decimal or 0x..., with K, M or G; # begins a comment.\n"
-"OFF is an offset in the window.\n"
-"  open NAME PATH ro|rw              open a file and show it to the host\n"
-"  map NAME FOFFSET LEN MOFFSET r|w  map part of it at MOFFSET of the window\n"
-"  unmap MOFFSET LEN\n"
-"  close NAME\n"
-"  vcpu N[.T] ACCESS                 queue an access for task T (0..95, else 0) of\n"
-"                                    vCPU N (0..62)\n"
-"  kill N T                          SIGKILL for a task\n"
-"  async on|off                      write MSR_KVM_ASYNC_PF_EN of every vCPU\n"
-"  trace on|off|dump                 the events of each vCPU\n"
-"  wait [N]                          until no access is queued (on vCPU N)\n"
-"  stat                              counters of every vCPU\n"
-"  quit                              at once; end of input waits first\n"
-"\n"
-"Accesses, after `irqoff` with interrupts disabled; in user mode:\n"
-"  touch OFF                         load a byte\n"
-"  read OFF LEN                      up to 4096 bytes, value in hex\n"
-"  sum OFF LEN                       value is their FNV-1a, 64 bits\n"
-"  write OFF HEX                     up to 4096 bytes\n"
-"  fill OFF LEN BYTE\n"
-"  scan OFF LEN STRIDE               a load every STRIDE, up to the first fault\n"
-"  scan_all OFF LEN STRIDE           the same, but continue after a fault\n"
-"  laps OFF LEN STRIDE SEED          timed loads, shuffled unless SEED is 0\n"
-"  work MS                           compute for MS ms, value is the units done\n"
-"  fork OFF                          a forked child loads a byte\n"
-"  dontneed OFF LEN                  madvise(MADV_DONTNEED)\n"
-"  remap OFF LEN NEWOFF              mremap() inside the window\n"
-"  sigbus handle|default|ignore|block\n"
-"in guest kernel mode, value is the FNV-1a of the bytes copied:\n"
-"  kcopy OFF LEN                     copy out, the exception table has an entry\n"
-"  kread OFF LEN                     the same of up to 4096 bytes, value in hex\n"
-"  kcopy_bare OFF LEN                copy out, it has none: a fault is a panic\n"
-"  kstore OFF LEN                    copy in, each byte the low byte of its OFF\n"
-"and in a system call of this kernel:\n"
-"  sys_write OFF LEN                 write(2) from the window\n"
-"  sys_read OFF LEN                  read(2) of zeros into it\n"
-"\n"
-"Exit status: 0 done, 1 a guest kernel panicked, 2 usage, script or system error,\n"
-"3 the host refused or ended.\n";
+	"usage: daxfault-standin (--fd N | --socket PATH) [--window BYTES] [--abi NAME]\n"
+	"                        [--no-errors] [--no-async] [--as-posted NAME[,NAME...]]\n"
+	"\n"
+	"Models a virtual machine whose memory a daxfault host serves: vCPUs are\n"
+	"threads, and a window of address space is in place of a virtiofs DAX window.\n"
+	"Reads commands from standard input, one per line; writes answers to standard\n"
+	"output, one JSON object per line.\n"
+	"\n"
+	"  --fd N          connected SOCK_SEQPACKET socket of the host\n"
+	"  --socket PATH   listening SOCK_SEQPACKET socket of the host\n"
+	"  --window BYTES  size of the window, a multiple of 2M (default 1G)\n"
+	"  --abi NAME      mainline, rfc-v1, june-2020, gone, retry or report (default):\n"
+	"                  the kvm_para.h that the guest kernel was built with\n"
+	"  --no-errors     do not request reports of page errors\n"
+	"  --no-async      do not enable asynchronous page faults\n"
+	"  --as-posted NAME[,NAME...]\n"
+	"                  keep defects of RFC v1: success-is-error, gla-or, foll-write,\n"
+	"                  no-entry-loops, no-gva-flag, wake-all-uninit, stale-gva\n"
+	"  --help          this text\n"
+	"\n"
+	"Commands. Numbers are decimal or 0x..., with K, M or G; # begins a comment.\n"
+	"OFF is an offset in the window.\n"
+	"  open NAME PATH ro|rw              open a file and show it to the host\n"
+	"  map NAME FOFFSET LEN MOFFSET r|w  map part of it at MOFFSET of the window\n"
+	"  unmap MOFFSET LEN\n"
+	"  close NAME\n"
+	"  vcpu N[.T] ACCESS                 queue an access for task T (0..95, else 0) of\n"
+	"                                    vCPU N (0..62)\n"
+	"  kill N T                          SIGKILL for a task\n"
+	"  async on|off                      write MSR_KVM_ASYNC_PF_EN of every vCPU\n"
+	"  trace on|off|dump                 the events of each vCPU\n"
+	"  wait [N]                          until no access is queued (on vCPU N)\n"
+	"  stat                              counters of every vCPU\n"
+	"  quit                              at once; end of input waits first\n"
+	"\n"
+	"Accesses, after `irqoff` with interrupts disabled; in user mode:\n"
+	"  touch OFF                         load a byte\n"
+	"  read OFF LEN                      up to 4096 bytes, value in hex\n"
+	"  sum OFF LEN                       value is their FNV-1a, 64 bits\n"
+	"  write OFF HEX                     up to 4096 bytes\n"
+	"  fill OFF LEN BYTE\n"
+	"  scan OFF LEN STRIDE               a load every STRIDE, up to the first fault\n"
+	"  scan_all OFF LEN STRIDE           the same, but continue after a fault\n"
+	"  laps OFF LEN STRIDE SEED          timed loads, shuffled unless SEED is 0\n"
+	"  work MS                           compute for MS ms, value is the units done\n"
+	"  fork OFF                          a forked child loads a byte\n"
+	"  dontneed OFF LEN                  madvise(MADV_DONTNEED)\n"
+	"  remap OFF LEN NEWOFF              mremap() inside the window\n"
+	"  sigbus handle|default|ignore|block\n"
+	"in guest kernel mode, value is the FNV-1a of the bytes copied:\n"
+	"  kcopy OFF LEN                     copy out, the exception table has an entry\n"
+	"  kread OFF LEN                     the same of up to 4096 bytes, value in hex\n"
+	"  kcopy_bare OFF LEN                copy out, it has none: a fault is a panic\n"
+	"  kstore OFF LEN                    copy in, each byte the low byte of its OFF\n"
+	"and in a system call of this kernel:\n"
+	"  sys_write OFF LEN                 write(2) from the window\n"
+	"  sys_read OFF LEN                  read(2) of zeros into it\n"
+	"\n"
+	"Exit status: 0 done, 1 a guest kernel panicked, 2 usage, script or system error,\n"
+	"3 the host refused or ended.\n";
 
 struct options {
 	int fd;
@@ -88,8 +88,7 @@ struct options {
 	uint32_t posted;
 };
 
-__attribute__((noreturn, format(printf, 2, 3)))
-static void fail(int status, const char *format, ...)
+__attribute__((noreturn, format(printf, 2, 3))) static void fail(int status, const char *format, ...)
 {
 	va_list ap;
 
@@ -114,12 +113,9 @@ static void need_socket(int fd)
 }
 
 static const char *const ABI_NAMES[DF_ABI_COUNT] = {
-	[DF_ABI_MAINLINE] = "mainline",
-	[DF_ABI_RFC_V1] = "rfc-v1",
-	[DF_ABI_JUNE_2020] = "june-2020",
-	[DF_ABI_GONE] = "gone",
-	[DF_ABI_RETRY] = "retry",
-	[DF_ABI_REPORT] = "report",
+	[DF_ABI_MAINLINE] = "mainline",	  [DF_ABI_RFC_V1] = "rfc-v1",
+	[DF_ABI_JUNE_2020] = "june-2020", [DF_ABI_GONE] = "gone",
+	[DF_ABI_RETRY] = "retry",	  [DF_ABI_REPORT] = "report",
 };
 
 static const struct {
@@ -264,8 +260,7 @@ static void hello(const struct options *o, int event_area)
 	if (error > 0)
 		fail(EXIT_HOST, "the host refused: %s", strerror(error));
 	if (msg.version != DF_WIRE_VERSION)
-		fail(EXIT_HOST, "the host speaks version %u, not %d", msg.version,
-		     DF_WIRE_VERSION);
+		fail(EXIT_HOST, "the host speaks version %u, not %d", msg.version, DF_WIRE_VERSION);
 	if (msg.cpuid & ~wanted(o))
 		fail(EXIT_HOST, "the host granted CPUID bits 0x%x that were not requested",
 		     msg.cpuid & ~wanted(o));

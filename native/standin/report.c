@@ -12,14 +12,10 @@
 static const char *outcome_name(enum outcome outcome)
 {
 	static const char *const names[OUTCOME_COUNT] = {
-		[OUTCOME_OK] = "ok",
-		[OUTCOME_SIGBUS] = "sigbus",
-		[OUTCOME_SIGSEGV] = "sigsegv",
-		[OUTCOME_EFAULT] = "efault",
-		[OUTCOME_SHORT] = "short",
-		[OUTCOME_PANIC] = "panic",
-		[OUTCOME_ERROR] = "error",
-		[OUTCOME_KILLED] = "killed",
+		[OUTCOME_OK] = "ok",	       [OUTCOME_SIGBUS] = "sigbus",
+		[OUTCOME_SIGSEGV] = "sigsegv", [OUTCOME_EFAULT] = "efault",
+		[OUTCOME_SHORT] = "short",     [OUTCOME_PANIC] = "panic",
+		[OUTCOME_ERROR] = "error",     [OUTCOME_KILLED] = "killed",
 	};
 
 	return names[outcome];
@@ -123,12 +119,9 @@ static void stat_counters(struct json *j, const struct vcpu_counters *c)
 static void stat_task(struct json *j, const struct task *t)
 {
 	static const char *const states[] = {
-		[TASK_IDLE] = "ready",	/* as soon as it has something to do */
-		[TASK_READY] = "ready",
-		[TASK_RUNNING] = "running",
-		[TASK_PARKED] = "parked",
-		[TASK_DONE] = "running",
-		[TASK_DEAD] = "dead",
+		[TASK_IDLE] = "ready", /* as soon as it has something to do */
+		[TASK_READY] = "ready",	 [TASK_RUNNING] = "running", [TASK_PARKED] = "parked",
+		[TASK_DONE] = "running", [TASK_DEAD] = "dead",
 	};
 
 	json_object_begin(j, NULL);

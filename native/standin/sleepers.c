@@ -66,7 +66,7 @@ enum sleepers_park sleepers_park(struct sleepers *s, uint32_t token, unsigned in
 	}
 	i = find_declined(s, token);
 	if (i >= 0)
-		s->declined[i] = 0;	/* used again: now its READY counts */
+		s->declined[i] = 0; /* used again: now its READY counts */
 	s->parked[task] = token;
 	return SLEEPERS_PARKED;
 }
@@ -105,7 +105,7 @@ int sleepers_wake(struct sleepers *s, uint32_t token, const struct wakeup *wakeu
 		return SLEEPERS_DROPPED;
 	}
 	if (find_early(s, token) >= 0)
-		return SLEEPERS_DROPPED;	/* a second READY: the first counts */
+		return SLEEPERS_DROPPED; /* a second READY: the first counts */
 	s->early[s->next_early].token = token;
 	s->early[s->next_early].wakeup = *wakeup;
 	s->next_early = (s->next_early + 1) % SLEEPERS_EARLY_MAX;

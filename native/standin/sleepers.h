@@ -9,7 +9,7 @@
 #include <stdint.h>
 
 enum {
-	TASK_COUNT = 96,		/* on one vCPU: more than ASYNC_PF_PER_VCPU */
+	TASK_COUNT = 96, /* on one vCPU: more than ASYNC_PF_PER_VCPU */
 	/* A correct host has at most 64 outstanding tokens.  With a hostile one, the oldest
 	 * entry is overwritten. */
 	SLEEPERS_EARLY_MAX = 128,
@@ -27,16 +27,16 @@ struct fault {
 };
 
 struct wakeup {
-	bool error;			/* the page failed, as `fault` says */
+	bool error; /* the page failed, as `fault` says */
 	struct fault fault;
 };
 
 /* The tokens of one vCPU.  Linux (arch/x86/kernel/kvm.c) has one table for all CPUs, because tasks
  * migrate. */
 struct sleepers {
-	uint32_t parked[TASK_COUNT];	/* 0: this task does not sleep */
+	uint32_t parked[TASK_COUNT]; /* 0: this task does not sleep */
 	struct {
-		uint32_t token;		/* 0: free */
+		uint32_t token; /* 0: free */
 		struct wakeup wakeup;
 	} early[SLEEPERS_EARLY_MAX];
 	uint32_t declined[SLEEPERS_DECLINED_MAX];
@@ -44,14 +44,14 @@ struct sleepers {
 };
 
 enum sleepers_park {
-	SLEEPERS_PARKED,		/* the task must not run before its wake-up */
-	SLEEPERS_WAS_EARLY,		/* READY came first: no sleep */
-	SLEEPERS_REFUSED,		/* the token is invalid, or another task sleeps on it */
+	SLEEPERS_PARKED,    /* the task must not run before its wake-up */
+	SLEEPERS_WAS_EARLY, /* READY came first: no sleep */
+	SLEEPERS_REFUSED,   /* the token is invalid, or another task sleeps on it */
 };
 
-enum {					/* beside the number of the task that wakes */
-	SLEEPERS_DUMMY = -1,		/* no task sleeps on it yet */
-	SLEEPERS_DROPPED = -2,		/* no task will sleep on it */
+enum {			       /* beside the number of the task that wakes */
+	SLEEPERS_DUMMY = -1,   /* no task sleeps on it yet */
+	SLEEPERS_DROPPED = -2, /* no task will sleep on it */
 };
 
 enum sleepers_park sleepers_park(struct sleepers *s, uint32_t token, unsigned int task,

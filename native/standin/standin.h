@@ -41,15 +41,15 @@
 
 enum {
 	EXIT_DONE = 0,
-	EXIT_PANIC = 1,			/* a guest kernel panicked */
-	EXIT_USAGE = 2,			/* arguments, script, or this system */
-	EXIT_HOST = 3,			/* the host refused or ended */
+	EXIT_PANIC = 1, /* a guest kernel panicked */
+	EXIT_USAGE = 2, /* arguments, script, or this system */
+	EXIT_HOST = 3,	/* the host refused or ended */
 };
 
 /* ------------------------------------------------------------------ answer.c */
 
 enum {
-	ANSWER_MAX = 1 << 19,		/* `stat` of 63 vCPUs with 96 tasks each */
+	ANSWER_MAX = 1 << 19, /* `stat` of 63 vCPUs with 96 tasks each */
 };
 
 struct answer {
@@ -63,7 +63,7 @@ void answer_end(struct answer *a);
 /* ------------------------------------------------------------------ wire.c */
 
 /* One outstanding call at a time; all calls come from the main thread. */
-int wire_connect(const char *path);	/* -> a socket, or a negative errno */
+int wire_connect(const char *path); /* -> a socket, or a negative errno */
 /* `host_lost` runs once, in the wire's own thread, and may stay there. */
 void wire_start(int fd, void (*host_lost)(const char *why));
 int wire_call(struct df_header *msg, size_t len, const int *fds, int nfds, int *reply_fd);
@@ -96,10 +96,10 @@ void takeover(void) __attribute__((noreturn));
 struct op_description {
 	const char *name;
 	const char *arguments;
-	uint64_t len_max;		/* 0: the window */
+	uint64_t len_max; /* 0: the window */
 	void (*run)(struct task *t, struct access *a);
-	uint32_t mode;			/* enum df_cpu_state, without DF_CPU_IF */
-	bool preemptible;		/* holds no resource that another task may need */
+	uint32_t mode;	  /* enum df_cpu_state, without DF_CPU_IF */
+	bool preemptible; /* holds no resource that another task may need */
 };
 
 extern const struct op_description ops[OP_COUNT];
@@ -116,7 +116,7 @@ void access_free(struct access *a);
 int vcpu_queue(int id, unsigned int task, struct access *a);
 int vcpu_kill(int id, unsigned int task);
 void vcpu_async(bool on);
-void vcpu_wait(int id);			/* -1: all of them */
+void vcpu_wait(int id); /* -1: all of them */
 bool vcpu_panicked(void);
 void vcpu_host_lost(void);
 void vcpu_stat(struct json *j);
@@ -142,9 +142,9 @@ void task_switch(void **save, void *to);
 /* The configuration of this guest; written before any vCPU runs. */
 struct guest {
 	enum df_abi abi;
-	uint32_t cpuid;			/* granted */
-	uint32_t posted;		/* enum df_posted: defects to keep */
-	bool async;			/* --no-async is not given */
+	uint32_t cpuid;	 /* granted */
+	uint32_t posted; /* enum df_posted: defects to keep */
+	bool async;	 /* --no-async is not given */
 	int doorbell;
 };
 
@@ -153,11 +153,11 @@ struct exception {
 	enum {
 		EXCEPTION_NONE,
 		EXCEPTION_NOT_PRESENT,
-		EXCEPTION_TOKEN_DONE,	/* RFC v1: "ready", or an error */
-		EXCEPTION_ERROR,	/* at the faulting instruction */
+		EXCEPTION_TOKEN_DONE, /* RFC v1: "ready", or an error */
+		EXCEPTION_ERROR,      /* at the faulting instruction */
 	} kind;
 	uint32_t token;
-	uint64_t fault;			/* NOT_PRESENT: its address, or 0 */
+	uint64_t fault; /* NOT_PRESENT: its address, or 0 */
 	struct wakeup wakeup;
 };
 
@@ -238,6 +238,6 @@ const char *file_unmap(char **words, int n);
 
 /* ------------------------------------------------------------------ console.c */
 
-bool console_run(void);			/* false when a line had an error */
+bool console_run(void); /* false when a line had an error */
 
 #endif

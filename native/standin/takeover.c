@@ -26,9 +26,9 @@
 #include "standin.h"
 
 enum {
-	UFFDS_MAX = 64,			/* the guest's own and forked children's */
+	UFFDS_MAX = 64, /* the guest's own and forked children's */
 	DEFERRED_MAX = 256,
-	BATCH = 16,			/* messages per read */
+	BATCH = 16, /* messages per read */
 	RETRY_MS = 1,
 };
 
@@ -36,7 +36,7 @@ struct fault_to_answer {
 	int uffd;
 	pid_t tid;
 	uint64_t page;
-	bool protected;			/* a store to a present page */
+	bool protected; /* a store to a present page */
 };
 
 static struct pollfd uffds[UFFDS_MAX];
@@ -66,7 +66,7 @@ static int poison(int uffd, uint64_t page)
 	if (error != -EEXIST)
 		return error;
 	error = uffd_unmark(uffd, page, DF_PAGE_SIZE);
-	if (error)			/* EAGAIN, or not registered for write protection */
+	if (error) /* EAGAIN, or not registered for write protection */
 		return error == -EAGAIN ? error : -EEXIST;
 	return uffd_poison(uffd, page, DF_PAGE_SIZE, &done);
 }

@@ -14,7 +14,7 @@
 #include "standin.h"
 
 enum {
-	STACK_SIZE = 65536,		/* without the frame of a signal */
+	STACK_SIZE = 65536, /* without the frame of a signal */
 	INITIAL_MXCSR = 0x1f80,
 	INITIAL_X87_CONTROL = 0x37f,
 };
@@ -40,8 +40,7 @@ static void __sanitizer_finish_switch_fiber(void *fake_stack, const void **botto
 }
 #endif
 
-__attribute__((noreturn))
-static void task_main(void)
+__attribute__((noreturn)) static void task_main(void)
 {
 	struct vcpu *v = this_vcpu;
 	struct task *t = v->current;
@@ -59,7 +58,7 @@ static void *first_frame(uint8_t *top)
 {
 	uint64_t *sp = (uint64_t *)(void *)top;
 
-	*--sp = 0;			/* the stack alignment that the ABI requires after a call */
+	*--sp = 0; /* the stack alignment that the ABI requires after a call */
 	*--sp = (uint64_t)(uintptr_t)task_main;
 	sp -= 6;
 	*--sp = INITIAL_MXCSR | (uint64_t)INITIAL_X87_CONTROL << 32;
@@ -70,7 +69,7 @@ static void *first_frame(uint8_t *top)
 struct task *task_new(struct vcpu *v, unsigned int id, void (*body)(struct task *t))
 {
 	size_t page = DF_PAGE_SIZE;
-	long frame = sysconf(_SC_MINSIGSTKSZ);	/* AT_MINSIGSTKSZ: the room of AMX and AVX-512 */
+	long frame = sysconf(_SC_MINSIGSTKSZ); /* AT_MINSIGSTKSZ: the room of AMX and AVX-512 */
 	size_t size = STACK_SIZE + (frame > 0 ? (size_t)frame : 0);
 	struct task *t = calloc(1, sizeof(*t));
 	uint8_t *stack;

@@ -14,12 +14,12 @@
 #include "standin.h"
 
 enum {
-	RING = 8192,			/* events of one vCPU; the oldest are overwritten */
+	RING = 8192, /* events of one vCPU; the oldest are overwritten */
 	LINE_EVENTS = 1024,
 };
 
 struct event {
-	uint64_t ns;			/* CLOCK_MONOTONIC */
+	uint64_t ns; /* CLOCK_MONOTONIC */
 	uint64_t gva;
 	uint32_t token;
 	int16_t task;

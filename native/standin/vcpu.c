@@ -16,7 +16,7 @@
 #include "standin.h"
 
 enum {
-	SLICE_NS = 4000000,		/* a tick at HZ=250 */
+	SLICE_NS = 4000000, /* a tick at HZ=250 */
 };
 
 static struct vcpu vcpus[VCPU_COUNT];
@@ -46,7 +46,7 @@ static void account(struct vcpu *v)
 	if (--v->unfinished)
 		return;
 	if (v->state == VCPU_RUNNING)
-		v->state = VCPU_IDLE;	/* before the wake-up: a waiter checks at once */
+		v->state = VCPU_IDLE; /* before the wake-up: a waiter checks at once */
 	pthread_cond_broadcast(&finished);
 }
 
@@ -181,7 +181,7 @@ static int make_tick(struct vcpu *v)
 	struct sigevent event = {
 		.sigev_notify = SIGEV_THREAD_ID,
 		.sigev_signo = DF_APF_INTERRUPT,
-		._sigev_un._tid = gettid(),	/* the name POSIX has none for */
+		._sigev_un._tid = gettid(), /* the name POSIX has none for */
 	};
 
 	return timer_create(CLOCK_MONOTONIC, &event, &v->tick);

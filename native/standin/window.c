@@ -21,7 +21,7 @@ uint64_t window_base;
 uint64_t window_len;
 int window_uffd = -1;
 
-static uint64_t features;		/* requested and granted */
+static uint64_t features; /* requested and granted */
 static bool has_poison;
 
 /* A new userfaultfd with `wanted` features, or a negative errno.  Async-signal-safe:
@@ -42,8 +42,8 @@ static int reserve(uint64_t len)
 	uint64_t end, raw_end, raw;
 	void *p;
 
-	p = mmap(NULL, len + DF_RANGE_SIZE, PROT_NONE,
-		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	p = mmap(NULL, len + DF_RANGE_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+		 -1, 0);
 	if (p == MAP_FAILED)
 		return -errno;
 
@@ -64,9 +64,8 @@ int window_open(uint64_t len)
 	int64_t offered = df_uffd_probe(false);
 
 	features = UFFD_FEATURE_THREAD_ID | UFFD_FEATURE_EXACT_ADDRESS |
-		   UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM |
-		   UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP |
-		   UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP;
+		   UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_EVENT_FORK |
+		   UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP;
 	if (offered < 0)
 		return (int)offered;
 	/* Write protection until the first store shows the host which pages are dirty; before
@@ -139,12 +138,11 @@ int window_unmap(uint64_t moffset, uint64_t len)
  * process has taken it, which must stay. */
 int window_remap(uint64_t offset, uint64_t len, uint64_t new_offset)
 {
-	if (mremap(at(offset), len, len, MREMAP_MAYMOVE | MREMAP_FIXED, at(new_offset)) ==
-	    MAP_FAILED)
+	if (mremap(at(offset), len, len, MREMAP_MAYMOVE | MREMAP_FIXED, at(new_offset)) == MAP_FAILED)
 		return -errno;
 	if (mmap(at(offset), len, PROT_NONE,
-		 MAP_FIXED_NOREPLACE | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-		 -1, 0) == MAP_FAILED)
+		 MAP_FIXED_NOREPLACE | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+		 0) == MAP_FAILED)
 		return -errno;
 	return 0;
 }

@@ -23,7 +23,7 @@
 #include "standin.h"
 
 enum {
-	CALL_SECONDS = 60,		/* a later host is taken for dead */
+	CALL_SECONDS = 60, /* a later host is taken for dead */
 };
 
 static int host = -1;
@@ -33,7 +33,7 @@ static void (*on_loss)(const char *why);
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t answered = PTHREAD_COND_INITIALIZER;
 static struct {
-	struct df_header *msg;		/* request, overwritten by the reply */
+	struct df_header *msg; /* request, overwritten by the reply */
 	size_t len;
 	bool wants_fd;
 	int fd;

@@ -138,7 +138,7 @@ int main(int argc, char **argv)
 		if (poll(fds, 2, -1) < 0)
 			die("poll");
 		if (fds[1].revents)
-			break;			/* the guest has ended */
+			break; /* the guest has ended */
 		if (read(uffd, &msg, sizeof(msg)) != sizeof(msg))
 			continue;
 		copy = (struct uffdio_copy){

@@ -82,7 +82,8 @@ static void bench_mmap(int fd)
 		unmapped[i] = now() - middle;
 		mapped[i] = middle - begin;
 	}
-	printf("\"mmap\": %lu, \"munmap\": %lu, ", median(mapped, MAPPINGS), median(unmapped, MAPPINGS));
+	printf("\"mmap\": %lu, \"munmap\": %lu, ", median(mapped, MAPPINGS),
+	       median(unmapped, MAPPINGS));
 }
 
 static void bench_touch(const char *name, int fd, uint64_t seed)
@@ -167,7 +168,7 @@ int main(int argc, char **argv)
 	if (fd < 0 || !room)
 		die("open");
 	printf("{");
-	bench_touch("sequential", fd, 0);	/* first: nothing is cached yet */
+	bench_touch("sequential", fd, 0); /* first: nothing is cached yet */
 	bench_touch("sequential_again", fd, 0);
 	bench_touch("random", fd, 7);
 	bench_mmap(fd);

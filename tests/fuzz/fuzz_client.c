@@ -73,14 +73,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	c.fd = ends[0];
 	setsockopt(c.fd, SOL_SOCKET, SO_RCVTIMEO, &soon, sizeof(soon));
 	packet_send(ends[1], reply, size - 2, fds, data[1] % (PACKET_FDS + 1));
-	shutdown(ends[1], SHUT_WR);	/* a second answer is the end */
+	shutdown(ends[1], SHUT_WR); /* a second answer is the end */
 	if (make(&c, which, &cache) != 0 && cache >= 0)
-		abort();		/* of a refusal nothing is handed on */
+		abort(); /* of a refusal nothing is handed on */
 	if (cache >= 0)
 		close(cache);
 	client_close(&c);
 	close(ends[1]);
 	if (open_fds() != before)
-		abort();		/* a descriptor stayed open */
+		abort(); /* a descriptor stayed open */
 	return 0;
 }

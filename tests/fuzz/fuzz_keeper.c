@@ -23,9 +23,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
 		memcpy(&message, data + 1, n < sizeof(message) ? n : sizeof(message));
 		message.kind %= 20;
-		if (message.kind == DF_KEEP_LIFE)	/* a thread that waits for the host */
+		if (message.kind == DF_KEEP_LIFE) /* a thread that waits for the host */
 			message.kind = DF_KEEP_CACHE;
-		if (packet_send_now(ends[0], &message, n < sizeof(message) ? n : sizeof(message), fds, data[0] % 2))
+		if (packet_send_now(ends[0], &message, n < sizeof(message) ? n : sizeof(message),
+				    fds, data[0] % 2))
 			break;
 	}
 	close(ends[0]);

@@ -14,7 +14,7 @@
 static bool look(const struct maps_area *area, void *arg)
 {
 	if (strnlen(area->name, sizeof(area->name)) == sizeof(area->name))
-		abort();		/* a name always ends */
+		abort(); /* a name always ends */
 	return area->start == *(uint64_t *)arg;
 }
 
@@ -29,6 +29,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (ftruncate(fd, 0) || pwrite(fd, data, size, 0) != (ssize_t)size)
 		return 0;
 	maps_each(fd, look, &wanted);
-	maps_find(fd, wanted << 12, &found);	/* without PROCMAP_QUERY here: in the text */
+	maps_find(fd, wanted << 12, &found); /* without PROCMAP_QUERY here: in the text */
 	return 0;
 }

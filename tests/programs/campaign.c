@@ -29,7 +29,7 @@ enum {
 	PAGE = 4096,
 	MIDDLE = 2048,
 	PAGES = 60,
-	OWNERS = 5,			/* the last one writes behind the mount */
+	OWNERS = 5, /* the last one writes behind the mount */
 	MINE = PAGES / OWNERS,
 	TAG_FILE = 0xc5,
 	TAG_WILD = 0xc6,
@@ -38,9 +38,9 @@ enum {
 struct log {
 	_Atomic uint32_t stop, may_fail, violations, loads, stores, acks, errors, buses;
 	struct {
-		_Atomic uint32_t issued, stored, acked;		/* versions */
+		_Atomic uint32_t issued, stored, acked; /* versions */
 	} pages[PAGES];
-	char what[256];			/* of the last violation */
+	char what[256]; /* of the last violation */
 };
 
 static struct log *record;
@@ -71,9 +71,9 @@ static uint32_t draw(uint32_t n)
 static void violation(unsigned page, const char *what, uint64_t value)
 {
 	snprintf(record->what, sizeof(record->what),
-		 "program %d: page %u: %s (%llx, stored %u, acked %u, issued %u)", number, page, what,
-		 (unsigned long long)value, record->pages[page].stored, record->pages[page].acked,
-		 record->pages[page].issued);
+		 "program %d: page %u: %s (%llx, stored %u, acked %u, issued %u)", number, page,
+		 what, (unsigned long long)value, record->pages[page].stored,
+		 record->pages[page].acked, record->pages[page].issued);
 	atomic_fetch_add(&record->violations, 1);
 }
 
@@ -269,7 +269,7 @@ static void change_mapping(void)
 			munmap(maps[which], (size_t)PAGES * PAGE);
 			maps[which] = at;
 		}
-	} else if (!map(which)) {	/* over itself */
+	} else if (!map(which)) { /* over itself */
 		failed(0, "mmap");
 		if (!which)
 			_exit(0);

@@ -57,7 +57,7 @@ static void *unguarded(void *arg)
 	EXPECT(got.si_addr == mapping + 5);
 	EXPECT(!pipe(pipes));
 	EXPECT(write(pipes[1], (const char *)mapping, 8) == -1 && errno == EFAULT);
-	EXPECT(touch(PAGE) == -SIGBUS);	/* nothing stands in there */
+	EXPECT(touch(PAGE) == -SIGBUS); /* nothing stands in there */
 	return NULL;
 }
 
@@ -71,7 +71,7 @@ static void run(void *(*start)(void *))
 
 static void *inheriting(void *arg)
 {
-	EXPECT(touch(0) == 0);	/* a limit: the right is inherited, the guard is not */
+	EXPECT(touch(0) == 0); /* a limit: the right is inherited, the guard is not */
 	return NULL;
 }
 
@@ -96,7 +96,7 @@ static void *guarded(void *arg)
 
 	EXPECT(touch(0) == -SIGSEGV);
 	EXPECT(!df_guard_enter(NULL, 0, false, &guard));
-	EXPECT(touch(0) == 0);	/* its own fault: all was put back */
+	EXPECT(touch(0) == 0); /* its own fault: all was put back */
 	EXPECT(df_guard_take(guard, faults) == 1);
 	EXPECT(touch(0) == 0);
 	run(inheriting);
@@ -104,7 +104,7 @@ static void *guarded(void *arg)
 
 	EXPECT(!pthread_create(&holder, NULL, holding, NULL));
 	EXPECT(!sem_wait(&held));
-	EXPECT(touch(0) == -SIGSEGV);	/* left: the right is gone */
+	EXPECT(touch(0) == -SIGSEGV); /* left: the right is gone */
 	EXPECT(!sem_post(&seen) && !pthread_join(holder, NULL));
 	return NULL;
 }
@@ -162,7 +162,7 @@ int main(void)
 	elsewhere(unguarded);
 	elsewhere(guarded);
 	EXPECT(touch(0) == 0);
-	EXPECT(df_guard_take(guard, faults) >= 2);	/* its own, and those threads' of the same page */
+	EXPECT(df_guard_take(guard, faults) >= 2); /* its own, and those threads' of the same page */
 	df_guard_free(guard);
 	EXPECT(touch(0) == -SIGBUS);
 

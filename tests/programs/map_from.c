@@ -23,13 +23,18 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { PAGE = 4096, PAGES = 4, ROUNDS = 100 };
+enum {
+	PAGE = 4096,
+	PAGES = 4,
+	ROUNDS = 100
+};
 
 static int file;
 
 static unsigned char *map_page(int page)
 {
-	unsigned char *at = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, file, (off_t)page * PAGE);
+	unsigned char *at = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, file,
+				 (off_t)page * PAGE);
 
 	return at == MAP_FAILED ? NULL : at;
 }

@@ -18,8 +18,9 @@ static void shows(char *at, unsigned n, struct page first)
 
 			if (p < SLOT_PAGES)
 				pages[s][p] = (struct page){
-					first.object, first.index + (int)i, first.shared,
-					first.readonly, nareas,
+					first.object, first.index + (int)i,
+					first.shared, first.readonly,
+					nareas,
 				};
 		}
 }
@@ -40,8 +41,12 @@ void map(void)
 	static const int prots[] = { PROT_READ, PROT_READ | PROT_WRITE, PROT_READ | PROT_WRITE,
 				     PROT_WRITE, PROT_NONE };
 	static const int types[] = { MAP_SHARED, MAP_SHARED, MAP_PRIVATE, MAP_SHARED_VALIDATE };
-	static const int extras[] = { MAP_FIXED, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_FIXED | MAP_POPULATE,
-				      MAP_FIXED | MAP_LOCKED, MAP_FIXED | MAP_NORESERVE };
+	static const int extras[] = { MAP_FIXED,
+				      MAP_FIXED,
+				      MAP_FIXED_NOREPLACE,
+				      MAP_FIXED | MAP_POPULATE,
+				      MAP_FIXED | MAP_LOCKED,
+				      MAP_FIXED | MAP_NORESERVE };
 	unsigned f = pick(FDS), n = 1 + pick(6), slot = pick(SLOTS), page = pick(SLOT_PAGES - 6);
 	int prot = prots[pick(5)], type = types[pick(4)], extra = extras[pick(6)];
 	int first = (int)pick(SHOWN - 4);
@@ -49,22 +54,23 @@ void map(void)
 	char *want = SLOT(slot) + page * PAGE_BYTES;
 	char *got;
 
-	if (type == MAP_PRIVATE)	/* when it copies what nobody has stored to is anybody's choice */
+	if (type == MAP_PRIVATE) /* when it copies what nobody has stored to is anybody's choice */
 		extra &= ~MAP_LOCKED;
 	got = mmap(want, len, prot, type | extra, fds[f].fd, (off_t)first * PAGE_BYTES);
 	LOG("fd %u prot %d flags %x pages %d+%u -> %p ", f, prot, type | extra, first, n, got);
 	result("mmap", got == MAP_FAILED ? -1 : 0);
 	if (got == MAP_FAILED)
 		return;
-	if (got != want)		/* the kernel is older than MAP_FIXED_NOREPLACE */
+	if (got != want) /* the kernel is older than MAP_FIXED_NOREPLACE */
 		munmap(got, len);
 	else
-		shows(got, n, (struct page){
-			.object = fds[f].object,
-			.index = first,
-			.shared = type != MAP_PRIVATE,
-			.readonly = (fcntl(fds[f].fd, F_GETFL) & O_ACCMODE) == O_RDONLY,
-		});
+		shows(got, n,
+		      (struct page){
+			      .object = fds[f].object,
+			      .index = first,
+			      .shared = type != MAP_PRIVATE,
+			      .readonly = (fcntl(fds[f].fd, F_GETFL) & O_ACCMODE) == O_RDONLY,
+		      });
 }
 
 /* [at, at + n pages) may have become mappings of their own. */
@@ -97,10 +103,10 @@ void remap(void)
 	if (page + more > SLOT_PAGES)
 		more = SLOT_PAGES - page;
 	to = SLOT(pick(SLOTS)) + pick(SLOT_PAGES - 6) * PAGE_BYTES;
-	if (way < 2) {			/* where it is */
+	if (way < 2) { /* where it is */
 		to = from;
 		flags = 0;
-	} else if (way == 4) {		/* twice */
+	} else if (way == 4) { /* twice */
 		if (first.readonly)
 			return;
 		n = 0;
@@ -122,7 +128,8 @@ void remap(void)
 
 void change_map(void)
 {
-	static const int prots[] = { PROT_READ, PROT_READ | PROT_WRITE, PROT_READ | PROT_WRITE, PROT_NONE };
+	static const int prots[] = { PROT_READ, PROT_READ | PROT_WRITE, PROT_READ | PROT_WRITE,
+				     PROT_NONE };
 	static const int syncs[] = { MS_SYNC, MS_ASYNC, MS_SYNC | MS_INVALIDATE };
 	unsigned slot, page, n = 1 + pick(5);
 	char *at = somewhere(&slot, &page);

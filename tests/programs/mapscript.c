@@ -33,7 +33,7 @@ int output = 1;
 
 static const char *top, *behind;
 static bool scripted;
-static char *script;		/* what is left of argv[3] */
+static char *script; /* what is left of argv[3] */
 
 void say(const char *format, ...)
 {
@@ -71,7 +71,8 @@ void say_bytes(const unsigned char *bytes, long n)
 	for (long i = 0, j; i < n && len < sizeof(line) - 32; i = j) {
 		for (j = i; j < n && bytes[j] == bytes[i]; j++)
 			;
-		len += (size_t)sprintf(line + len, bytes[i] > 32 && bytes[i] < 127 ? "%c" : "\\%d", bytes[i]);
+		len += (size_t)sprintf(line + len, bytes[i] > 32 && bytes[i] < 127 ? "%c" : "\\%d",
+				       bytes[i]);
 		if (j - i > 1)
 			len += (size_t)sprintf(line + len, "*%ld ", j - i);
 	}
@@ -206,7 +207,7 @@ static bool run(void)
 			_exit(0);
 		}
 		child_ended(pid);
-		if (scripted)	/* else the child has read them */
+		if (scripted) /* else the child has read them */
 			while ((line = next_line()) && strcmp(line, "end"))
 				;
 	} else if (!strcmp(words[0], "thread")) {

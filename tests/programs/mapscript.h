@@ -18,7 +18,7 @@ struct mapping {
 
 extern struct mapping maps[NAMES];
 extern int files[NAMES];
-extern int output;		/* descriptor of the answers */
+extern int output; /* descriptor of the answers */
 
 /* A line of answer. */
 void say(const char *format, ...) __attribute__((format(printf, 1, 2)));

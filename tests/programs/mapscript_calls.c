@@ -53,10 +53,15 @@ static int prot(const char *s)
 
 static int map_flags(const char *s)
 {
-	static const struct { char letter; int flag; } all[] = {
-		{ 's', MAP_SHARED }, { 'p', MAP_PRIVATE }, { 'v', MAP_SHARED_VALIDATE }, { 'f', MAP_FIXED },
-		{ 'n', MAP_FIXED_NOREPLACE }, { 'P', MAP_POPULATE }, { 'L', MAP_LOCKED }, { 'S', MAP_SYNC },
-		{ 'N', MAP_NORESERVE }, { 'a', MAP_ANONYMOUS },
+	static const struct {
+		char letter;
+		int flag;
+	} all[] = {
+		{ 's', MAP_SHARED },	      { 'p', MAP_PRIVATE },
+		{ 'v', MAP_SHARED_VALIDATE }, { 'f', MAP_FIXED },
+		{ 'n', MAP_FIXED_NOREPLACE }, { 'P', MAP_POPULATE },
+		{ 'L', MAP_LOCKED },	      { 'S', MAP_SYNC },
+		{ 'N', MAP_NORESERVE },	      { 'a', MAP_ANONYMOUS },
 	};
 	int flags = 0;
 
@@ -77,12 +82,17 @@ static int open_flags(const char *s)
 
 static int advice(const char *s)
 {
-	static const struct { const char *name; int advice; } all[] = {
-		{ "normal", MADV_NORMAL }, { "random", MADV_RANDOM }, { "sequential", MADV_SEQUENTIAL },
-		{ "willneed", MADV_WILLNEED }, { "dontneed", MADV_DONTNEED }, { "free", MADV_FREE },
-		{ "remove", MADV_REMOVE }, { "dontfork", MADV_DONTFORK }, { "dofork", MADV_DOFORK },
-		{ "cold", MADV_COLD }, { "pageout", MADV_PAGEOUT }, { "hugepage", MADV_HUGEPAGE },
-		{ "read", MADV_POPULATE_READ }, { "write", MADV_POPULATE_WRITE },
+	static const struct {
+		const char *name;
+		int advice;
+	} all[] = {
+		{ "normal", MADV_NORMAL },	   { "random", MADV_RANDOM },
+		{ "sequential", MADV_SEQUENTIAL }, { "willneed", MADV_WILLNEED },
+		{ "dontneed", MADV_DONTNEED },	   { "free", MADV_FREE },
+		{ "remove", MADV_REMOVE },	   { "dontfork", MADV_DONTFORK },
+		{ "dofork", MADV_DOFORK },	   { "cold", MADV_COLD },
+		{ "pageout", MADV_PAGEOUT },	   { "hugepage", MADV_HUGEPAGE },
+		{ "read", MADV_POPULATE_READ },	   { "write", MADV_POPULATE_WRITE },
 	};
 
 	for (size_t i = 0; i < sizeof(all) / sizeof(*all); i++)
@@ -203,7 +213,8 @@ static void map(char **w)
 
 static void remap(char **w)
 {
-	int flags = (strchr(w[5], 'm') ? MREMAP_MAYMOVE : 0) | (strchr(w[5], 'f') ? MREMAP_FIXED : 0) |
+	int flags = (strchr(w[5], 'm') ? MREMAP_MAYMOVE : 0) |
+		    (strchr(w[5], 'f') ? MREMAP_FIXED : 0) |
 		    (strchr(w[5], 'd') ? MREMAP_DONTUNMAP : 0);
 	void *at = mremap(AT(w[1], w[2]), (size_t)number(w[3]), (size_t)number(w[4]), flags,
 			  w[6] ? AT(w[6], w[7]) : NULL);
@@ -228,7 +239,7 @@ bool call_on_file(char **w)
 		done(FD(w[1]) = open(path(w[2]), open_flags(w[3]) | O_CLOEXEC, 0644));
 	else if (!strcmp(op, "close"))
 		done(close(FD(w[1])));
-	else if (!strcmp(op, "read"))  {
+	else if (!strcmp(op, "read")) {
 		char bytes[number(w[3]) + 1];
 		ssize_t n = pread(FD(w[1]), bytes, (size_t)number(w[3]), number(w[2]));
 
@@ -298,7 +309,7 @@ bool call_on_memory(char **w)
 	else if (!strcmp(op, "msync"))
 		done(msync(AT(w[1], w[2]), (size_t)number(w[3]),
 			   (strchr(w[4], 's') ? MS_SYNC : 0) | (strchr(w[4], 'a') ? MS_ASYNC : 0) |
-			   (strchr(w[4], 'i') ? MS_INVALIDATE : 0)));
+				   (strchr(w[4], 'i') ? MS_INVALIDATE : 0)));
 	else if (!strcmp(op, "advise"))
 		done(madvise(AT(w[1], w[2]), (size_t)number(w[3]), advice(w[4])));
 	else if (!strcmp(op, "lock"))
@@ -307,7 +318,7 @@ bool call_on_memory(char **w)
 		done(mlock2(AT(w[1], w[2]), (size_t)number(w[3]), MLOCK_ONFAULT));
 	else if (!strcmp(op, "unlock"))
 		done(munlock(AT(w[1], w[2]), (size_t)number(w[3])));
-	else if (!strcmp(op, "touch"))		/* no answer, no guard: it may die of it */
+	else if (!strcmp(op, "touch")) /* no answer, no guard: it may die of it */
 		(void)*(volatile char *)AT(w[1], w[2]);
 	else
 		return false;

@@ -34,11 +34,15 @@
 
 #include "mapscript.h"
 
-enum { ARGUMENTS = 6, BUFFER = 64 << 10 };
+enum {
+	ARGUMENTS = 6,
+	BUFFER = 64 << 10
+};
 
 typedef long function();
 
-#define BOTH(name, ...) { #name, SYS_##name, (function *)(void *)name, sizeof(name(__VA_ARGS__)) == 8 }
+#define BOTH(name, ...) \
+	{ #name, SYS_##name, (function *)(void *)name, sizeof(name(__VA_ARGS__)) == 8 }
 #define ONLY(name, number) { name, number, NULL, true }
 
 /* A call without a libc function is made by syscall() there. */
@@ -46,25 +50,52 @@ static const struct system_call {
 	const char *name;
 	long number;
 	function *libc;
-	bool wide;			/* the function returns 64 bits */
+	bool wide; /* the function returns 64 bits */
 } table[] = {
-	BOTH(mmap, 0, 0, 0, 0, 0, 0), BOTH(munmap, 0, 0), BOTH(mremap, 0, 0, 0, 0),
-	BOTH(mprotect, 0, 0, 0), BOTH(pkey_mprotect, 0, 0, 0, 0), BOTH(msync, 0, 0, 0),
-	BOTH(madvise, 0, 0, 0), BOTH(mlock, 0, 0), BOTH(mlock2, 0, 0, 0), BOTH(munlock, 0, 0),
-	BOTH(mlockall, 0), BOTH(munlockall), BOTH(mincore, 0, 0, 0),
-	BOTH(remap_file_pages, 0, 0, 0, 0, 0), BOTH(process_madvise, 0, 0, 0, 0, 0),
-	BOTH(process_vm_readv, 0, 0, 0, 0, 0, 0), BOTH(process_vm_writev, 0, 0, 0, 0, 0, 0),
-	BOTH(shmat, 0, 0, 0), BOTH(shmdt, 0), BOTH(shmget, 0, 0, 0),
-	BOTH(readv, 0, 0, 0), BOTH(writev, 0, 0, 0),
-	ONLY("pread", SYS_pread64), ONLY("pwrite", SYS_pwrite64), ONLY("preadv2", SYS_preadv2),
-	ONLY("pwritev2", SYS_pwritev2), ONLY("ftruncate", SYS_ftruncate), ONLY("fsync", SYS_fsync),
-	ONLY("fdatasync", SYS_fdatasync), ONLY("sync_file_range", SYS_sync_file_range),
-	ONLY("fallocate", SYS_fallocate), ONLY("mbind", SYS_mbind), ONLY("move_pages", SYS_move_pages),
-	ONLY("migrate_pages", SYS_migrate_pages), ONLY("brk", SYS_brk),
-	ONLY("set_mempolicy_home_node", 450), ONLY("mseal", 462), ONLY("cachestat", 451),
-	ONLY("memfd_secret", SYS_memfd_secret), ONLY("process_mrelease", SYS_process_mrelease),
-	ONLY("userfaultfd", SYS_userfaultfd), ONLY("getrandom", SYS_getrandom),
-	ONLY("close_range", SYS_close_range), ONLY("readahead", SYS_readahead),
+	BOTH(mmap, 0, 0, 0, 0, 0, 0),
+	BOTH(munmap, 0, 0),
+	BOTH(mremap, 0, 0, 0, 0),
+	BOTH(mprotect, 0, 0, 0),
+	BOTH(pkey_mprotect, 0, 0, 0, 0),
+	BOTH(msync, 0, 0, 0),
+	BOTH(madvise, 0, 0, 0),
+	BOTH(mlock, 0, 0),
+	BOTH(mlock2, 0, 0, 0),
+	BOTH(munlock, 0, 0),
+	BOTH(mlockall, 0),
+	BOTH(munlockall),
+	BOTH(mincore, 0, 0, 0),
+	BOTH(remap_file_pages, 0, 0, 0, 0, 0),
+	BOTH(process_madvise, 0, 0, 0, 0, 0),
+	BOTH(process_vm_readv, 0, 0, 0, 0, 0, 0),
+	BOTH(process_vm_writev, 0, 0, 0, 0, 0, 0),
+	BOTH(shmat, 0, 0, 0),
+	BOTH(shmdt, 0),
+	BOTH(shmget, 0, 0, 0),
+	BOTH(readv, 0, 0, 0),
+	BOTH(writev, 0, 0, 0),
+	ONLY("pread", SYS_pread64),
+	ONLY("pwrite", SYS_pwrite64),
+	ONLY("preadv2", SYS_preadv2),
+	ONLY("pwritev2", SYS_pwritev2),
+	ONLY("ftruncate", SYS_ftruncate),
+	ONLY("fsync", SYS_fsync),
+	ONLY("fdatasync", SYS_fdatasync),
+	ONLY("sync_file_range", SYS_sync_file_range),
+	ONLY("fallocate", SYS_fallocate),
+	ONLY("mbind", SYS_mbind),
+	ONLY("move_pages", SYS_move_pages),
+	ONLY("migrate_pages", SYS_migrate_pages),
+	ONLY("brk", SYS_brk),
+	ONLY("set_mempolicy_home_node", 450),
+	ONLY("mseal", 462),
+	ONLY("cachestat", 451),
+	ONLY("memfd_secret", SYS_memfd_secret),
+	ONLY("process_mrelease", SYS_process_mrelease),
+	ONLY("userfaultfd", SYS_userfaultfd),
+	ONLY("getrandom", SYS_getrandom),
+	ONLY("close_range", SYS_close_range),
+	ONLY("readahead", SYS_readahead),
 };
 
 static const struct system_call *find(const char *name)
@@ -179,16 +210,19 @@ static pid_t start_child(const char *way, const char *name)
 	bool libc = !strcmp(way, "libc");
 
 	if (!strcmp(name, "fork"))
-		return libc ? fork() : (pid_t)make(way, &(struct system_call){ .number = SYS_fork }, fork_arguments);
+		return libc ? fork()
+			    : (pid_t)make(way, &(struct system_call){ .number = SYS_fork },
+					  fork_arguments);
 	if (!strcmp(name, "_Fork"))
 		return _Fork();
 	if (!strcmp(name, "clone"))
-		return libc ? clone(be_clone, stack + sizeof(stack), SIGCHLD, NULL) :
-			      (pid_t)make(way, &(struct system_call){ .number = SYS_clone }, clone_arguments);
+		return libc ? clone(be_clone, stack + sizeof(stack), SIGCHLD, NULL)
+			    : (pid_t)make(way, &(struct system_call){ .number = SYS_clone },
+					  clone_arguments);
 	if (!strcmp(name, "clone3"))
-		return (pid_t)make(libc ? "syscall" : way, &(struct system_call){ .number = SYS_clone3 },
-				   clone3_arguments);
-	if (!strcmp(name, "clone_vm"))	/* shares the address space, and is another process */
+		return (pid_t)make(libc ? "syscall" : way,
+				   &(struct system_call){ .number = SYS_clone3 }, clone3_arguments);
+	if (!strcmp(name, "clone_vm")) /* shares the address space, and is another process */
 		return clone(be_clone, stack + sizeof(stack), SIGCHLD | CLONE_VM, NULL);
 	exit(8);
 }
@@ -251,12 +285,12 @@ static void submit(struct io_uring_sqe wanted)
 		result(-1);
 		return;
 	}
-	queue = mmap(NULL, p.sq_off.array + p.sq_entries * 4, PROT_READ | PROT_WRITE, MAP_SHARED, ring,
-		     IORING_OFF_SQ_RING);
-	done = mmap(NULL, p.cq_off.cqes + p.cq_entries * sizeof(*completions), PROT_READ | PROT_WRITE,
-		    MAP_SHARED, ring, IORING_OFF_CQ_RING);
-	entries = mmap(NULL, p.sq_entries * sizeof(*entries), PROT_READ | PROT_WRITE, MAP_SHARED, ring,
-		       IORING_OFF_SQES);
+	queue = mmap(NULL, p.sq_off.array + p.sq_entries * 4, PROT_READ | PROT_WRITE, MAP_SHARED,
+		     ring, IORING_OFF_SQ_RING);
+	done = mmap(NULL, p.cq_off.cqes + p.cq_entries * sizeof(*completions),
+		    PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_CQ_RING);
+	entries = mmap(NULL, p.sq_entries * sizeof(*entries), PROT_READ | PROT_WRITE, MAP_SHARED,
+		       ring, IORING_OFF_SQES);
 	if (queue == MAP_FAILED || done == MAP_FAILED || entries == MAP_FAILED)
 		exit(7);
 	completions = (void *)(done + p.cq_off.cqes);
@@ -295,7 +329,8 @@ static void ring_buffer(char **w)
 	int ring = (int)syscall(SYS_io_uring_setup, 4, &p);
 	struct iovec part = { AT(w[1], w[2]), (size_t)number(w[3]) };
 
-	result(ring < 0 ? -1 : syscall(SYS_io_uring_register, ring, IORING_REGISTER_BUFFERS, &part, 1));
+	result(ring < 0 ? -1
+			: syscall(SYS_io_uring_register, ring, IORING_REGISTER_BUFFERS, &part, 1));
 	close(ring);
 }
 

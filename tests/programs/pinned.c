@@ -18,12 +18,12 @@
 
 #define PAGE 4096
 #define AT (5 * PAGE)
-#define CHECK(condition)                                                                           \
-	do {                                                                                       \
-		if (!(condition)) {                                                                \
-			perror(#condition);                                                        \
-			return 1;                                                                  \
-		}                                                                                  \
+#define CHECK(condition) \
+	do { \
+		if (!(condition)) { \
+			perror(#condition); \
+			return 1; \
+		} \
 	} while (0)
 
 static void *ring(int fd, size_t len, off_t offset)
@@ -35,13 +35,17 @@ static void *ring(int fd, size_t len, off_t offset)
 static int read_fixed(int uring, const struct io_uring_params *p, int from, char *to)
 {
 	struct io_uring_sqe *sqes = ring(uring, p->sq_entries * sizeof(*sqes), IORING_OFF_SQES);
-	char *sq = ring(uring, p->sq_off.array + p->sq_entries * sizeof(unsigned), IORING_OFF_SQ_RING);
+	char *sq = ring(uring, p->sq_off.array + p->sq_entries * sizeof(unsigned),
+			IORING_OFF_SQ_RING);
 	char *cq = ring(uring, p->cq_off.cqes + p->cq_entries * sizeof(struct io_uring_cqe),
 			IORING_OFF_CQ_RING);
 	const struct io_uring_cqe *cqes = (const void *)(cq + p->cq_off.cqes);
 
 	*sqes = (struct io_uring_sqe){
-		.opcode = IORING_OP_READ_FIXED, .fd = from, .addr = (__u64)(unsigned long)to, .len = 4,
+		.opcode = IORING_OP_READ_FIXED,
+		.fd = from,
+		.addr = (__u64)(unsigned long)to,
+		.len = 4,
 	};
 	*(unsigned *)(sq + p->sq_off.array) = 0;
 	__atomic_store_n((unsigned *)(sq + p->sq_off.tail), 1, __ATOMIC_RELEASE);

@@ -17,7 +17,9 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
-enum { PAGE = 4096 };
+enum {
+	PAGE = 4096
+};
 
 static atomic_bool done;
 
@@ -50,7 +52,8 @@ int main(int argc, char **argv)
 	for (i = 0; i < times; i++) {
 		off_t offset = i % 2 ? 0 : PAGE;
 
-		if (mmap(page, PAGE, PROT_READ, MAP_SHARED | MAP_FIXED, fd[!offset ? 0 : 1], offset) != page) {
+		if (mmap(page, PAGE, PROT_READ, MAP_SHARED | MAP_FIXED, fd[!offset ? 0 : 1],
+			 offset) != page) {
 			perror("mmap");
 			return 1;
 		}

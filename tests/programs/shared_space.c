@@ -65,6 +65,6 @@ int main(int argc, char **argv)
 	printf("loaded %c\n", map[200 * PAGE]);
 	if (msync(map, 2 * PAGE, MS_SYNC))
 		err(1, "msync");
-	map[3 * PAGE] = 'Y';	/* to be written back at the end of the address space */
+	map[3 * PAGE] = 'Y'; /* to be written back at the end of the address space */
 	return 0;
 }

@@ -40,15 +40,18 @@ void violation(unsigned file, unsigned page, const char *what, uint64_t value)
 	struct page_model *m = &shared->pages[file][page];
 
 	atomic_fetch_add(&shared->violations, 1);
-	fprintf(stderr, "process %d: file %u page %u: %s (%llx, cut %u, limit %u, issued %u, floor %llx)\n",
+	fprintf(stderr,
+		"process %d: file %u page %u: %s (%llx, cut %u, limit %u, issued %u, floor %llx)\n",
 		(int)getpid(), file, page, what, (unsigned long long)value, atomic_load(&m->cut),
-		atomic_load(&m->limit), atomic_load(&m->issued), (unsigned long long)atomic_load(&m->floor));
+		atomic_load(&m->limit), atomic_load(&m->issued),
+		(unsigned long long)atomic_load(&m->floor));
 }
 
 void check(long r, const char *what, unsigned file)
 {
 	if (r < 0) {
-		fprintf(stderr, "process %d: file %u: %s: %s\n", (int)getpid(), file, what, strerror(errno));
+		fprintf(stderr, "process %d: file %u: %s: %s\n", (int)getpid(), file, what,
+			strerror(errno));
 		atomic_fetch_add(&shared->violations, 1);
 	}
 }
@@ -75,7 +78,7 @@ static void shrink_and_grow(unsigned file, uint64_t *seed)
 	if (behind)
 		let_notice(file);
 	if (next_random(seed) % 4 == 0)
-		usleep(next_random(seed) % 2000);	/* let others meet the end */
+		usleep(next_random(seed) % 2000); /* let others meet the end */
 	check(ftruncate(fd, SIZE), "ftruncate", file);
 	if (behind)
 		let_notice(file);
@@ -152,7 +155,8 @@ static void make_file(const char *directory, const char *behind, unsigned file)
 		uint64_t value = page_value(file, p, 1);
 
 		check(pwrite(backing[file], &value, 8, (off_t)p * PAGE_BYTES), "pwrite", file);
-		check(pwrite(backing[file], &value, 8, (off_t)p * PAGE_BYTES + MIDDLE), "pwrite", file);
+		check(pwrite(backing[file], &value, 8, (off_t)p * PAGE_BYTES + MIDDLE), "pwrite",
+		      file);
 		atomic_store(&shared->pages[file][p].issued, 1);
 		atomic_store(&shared->pages[file][p].floor, 1);
 	}
@@ -175,7 +179,8 @@ static double now(void)
 static void stuck(unsigned writer)
 {
 	printf("stuck: writer %u at %llu, %u children left\n", writer,
-	       (unsigned long long)atomic_load(&shared->progress[writer]), atomic_load(&shared->orphans));
+	       (unsigned long long)atomic_load(&shared->progress[writer]),
+	       atomic_load(&shared->orphans));
 	fflush(stdout);
 	sleep(10);
 	kill(0, SIGKILL);

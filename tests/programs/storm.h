@@ -17,7 +17,7 @@ enum {
 	PROCESSES = GUESTS,
 	CHANGER = WRITERS - 1,
 	NO_FILE = FILES,
-	WINDOWS = 2,			/* a file is mapped twice: shared, and private */
+	WINDOWS = 2, /* a file is mapped twice: shared, and private */
 };
 
 struct counts {
@@ -26,16 +26,16 @@ struct counts {
 
 extern struct shared *shared;
 extern struct counts *counts;
-extern int fds[FILES], backing[FILES];	/* on the mount, and behind it */
-extern int flawed;			/* this file may have SIGBUS at any time */
+extern int fds[FILES], backing[FILES]; /* on the mount, and behind it */
+extern int flawed;		       /* this file may have SIGBUS at any time */
 
 /* storm.c */
 void violation(unsigned file, unsigned page, const char *what, uint64_t value);
-void check(long r, const char *what, unsigned file);	/* -1 is a violation, of errno */
+void check(long r, const char *what, unsigned file); /* -1 is a violation, of errno */
 
 /* storm_program.c */
 void read_page(int fd, unsigned file, unsigned page);
 void write_page(int fd, unsigned file, unsigned page);
-int start(unsigned number);			/* -> the process */
+int start(unsigned number); /* -> the process */
 
 #endif

@@ -135,7 +135,8 @@ void read_page(int fd, unsigned file, unsigned page)
 		return;
 	check(n, "pread", file);
 	atomic_fetch_add(&counts->preads, 1);
-	checked(file, page, before, (uint64_t[]){ words[0], words[MIDDLE / 8], words[PAGE_BYTES / 8 - 1] });
+	checked(file, page, before,
+		(uint64_t[]){ words[0], words[MIDDLE / 8], words[PAGE_BYTES / 8 - 1] });
 	if (words[PAGE_BYTES / 8 - 2])
 		violation(file, page, "a private store in the file", words[PAGE_BYTES / 8 - 2]);
 }
@@ -166,7 +167,8 @@ static void sync_page(const struct window *w, unsigned file, unsigned page, bool
 		check(fsync(fds[file]), "fsync", file);
 	else
 		check(msync(word(w, page), PAGE_BYTES, MS_SYNC), "msync", file);
-	check(pread(backing[file], &value, sizeof(value), (off_t)page * PAGE_BYTES), "pread behind", file);
+	check(pread(backing[file], &value, sizeof(value), (off_t)page * PAGE_BYTES), "pread behind",
+	      file);
 	wrong = page_check(shared, file, page, before, value);
 	if (wrong && (before.floor & UINT32_MAX) && !may_fail(file, page, before))
 		violation(file, page, "not in the file after a sync", value);
@@ -179,7 +181,8 @@ static void map(struct window *w, unsigned file)
 {
 	bool stores = file != FILE_BEHIND;
 	void *at = mmap(w->at, LENGTH, PROT_READ | (stores || w->private ? PROT_WRITE : 0),
-			(w->private ? MAP_PRIVATE : MAP_SHARED) | (w->at ? MAP_FIXED : 0), fds[file], 0);
+			(w->private ? MAP_PRIVATE : MAP_SHARED) | (w->at ? MAP_FIXED : 0),
+			fds[file], 0);
 
 	if (at == MAP_FAILED) {
 		perror("mmap");
@@ -190,7 +193,7 @@ static void map(struct window *w, unsigned file)
 
 static void touch(void *of_files, unsigned writer, uint64_t *seed)
 {
-	struct window (*windows)[WINDOWS] = of_files;
+	struct window(*windows)[WINDOWS] = of_files;
 	unsigned file = next_random(seed) % FILES, page = next_random(seed) % PAGES;
 	unsigned what = next_random(seed) % 100, own = page / WRITERS * WRITERS + writer;
 	struct window *all = windows[file];
@@ -213,7 +216,7 @@ static void touch(void *of_files, unsigned writer, uint64_t *seed)
 static void read_any(void *of_files, unsigned writer, uint64_t *seed)
 {
 	unsigned file = next_random(seed) % FILES;
-	struct window (*windows)[WINDOWS] = of_files;
+	struct window(*windows)[WINDOWS] = of_files;
 
 	(void)writer;
 	look(&windows[file][0], file, next_random(seed) % PAGES);
@@ -233,7 +236,7 @@ static void change_window(struct window *w, unsigned file, uint64_t *seed)
 		}
 		atomic_fetch_add(&shared->moves, 1);
 		break;
-	case 1:		/* shorter, and as long again, by whatever way there is */
+	case 1: /* shorter, and as long again, by whatever way there is */
 		moved = mremap(w->at, LENGTH, PAGE_BYTES + part / 2, 0);
 		if (moved != MAP_FAILED)
 			moved = mremap(w->at, PAGE_BYTES + part / 2, LENGTH, MREMAP_MAYMOVE);
@@ -245,14 +248,14 @@ static void change_window(struct window *w, unsigned file, uint64_t *seed)
 		atomic_fetch_add(&shared->moves, 1);
 		break;
 	case 2:
-		munmap(w->at + part, LENGTH - part);	/* a part first, then all */
+		munmap(w->at + part, LENGTH - part); /* a part first, then all */
 		munmap(w->at, LENGTH);
 		w->at = NULL;
 		map(w, file);
 		atomic_fetch_add(&shared->unmaps, 1);
 		break;
 	case 3:
-		map(w, file);				/* over itself */
+		map(w, file); /* over itself */
 		break;
 	default:
 		madvise(w->at + part, LENGTH - part, MADV_DONTNEED);
@@ -297,7 +300,8 @@ int start(unsigned number)
 		return pid;
 	sigaction(SIGBUS, &action, NULL);
 	for (unsigned t = 0; t < THREADS; t++)
-		pthread_create(&threads[t], NULL, thread_body, (void *)(uintptr_t)(number * THREADS + t));
+		pthread_create(&threads[t], NULL, thread_body,
+			       (void *)(uintptr_t)(number * THREADS + t));
 	for (unsigned t = 0; t < THREADS; t++)
 		pthread_join(threads[t], NULL);
 	exit(0);

@@ -32,14 +32,16 @@
 #include "base/uffd.h"
 #include "stress_host.h"
 
-#define WANTED (UFFD_FEATURE_THREAD_ID | UFFD_FEATURE_EXACT_ADDRESS | UFFD_FEATURE_MISSING_SHMEM | \
-		UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP | \
-		UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP)
-#define TRACKING (UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM | \
-		  UFFD_FEATURE_WP_UNPOPULATED)
+#define WANTED \
+	(UFFD_FEATURE_THREAD_ID | UFFD_FEATURE_EXACT_ADDRESS | UFFD_FEATURE_MISSING_SHMEM | \
+	 UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP | \
+	 UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP)
+#define TRACKING \
+	(UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM | \
+	 UFFD_FEATURE_WP_UNPOPULATED)
 #define STUCK_SECONDS 20
 
-#define CACHE_BYTES (40 * PAGE_BYTES)	/* of all files together, with `programs` */
+#define CACHE_BYTES (40 * PAGE_BYTES) /* of all files together, with `programs` */
 
 struct shared *shared;
 struct df_file *files[FILES];
@@ -76,7 +78,9 @@ static int answer_request(struct guest *guest, const struct request *request, ui
 	};
 	int pidfd, uffd, area;
 
-	options.flags = programs ? DF_GUEST_PROGRAM : guest == &guests[0] ? DF_GUEST_TELL_FAILURES : 0;
+	options.flags = programs	      ? DF_GUEST_PROGRAM
+			: guest == &guests[0] ? DF_GUEST_TELL_FAILURES
+					      : 0;
 	if (request->uffd < 0 && programs)
 		return adopt(guest, request->start);
 	if (request->uffd < 0)
@@ -130,7 +134,8 @@ static void *guest_body(void *arg)
 static void start_guest(unsigned i, const char *program, uint64_t features)
 {
 	char number[16], hex[32];
-	char *argv[] = { "stress_guest", number, hex, programs ? "program" : NULL, NULL }, *env[] = { NULL };
+	char *argv[] = { "stress_guest", number, hex, programs ? "program" : NULL, NULL },
+	     *env[] = { NULL };
 	posix_spawn_file_actions_t actions;
 	int caches[FILES], pair[2], shared_fd = open("/proc/self/fd/10", O_RDWR | O_CLOEXEC);
 
@@ -143,7 +148,7 @@ static void start_guest(unsigned i, const char *program, uint64_t features)
 	posix_spawn_file_actions_adddup2(&actions, pair[1], FD_SOCKET);
 	for (int f = 0; f < FILES; f++) {
 		caches[f] = df_file_cache_fd(files[f], (f != FILE_BEHIND ? DF_CACHE_WRITABLE : 0) |
-						       (programs ? DF_CACHE_SIZED : 0));
+							       (programs ? DF_CACHE_SIZED : 0));
 		posix_spawn_file_actions_adddup2(&actions, caches[f], FD_CACHE + f);
 	}
 	errno = posix_spawn(&guests[i].pid, program, &actions, NULL, argv, env);
@@ -176,9 +181,9 @@ static void *answers_body(void *arg)
 				if (failures[i].reason != DF_REASON_EOF || programs)
 					violation(0, 0, "a failure that is no EOF",
 						  failures[i].reason);
-				if (r)		/* one in 16 is left to its deadline */
+				if (r) /* one in 16 is left to its deadline */
 					df_engine_answer(engine, failures[i].id,
-							 r < 3 ? DF_ANSWER_WAKE
+							 r < 3	  ? DF_ANSWER_WAKE
 							 : r < 10 ? DF_ANSWER_REPORT
 								  : DF_ANSWER_POISON,
 							 DF_ANSWER_POISON);
@@ -312,7 +317,9 @@ static void report(const struct df_counters *c)
 int main(int argc, char **argv)
 {
 	struct df_engine_options options = {
-		.answer_ns = 50000000, .source_ns = 10000000000, .fill_threads = 4,
+		.answer_ns = 50000000,
+		.source_ns = 10000000000,
+		.fill_threads = 4,
 	};
 	int64_t offered = df_uffd_probe(0);
 	uint64_t features = WANTED | ((uint64_t)offered & UFFD_FEATURE_POISON);

@@ -29,23 +29,23 @@ enum {
 	PAGES = 35,
 	GUESTS = 3,
 	THREADS = 2,			/* of a guest; each has windows of its own */
-	WRITERS = GUESTS * THREADS + 1,	/* and the host */
+	WRITERS = GUESTS * THREADS + 1, /* and the host */
 	PAGE_BYTES = 4096,
 	MIDDLE = 2048,
-	SIZE = PAGES * PAGE_BYTES - 1000,	/* the tail of the last page stays zero */
-	FILE_SHARED = 0,		/* 0, 1: stored to by all */
-	FILE_BEHIND = 2,		/* read-only for guests, changed behind the host */
-	FILE_WILD = 3,			/* punched, anything goes but a hang or a foreign page */
-	FD_SHARED = 10,			/* descriptors a guest is born with */
+	SIZE = PAGES * PAGE_BYTES - 1000, /* the tail of the last page stays zero */
+	FILE_SHARED = 0,		  /* 0, 1: stored to by all */
+	FILE_BEHIND = 2,		  /* read-only for guests, changed behind the host */
+	FILE_WILD = 3,			  /* punched, anything goes but a hang or a foreign page */
+	FD_SHARED = 10,			  /* descriptors a guest is born with */
 	FD_SOCKET = 11,
-	FD_CACHE = 12,			/* ... and the following, one a file */
+	FD_CACHE = 12, /* ... and the following, one a file */
 };
 
 struct page_model {
 	_Atomic uint32_t cut;
 	_Atomic uint32_t limit;
 	_Atomic uint32_t issued;
-	_Atomic uint64_t floor;		/* cut << 32 | version */
+	_Atomic uint64_t floor; /* cut << 32 | version */
 };
 
 struct shared {
@@ -53,11 +53,11 @@ struct shared {
 	uint64_t seed;
 	_Atomic uint32_t stop;
 	_Atomic uint32_t violations;
-	_Atomic uint32_t orphans;	/* forked children that outlive their parent */
+	_Atomic uint32_t orphans; /* forked children that outlive their parent */
 	_Atomic uint64_t progress[WRITERS];
 	_Atomic uint64_t reads, stores, buses, forks, moves, unmaps, drops, punches;
-	_Atomic uint64_t told, ready, errors;	/* as the guests' kernels have heard */
-	_Atomic uint64_t let_go, kept;		/* of programs: files, descriptors */
+	_Atomic uint64_t told, ready, errors; /* as the guests' kernels have heard */
+	_Atomic uint64_t let_go, kept;	      /* of programs: files, descriptors */
 };
 
 /* guest -> host: serve these addresses; the answer is one int, an errno, with the doorbell
@@ -65,7 +65,7 @@ struct shared {
 struct request {
 	uint64_t start;
 	uint32_t file;
-	int32_t uffd;			/* >= 0: this is the hello */
+	int32_t uffd; /* >= 0: this is the hello */
 	int32_t area;
 	uint32_t pad;
 	uint64_t features;
@@ -135,8 +135,8 @@ static inline void pages_cut(struct shared *s, unsigned file, unsigned first, bo
 	for (unsigned p = first; p < PAGES; p++) {
 		struct page_model *m = &s->pages[file][p];
 
-		atomic_fetch_add(&m->cut, 1);	/* before the limit: readers go by it */
-		if (begin && p > first)		/* of the first only a part goes */
+		atomic_fetch_add(&m->cut, 1); /* before the limit: readers go by it */
+		if (begin && p > first)	      /* of the first only a part goes */
 			atomic_store(&m->limit, atomic_load(&m->issued));
 	}
 }

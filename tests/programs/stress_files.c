@@ -14,7 +14,7 @@
 #include "stress_host.h"
 
 bool notices;
-static int backing[FILES];		/* descriptors of our own, "behind" the host */
+static int backing[FILES]; /* descriptors of our own, "behind" the host */
 
 void violation(unsigned file, unsigned page, const char *what, uint64_t value)
 {
@@ -49,7 +49,7 @@ static void shrink_and_grow(unsigned file, uint64_t *seed)
 	pages_cut(shared, file, first, true);
 	resize(file, size);
 	if (next_random(seed) % 4 == 0)
-		usleep(next_random(seed) % 500);	/* let guests meet the end */
+		usleep(next_random(seed) % 500); /* let guests meet the end */
 	resize(file, SIZE);
 	pages_cut(shared, file, first, false);
 }
@@ -96,12 +96,14 @@ static void make_slow(unsigned file, unsigned page)
 {
 	if (page % 7 == 0)
 		df_file_inject_clear(files[file]);
-	check(df_file_inject(files[file], &(struct df_inject_options){
-		.start = (uint64_t)page * PAGE_BYTES,
-		.len = 2 * PAGE_BYTES,
-		.delay_ns = 500000,
-		.count = 8,
-	}), "inject");
+	check(df_file_inject(files[file],
+			     &(struct df_inject_options){
+				     .start = (uint64_t)page * PAGE_BYTES,
+				     .len = 2 * PAGE_BYTES,
+				     .delay_ns = 500000,
+				     .count = 8,
+			     }),
+	      "inject");
 }
 
 void *file_body(void *arg)
@@ -182,7 +184,7 @@ void check_end(unsigned file)
 	check(df_file_write_back(files[file]), "last write_back");
 	for (unsigned p = 0; p < PAGES; p++) {
 		read_page(file, p, false);
-		read_page(file, p, true);	/* every store has reached the file itself */
+		read_page(file, p, true); /* every store has reached the file itself */
 	}
 	if (programs) {
 		check(df_file_retire(files[file]), "retire");

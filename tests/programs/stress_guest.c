@@ -26,13 +26,13 @@
 #define LENGTH ((size_t)PAGES * PAGE_BYTES)
 
 struct window {
-	char *at, *spare;		/* both reserved; `at` shows the file */
+	char *at, *spare; /* both reserved; `at` shows the file */
 };
 
 static struct shared *shared;
 static int uffd, guest_number, doorbell = -1;
-static bool tracks, program;		/* program: an ordinary one, without vCPUs */
-static pthread_barrier_t begun;		/* no stack may land where a window has just been */
+static bool tracks, program;	/* program: an ordinary one, without vCPUs */
+static pthread_barrier_t begun; /* no stack may land where a window has just been */
 static pthread_mutex_t socket_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void on_sigbus(int signal, siginfo_t *event, void *context)
@@ -62,8 +62,10 @@ static int ask(struct request request)
 	} control = { 0 };
 	struct iovec iov = { &error, sizeof(error) };
 	struct msghdr msg = {
-		.msg_iov = &iov, .msg_iovlen = 1,
-		.msg_control = &control, .msg_controllen = sizeof(control),
+		.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = &control,
+		.msg_controllen = sizeof(control),
 	};
 
 	pthread_mutex_lock(&socket_lock);
@@ -93,9 +95,12 @@ static void show_as_program(struct window *w, unsigned file)
 {
 	int prot = PROT_READ | (file != FILE_BEHIND ? PROT_WRITE : 0), error;
 	char *at = mmap(w->at, LENGTH, PROT_NONE,
-			(file != FILE_BEHIND ? MAP_SHARED : MAP_PRIVATE) | MAP_FIXED, FD_CACHE + (int)file, 0);
+			(file != FILE_BEHIND ? MAP_SHARED : MAP_PRIVATE) | MAP_FIXED,
+			FD_CACHE + (int)file, 0);
 
-	error = at == w->at ? ask((struct request){ .start = (uintptr_t)at, .file = file, .uffd = -1 }) : errno;
+	error = at == w->at
+			? ask((struct request){ .start = (uintptr_t)at, .file = file, .uffd = -1 })
+			: errno;
 	if (error || mprotect(at, LENGTH, prot)) {
 		fprintf(stderr, "program %d: mapping file %u: %s\n", guest_number, file,
 			strerror(error ? error : errno));
@@ -112,7 +117,7 @@ static void grow_in_place(struct window *w, unsigned file, uint64_t *seed)
 		perror("mremap");
 		exit(2);
 	}
-	if (mremap(w->at, less, LENGTH, 0) == MAP_FAILED) {	/* somebody else took the place */
+	if (mremap(w->at, less, LENGTH, 0) == MAP_FAILED) { /* somebody else took the place */
 		munmap(w->at, less);
 		w->at = reserve(NULL);
 		show_as_program(w, file);
@@ -135,9 +140,10 @@ static void show(struct window *w, unsigned file)
 		return;
 	}
 	error = ask((struct request){ .start = (uintptr_t)w->at, .file = file, .uffd = -1 });
-	if (error || mmap(w->at, LENGTH, PROT_READ | (writable ? PROT_WRITE : 0),
-			  (writable ? MAP_SHARED : MAP_PRIVATE) | MAP_FIXED, FD_CACHE + (int)file,
-			  0) != w->at || ioctl(uffd, UFFDIO_REGISTER, &reg)) {
+	if (error ||
+	    mmap(w->at, LENGTH, PROT_READ | (writable ? PROT_WRITE : 0),
+		 (writable ? MAP_SHARED : MAP_PRIVATE) | MAP_FIXED, FD_CACHE + (int)file, 0) != w->at ||
+	    ioctl(uffd, UFFDIO_REGISTER, &reg)) {
 		fprintf(stderr, "guest %d: mapping file %u: %s\n", guest_number, file,
 			strerror(error ? error : errno));
 		exit(2);
@@ -260,7 +266,7 @@ static void *body(void *arg)
 		} else if (what < 20) {
 			size_t part = (size_t)(next_random(&seed) % PAGES) * PAGE_BYTES;
 
-			munmap(w->at + part, LENGTH - part);	/* a part first, then all */
+			munmap(w->at + part, LENGTH - part); /* a part first, then all */
 			reserve(w->at);
 			show(w, f);
 			atomic_fetch_add(&shared->unmaps, 1);
@@ -299,7 +305,8 @@ int main(int argc, char **argv)
 	uffd = guest_number == 1 ? (int)syscall(SYS_userfaultfd, O_CLOEXEC) : df_uffd_open(0);
 	if (shared == MAP_FAILED || uffd < 0 || df_uffd_api(uffd, features))
 		return 2;
-	if (ask((struct request){ .uffd = uffd, .area = program ? -1 : vcpu_area(), .features = features }))
+	if (ask((struct request){
+		    .uffd = uffd, .area = program ? -1 : vcpu_area(), .features = features }))
 		return 2;
 	if (!program)
 		vcpu_host(doorbell, shared);

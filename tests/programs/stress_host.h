@@ -10,13 +10,13 @@
 
 extern struct shared *shared;
 extern struct df_file *files[FILES];
-extern bool programs;		/* the guests are ordinary programs */
-extern bool notices;		/* mtime is fine enough to tell every change behind the host */
+extern bool programs; /* the guests are ordinary programs */
+extern bool notices;  /* mtime is fine enough to tell every change behind the host */
 
 void violation(unsigned file, unsigned page, const char *what, uint64_t value);
-void check(int64_t value, const char *what);	/* a negative errno is a violation */
+void check(int64_t value, const char *what); /* a negative errno is a violation */
 void make_file(const char *directory, unsigned file);
-void *file_body(void *file);			/* a thread that changes it until the end */
-void check_end(unsigned file);			/* nobody maps it any more: the last word */
+void *file_body(void *file);   /* a thread that changes it until the end */
+void check_end(unsigned file); /* nobody maps it any more: the last word */
 
 #endif

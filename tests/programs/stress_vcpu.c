@@ -42,8 +42,7 @@ static void on_exception(int number, siginfo_t *info, void *context)
 	if (flags == DF_APF_NOT_PRESENT)
 		atomic_fetch_add(&counts->told, 1);
 	errno = saved;
-	if (flags == DF_APF_PAGE_ERROR && access_now.landable &&
-	    gva - access_now.page < PAGE_BYTES) {
+	if (flags == DF_APF_PAGE_ERROR && access_now.landable && gva - access_now.page < PAGE_BYTES) {
 		atomic_fetch_add(&counts->errors, 1);
 		siglongjmp(access_now.landing, 1);
 	}

@@ -15,15 +15,15 @@
 struct access {
 	sigjmp_buf landing;
 	volatile sig_atomic_t landable;
-	volatile uint64_t page;		/* address */
+	volatile uint64_t page; /* address */
 };
 
 extern _Thread_local struct access access_now;
 
-int vcpu_area(void);			/* -> the shared area's descriptor */
+int vcpu_area(void); /* -> the shared area's descriptor */
 void vcpu_host(int doorbell, struct shared *shared);
-void vcpu_enable(unsigned slot);	/* for the calling thread */
-void vcpu_toggle(unsigned slot);	/* async pf off, and on again */
+void vcpu_enable(unsigned slot); /* for the calling thread */
+void vcpu_toggle(unsigned slot); /* async pf off, and on again */
 void vcpu_leave(unsigned slot);
 
 #endif

@@ -129,7 +129,7 @@ static void storm(int n)
 	sigaction(SIGRTMIN, &value, NULL);
 	sigaction(SIGALRM, &tick, NULL);
 	child = fork();
-	if (!child) {		/* stops and continues it meanwhile */
+	if (!child) { /* stops and continues it meanwhile */
 		while (getppid() == parent) {
 			kill(parent, SIGSTOP);
 			usleep(100);
@@ -137,7 +137,7 @@ static void storm(int n)
 			usleep(2000);
 		}
 	}
-	setitimer(ITIMER_REAL, &every, NULL);	/* fork() starts again after every signal */
+	setitimer(ITIMER_REAL, &every, NULL); /* fork() starts again after every signal */
 	for (i = 0; i < n; i++) {
 		size_t pages;
 		unsigned char *at;

@@ -11,20 +11,20 @@
 #include "kvm/contract.h"
 
 /* asm/msr-index.h, asm/kvm_para.h */
-#define MSR_APIC_BASE		0x1b
-#define MSR_MCG_CAP		0x179
-#define MSR_MCG_STATUS		0x17a
-#define MSR_MC0_STATUS		0x401
-#define MSR_MC0_ADDR		0x402
-#define MSR_X2APIC_EOI		0x80b
-#define MSR_X2APIC_SVR		0x80f
-#define MSR_X2APIC_ICR		0x830
-#define MSR_KVM_ASYNC_PF_EN	0x4b564d02
-#define MSR_KVM_ASYNC_PF_INT	0x4b564d06
-#define MSR_KVM_ASYNC_PF_ACK	0x4b564d07
+#define MSR_APIC_BASE 0x1b
+#define MSR_MCG_CAP 0x179
+#define MSR_MCG_STATUS 0x17a
+#define MSR_MC0_STATUS 0x401
+#define MSR_MC0_ADDR 0x402
+#define MSR_X2APIC_EOI 0x80b
+#define MSR_X2APIC_SVR 0x80f
+#define MSR_X2APIC_ICR 0x830
+#define MSR_KVM_ASYNC_PF_EN 0x4b564d02
+#define MSR_KVM_ASYNC_PF_INT 0x4b564d06
+#define MSR_KVM_ASYNC_PF_ACK 0x4b564d07
 
-#define RFLAGS_IF		0x200
-#define RFLAGS_FIXED		0x2
+#define RFLAGS_IF 0x200
+#define RFLAGS_FIXED 0x2
 
 struct tss {
 	uint32_t zero0;
@@ -37,7 +37,7 @@ struct tss {
 } __attribute__((packed));
 
 struct cpu {
-	uint64_t kernel_rsp;		/* access.S: enter_user(), leave_user() */
+	uint64_t kernel_rsp; /* access.S: enter_user(), leave_user() */
 	uint64_t number;
 	bool apic;
 	bool spin;
@@ -46,7 +46,7 @@ struct cpu {
 	/* of the current step */
 	volatile struct df_kvm_result *result;
 	volatile bool signalled;
-	volatile uint64_t left;		/* bytes of a ring 3 copy not done */
+	volatile uint64_t left; /* bytes of a ring 3 copy not done */
 	uint64_t gdt[8];
 	struct tss tss;
 };
@@ -63,7 +63,9 @@ extern char stacks[], trap_stacks[];
 /* access.S */
 extern char user_stacks[], user_buffers[];
 extern char user_load[], user_store[], user_copy[], user_spin[], user_signal[];
-extern const struct ex_entry { uint64_t insn, fixup; } ex_table_start[], ex_table_end[];
+extern const struct ex_entry {
+	uint64_t insn, fixup;
+} ex_table_start[], ex_table_end[];
 void enter_user(uint64_t rip, uint64_t rsp, uint64_t a, uint64_t b, uint64_t c, uint64_t rflags);
 _Noreturn void leave_user(struct cpu *cpu);
 uint64_t load_tabled(uint64_t from, void *to);
@@ -89,7 +91,10 @@ static inline void doorbell(uint32_t ring)
 
 static inline void wrmsr(uint32_t msr, uint64_t value)
 {
-	__asm__ volatile("wrmsr" : : "c"(msr), "a"((uint32_t)value), "d"((uint32_t)(value >> 32)) : "memory");
+	__asm__ volatile("wrmsr"
+			 :
+			 : "c"(msr), "a"((uint32_t)value), "d"((uint32_t)(value >> 32))
+			 : "memory");
 }
 
 static inline uint64_t rdmsr(uint32_t msr)
@@ -116,7 +121,13 @@ static inline uint64_t read_cr2(void)
 	return value;
 }
 
-static inline void irqs_on(void) { __asm__ volatile("sti; nop" : : : "memory"); }
-static inline void irqs_off(void) { __asm__ volatile("cli" : : : "memory"); }
+static inline void irqs_on(void)
+{
+	__asm__ volatile("sti; nop" : : : "memory");
+}
+static inline void irqs_off(void)
+{
+	__asm__ volatile("cli" : : : "memory");
+}
 
 #endif

@@ -15,7 +15,8 @@ static uint64_t user_buffer(const struct cpu *cpu)
 }
 
 /* -> bytes (or accesses) not done */
-static uint64_t in_user(struct cpu *cpu, char *code, uint64_t a, uint64_t b, uint64_t c, uint32_t flags)
+static uint64_t in_user(struct cpu *cpu, char *code, uint64_t a, uint64_t b, uint64_t c,
+			uint32_t flags)
 {
 	cpu->signalled = false;
 	cpu->left = 0;
@@ -64,7 +65,8 @@ static uint64_t access_kernel(struct cpu *cpu, const struct df_kvm_step *step, u
 	return left;
 }
 
-static void run_access(struct cpu *cpu, const struct df_kvm_step *step, volatile struct df_kvm_result *result)
+static void run_access(struct cpu *cpu, const struct df_kvm_step *step,
+		       volatile struct df_kvm_result *result)
 {
 	bool copy = step->op == DF_KVM_OP_READ || step->op == DF_KVM_OP_WRITE;
 	volatile uint8_t *buffer = (volatile uint8_t *)user_buffer(cpu);
@@ -72,7 +74,8 @@ static void run_access(struct cpu *cpu, const struct df_kvm_step *step, volatile
 	uint32_t times = step->repeat ? step->repeat : 1;
 
 	end = (uint64_t)(times - 1) * step->stride + length;
-	if (length > 4096 || step->offset > DF_KVM_WINDOW_LEN || end > DF_KVM_WINDOW_LEN - step->offset) {
+	if (length > 4096 || step->offset > DF_KVM_WINDOW_LEN ||
+	    end > DF_KVM_WINDOW_LEN - step->offset) {
 		result->outcome = DF_KVM_BAD_STEP;
 		return;
 	}
@@ -116,7 +119,10 @@ static void set_apf(struct cpu *cpu, uint64_t flags)
 
 static _Noreturn void triple_fault(void)
 {
-	struct { uint16_t limit; uint64_t base; } __attribute__((packed)) none = { 0, 0 };
+	struct {
+		uint16_t limit;
+		uint64_t base;
+	} __attribute__((packed)) none = { 0, 0 };
 
 	/* nothing is mapped at 0, and the IDT is empty */
 	__asm__ volatile("lidt %0; movb 0, %%al" : : "m"(none) : "rax");
@@ -141,7 +147,8 @@ static void scribble(struct cpu *cpu)
 		at[i] = 0xff;
 }
 
-static void run_step(struct cpu *cpu, const struct df_kvm_step *step, volatile struct df_kvm_result *result)
+static void run_step(struct cpu *cpu, const struct df_kvm_step *step,
+		     volatile struct df_kvm_result *result)
 {
 	result->outcome = DF_KVM_OK;
 	switch (step->op) {

@@ -71,7 +71,9 @@ static void load_gdt(struct cpu *cpu)
 			 "mov %%eax, %%es\n"
 			 "mov %%eax, %%ss\n"
 			 "ltr %w3\n"
-			 : : "m"(gdtr), "i"(DF_KVM_CS), "i"(DF_KVM_DS), "r"(DF_KVM_TSS) : "rax", "memory");
+			 :
+			 : "m"(gdtr), "i"(DF_KVM_CS), "i"(DF_KVM_DS), "r"(DF_KVM_TSS)
+			 : "rax", "memory");
 }
 
 static void load_idt(const uint64_t traps[256])
@@ -86,7 +88,7 @@ static void load_idt(const uint64_t traps[256])
 		idt[i] = (struct gate){
 			.low = (uint16_t)at,
 			.selector = DF_KVM_CS,
-			.type = 0x8e,		/* interrupt gate: IF off inside */
+			.type = 0x8e, /* interrupt gate: IF off inside */
 			.middle = (uint16_t)(at >> 16),
 			.high = (uint32_t)(at >> 32),
 		};
@@ -173,7 +175,8 @@ static void page_fault(struct cpu *cpu, struct frame *frame)
 		page_not_present(cpu);
 		return;
 	}
-	page_error(cpu, frame, cr2, frame->code >> DF_KVM_PF_HOST_BIT & 1 ? DF_KVM_VIA_PF : DF_KVM_VIA_GUEST,
+	page_error(cpu, frame, cr2,
+		   frame->code >> DF_KVM_PF_HOST_BIT & 1 ? DF_KVM_VIA_PF : DF_KVM_VIA_GUEST,
 		   frame->code);
 }
 
@@ -224,7 +227,7 @@ static void error_event(struct cpu *cpu, struct frame *frame)
 	cpu->mailbox->events++;
 	end_of_interrupt();
 	if (cpu->area->reason != DF_KVM_REASON_ERROR)
-		return;			/* reported in another way already */
+		return; /* reported in another way already */
 	cpu->area->reason = DF_KVM_REASON_NONE;
 	page_error(cpu, frame, gva, DF_KVM_VIA_EVENT, 0);
 }

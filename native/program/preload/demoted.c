@@ -20,18 +20,18 @@
 #include "preload.h"
 
 struct range {
-	uint64_t start, end;		/* end 0: free */
+	uint64_t start, end; /* end 0: free */
 };
 
 enum {
 	FIRST_ROOM = 64,
-	PATIENCE = 1 << 20,		/* yields; the holder of the lock has signals blocked */
+	PATIENCE = 1 << 20, /* yields; the holder of the lock has signals blocked */
 };
 
 static struct range first_room[FIRST_ROOM];
 static struct range *table = first_room;
 static size_t room = FIRST_ROOM;
-static atomic_size_t used;		/* entries before this may be in use */
+static atomic_size_t used; /* entries before this may be in use */
 static atomic_bool held;
 
 /* The lock is held for a few instructions.  A cloned process may inherit it held, hence the bound. */

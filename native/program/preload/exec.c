@@ -22,15 +22,16 @@ extern char **environ;
 
 struct exec {
 	int dirfd;
-	const char *path;		/* or `file` of execvpe() */
-	int flags;			/* AT_* */
+	const char *path; /* or `file` of execvpe() */
+	int flags;	  /* AT_* */
 };
 
 static int start_path(const struct target *target, void *arg)
 {
 	const struct exec *e = arg;
 
-	return (int)syscall(SYS_execve, target->path ? target->path : e->path, target->argv, target->envp);
+	return (int)syscall(SYS_execve, target->path ? target->path : e->path, target->argv,
+			    target->envp);
 }
 
 static int start_at(const struct target *target, void *arg)
@@ -60,7 +61,8 @@ static bool is_executable_file(const char *path)
 {
 	struct stat st;
 
-	return !faccessat(AT_FDCWD, path, X_OK, AT_EACCESS) && !stat(path, &st) && S_ISREG(st.st_mode);
+	return !faccessat(AT_FDCWD, path, X_OK, AT_EACCESS) && !stat(path, &st) &&
+	       S_ISREG(st.st_mode);
 }
 
 const char *find_in_path(const char *file, char *room)
@@ -71,7 +73,7 @@ const char *find_in_path(const char *file, char *room)
 	if (strchr(file, '/'))
 		return file;
 	if (!dirs)
-		dirs = "/bin:/usr/bin";	/* confstr(3), _CS_PATH */
+		dirs = "/bin:/usr/bin"; /* confstr(3), _CS_PATH */
 	for (;; dirs += n + 1) {
 		n = strcspn(dirs, ":");
 		if (n + 1 + len < PATH_MAX) {
@@ -124,8 +126,9 @@ static const char *path_of(int fd, char *room)
 	if (n < 0)
 		return NULL;
 	room[n] = '\0';
-	if (stat(room, &named) || fstat(fd, &open) || named.st_dev != open.st_dev || named.st_ino != open.st_ino)
-		return NULL;	/* it has no name any more */
+	if (stat(room, &named) || fstat(fd, &open) || named.st_dev != open.st_dev ||
+	    named.st_ino != open.st_ino)
+		return NULL; /* it has no name any more */
 	return room;
 }
 
@@ -184,11 +187,11 @@ static void take_arguments(char **argv, const char *first, va_list args)
 }
 
 /* Declares `argv` in the calling function, and leaves `args` after the NULL. */
-#define TAKE_ARGUMENTS(argv, first, args)			\
-	va_start(args, first);					\
-	char *argv[count_arguments(first, args) + 1];		\
-	va_end(args);						\
-	va_start(args, first);					\
+#define TAKE_ARGUMENTS(argv, first, args) \
+	va_start(args, first); \
+	char *argv[count_arguments(first, args) + 1]; \
+	va_end(args); \
+	va_start(args, first); \
 	take_arguments(argv, first, args)
 
 EXPORT int execl(const char *path, const char *arg, ...)

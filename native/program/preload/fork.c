@@ -27,7 +27,7 @@
 static struct {
 	bool held;
 	uint64_t mask;
-} forking;			/* of the thread that forks, from before() to after_in_*() */
+} forking; /* of the thread that forks, from before() to after_in_*() */
 
 static bool advise(const struct maps_area *m, void *advice)
 {
@@ -51,14 +51,16 @@ static bool make_unreadable(const struct maps_area *m, void *empty)
 	int fd = *(int *)empty;
 	long r;
 
-	r = syscall(SYS_mmap, m->start, m->end - m->start, fd < 0 ? PROT_NONE : PROT_READ | PROT_WRITE,
+	r = syscall(SYS_mmap, m->start, m->end - m->start,
+		    fd < 0 ? PROT_NONE : PROT_READ | PROT_WRITE,
 		    MAP_FIXED | (fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED), fd, 0);
 	return r == -1;
 }
 
 static void die(void)
 {
-	static const char why[] = "daxfault: a forked child's mappings can neither be served nor removed\n";
+	static const char why[] =
+		"daxfault: a forked child's mappings can neither be served nor removed\n";
 
 	syscall(SYS_write, STDERR_FILENO, why, sizeof(why) - 1);
 	syscall(SYS_kill, syscall(SYS_getpid), SIGKILL);

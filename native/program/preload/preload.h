@@ -27,22 +27,22 @@
 /* ---- settings.c: the settings from the environment, and the functions behind the interposed ones */
 
 struct settings {
-	bool on;			/* if false, nothing else is set */
-	bool stacks;			/* DAXFAULT_STACKS=1 */
-	dev_t device;			/* DAXFAULT_DEVICE: st_dev of the mount, decimal */
-	const char *socket;		/* DAXFAULT_SOCKET */
-	const char *tracer;		/* DAXFAULT_TRACER, or NULL */
-	const char *library;		/* this one's path */
+	bool on;	     /* if false, nothing else is set */
+	bool stacks;	     /* DAXFAULT_STACKS=1 */
+	dev_t device;	     /* DAXFAULT_DEVICE: st_dev of the mount, decimal */
+	const char *socket;  /* DAXFAULT_SOCKET */
+	const char *tracer;  /* DAXFAULT_TRACER, or NULL */
+	const char *library; /* this one's path */
 	/* "NAME=value" of each DAXFAULT_* that was set, then NULL */
 	const char *environment[6];
-	int (*backtrace)(void **, int);	/* if `stacks`, and libc has it; or NULL */
+	int (*backtrace)(void **, int); /* if `stacks`, and libc has it; or NULL */
 };
 
-struct next {				/* libc's, or those of another library that interposes */
-	pid_t (*fork)(void);		/* _Fork(), glibc 2.34, or NULL */
+struct next {		     /* libc's, or those of another library that interposes */
+	pid_t (*fork)(void); /* _Fork(), glibc 2.34, or NULL */
 	int (*execvpe)(const char *, char *const[], char *const[]);
-	int (*posix_spawn)(pid_t *, const char *, const posix_spawn_file_actions_t *, const posix_spawnattr_t *,
-			   char *const[], char *const[]);
+	int (*posix_spawn)(pid_t *, const char *, const posix_spawn_file_actions_t *,
+			   const posix_spawnattr_t *, char *const[], char *const[]);
 	int (*posix_spawnp)(pid_t *, const char *, const posix_spawn_file_actions_t *,
 			    const posix_spawnattr_t *, char *const[], char *const[]);
 	int (*system)(const char *);
@@ -60,14 +60,14 @@ const struct next *next(void);
 /* ---- wire.c: the connection of this process, and its lock */
 
 struct conversation {
-	struct client *client;		/* the connection to use */
-	struct client own;		/* for a process that must not use the owner's */
-	uint64_t mask;			/* signals blocked before */
-	bool owner;			/* it holds the lock */
-	bool fresh;			/* connected in this conversation */
+	struct client *client; /* the connection to use */
+	struct client own;     /* for a process that must not use the owner's */
+	uint64_t mask;	       /* signals blocked before */
+	bool owner;	       /* it holds the lock */
+	bool fresh;	       /* connected in this conversation */
 };
 
-extern struct caller here;		/* of the calling process */
+extern struct caller here; /* of the calling process */
 
 /* Block signals, take the lock, connect, and have the process served.  -> 0, or the errno for the
  * program's call; wire_end() must follow in either case. */
@@ -127,7 +127,7 @@ long wrap_remap(uint64_t from, uint64_t old_len, uint64_t new_len, int flags, ui
 /* ---- fork.c, sigbus.c */
 
 void fork_install(void);
-pid_t fork_without_handlers(void);	/* _Fork() */
+pid_t fork_without_handlers(void); /* _Fork() */
 void sigbus_install(void);
 
 /* ---- begin.c: called by the constructor and by each interposed function */
@@ -137,7 +137,7 @@ void begin(void);
 /* ---- target.c: the program that an exec or a spawn starts */
 
 struct target {
-	const char *path;		/* the tracer's, or NULL: the path that the program gave */
+	const char *path; /* the tracer's, or NULL: the path that the program gave */
 	char *const *argv, *const *envp;
 };
 
@@ -146,7 +146,8 @@ typedef int (*target_start)(const struct target *target, void *arg);
 
 /* Call `start` with the program's `argv` and `envp`, changed so that the new program is served
  * as this one is.  `path` is its file, or NULL if unknown. */
-int target_call(const char *path, char *const *argv, char *const *envp, target_start start, void *arg);
+int target_call(const char *path, char *const *argv, char *const *envp, target_start start,
+		void *arg);
 
 /* -> true: `path` is in LD_PRELOAD's list, which is separated by colons or spaces (ld.so(8)). */
 bool preload_lists(const char *paths, const char *path);

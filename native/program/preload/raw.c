@@ -25,6 +25,7 @@ long raw_decided(long number, uint64_t a, uint64_t b, uint64_t d, uint64_t e, ui
 #define NUMBER(number) NUMBER_(number)
 #define NUMBER_(number) #number
 
+/* clang-format off */
 __asm__(
 	"	.text\n"
 	"	.globl syscall\n"
@@ -52,3 +53,4 @@ __asm__(
 	"	jmp raw_syscall\n"
 	"	.cfi_endproc\n"
 	"	.size syscall, . - syscall\n");
+/* clang-format on */

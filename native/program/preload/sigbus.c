@@ -30,7 +30,9 @@ static uint64_t program_counter(const ucontext_t *context)
 /* The stack of the interrupted code, without the frames of this handler. */
 static size_t interrupted_stack(const ucontext_t *context, uint64_t *frames)
 {
-	enum { OURS = 8 };
+	enum {
+		OURS = 8
+	};
 	void *raw[DF_SIGBUS_FRAMES + OURS];
 	int n = settings()->backtrace(raw, DF_SIGBUS_FRAMES + OURS);
 	uint64_t pc = program_counter(context);
@@ -67,9 +69,11 @@ static void on_sigbus(int signal, siginfo_t *info, void *context)
 
 void sigbus_install(void)
 {
-	struct sigaction old, act = { .sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO | SA_ONSTACK };
+	struct sigaction old,
+		act = { .sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO | SA_ONSTACK };
 
-	sigfillset(&act.sa_mask);	/* another handler might map, which takes the lock */
-	if (!sigaction(SIGBUS, NULL, &old) && !(old.sa_flags & SA_SIGINFO) && old.sa_handler == SIG_DFL)
+	sigfillset(&act.sa_mask); /* another handler might map, which takes the lock */
+	if (!sigaction(SIGBUS, NULL, &old) && !(old.sa_flags & SA_SIGINFO) &&
+	    old.sa_handler == SIG_DFL)
 		sigaction(SIGBUS, &act, NULL);
 }

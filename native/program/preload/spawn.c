@@ -17,7 +17,7 @@ extern char **environ;
 
 struct spawn {
 	pid_t *pid;
-	const char *path;		/* or `file` of posix_spawnp() */
+	const char *path; /* or `file` of posix_spawnp() */
 	const posix_spawn_file_actions_t *actions;
 	const posix_spawnattr_t *attributes;
 };
@@ -28,8 +28,8 @@ static int start_path(const struct target *target, void *arg)
 
 	if (!next()->posix_spawn)
 		return ENOSYS;
-	return next()->posix_spawn(s->pid, target->path ? target->path : s->path, s->actions, s->attributes,
-				   target->argv, target->envp);
+	return next()->posix_spawn(s->pid, target->path ? target->path : s->path, s->actions,
+				   s->attributes, target->argv, target->envp);
 }
 
 static int start_file(const struct target *target, void *arg)
@@ -40,7 +40,8 @@ static int start_file(const struct target *target, void *arg)
 		return start_path(target, arg);
 	if (!next()->posix_spawnp)
 		return ENOSYS;
-	return next()->posix_spawnp(s->pid, s->path, s->actions, s->attributes, target->argv, target->envp);
+	return next()->posix_spawnp(s->pid, s->path, s->actions, s->attributes, target->argv,
+				    target->envp);
 }
 
 EXPORT int posix_spawn(pid_t *pid, const char *path, const posix_spawn_file_actions_t *actions,

@@ -27,19 +27,19 @@
 #define PRELOAD "LD_PRELOAD="
 
 enum {
-	ON_STACK = 4096,		/* threads may have as little as PTHREAD_STACK_MIN */
-	TRACER_WORDS = 4,		/* TRACER --argv0 NAME PATH */
-	ENVIRONMENT_WORDS = 7,		/* our variables, and NULL */
+	ON_STACK = 4096,       /* threads may have as little as PTHREAD_STACK_MIN */
+	TRACER_WORDS = 4,      /* TRACER --argv0 NAME PATH */
+	ENVIRONMENT_WORDS = 7, /* our variables, and NULL */
 };
 
 struct plan {
-	char *const *argv, *const *envp;	/* never NULL */
+	char *const *argv, *const *envp; /* never NULL */
 	size_t argc, envc;
-	char *const *preload;		/* the environment's LD_PRELOAD, or NULL */
-	bool preloaded;			/* this library is in it */
-	bool missing;			/* one of our variables is not in it */
+	char *const *preload; /* the environment's LD_PRELOAD, or NULL */
+	bool preloaded;	      /* this library is in it */
+	bool missing;	      /* one of our variables is not in it */
 	bool traced;
-	size_t room;			/* bytes that carry_out() needs */
+	size_t room; /* bytes that carry_out() needs */
 };
 
 static size_t count(char *const *list)
@@ -115,7 +115,8 @@ static void make_plan(struct plan *plan, const char *path, char *const *argv, ch
 	plan->argc = count(plan->argv);
 	plan->envc = count(plan->envp);
 	plan->preload = find(plan->envp, PRELOAD);
-	plan->preloaded = plan->preload && preload_lists(*plan->preload + strlen(PRELOAD), settings()->library);
+	plan->preloaded = plan->preload &&
+			  preload_lists(*plan->preload + strlen(PRELOAD), settings()->library);
 	plan->missing = !plan->preloaded;
 	for (ours = settings()->environment; *ours && !plan->missing; ours++)
 		plan->missing = !find(plan->envp, *ours);
@@ -124,7 +125,8 @@ static void make_plan(struct plan *plan, const char *path, char *const *argv, ch
 		plan->room += (plan->argc + TRACER_WORDS + 1) * sizeof(char *);
 	if (plan->missing)
 		plan->room += (plan->envc + ENVIRONMENT_WORDS) * sizeof(char *) + sizeof(PRELOAD) +
-			      strlen(settings()->library) + 1 + (plan->preload ? strlen(*plan->preload) : 0);
+			      strlen(settings()->library) + 1 +
+			      (plan->preload ? strlen(*plan->preload) : 0);
 }
 
 static char **fill_arguments(const struct plan *plan, const char *path, char **out)
@@ -169,7 +171,8 @@ static char **fill_environment(const struct plan *plan, char **out)
 	return envp;
 }
 
-static int carry_out(const struct plan *plan, const char *path, char **room, target_start start, void *arg)
+static int carry_out(const struct plan *plan, const char *path, char **room, target_start start,
+		     void *arg)
 {
 	struct target target = { .argv = plan->argv, .envp = plan->envp };
 
@@ -192,7 +195,8 @@ static int on_stack(const struct plan *plan, const char *path, target_start star
 
 static int in_mapping(const struct plan *plan, const char *path, target_start start, void *arg)
 {
-	long at = syscall(SYS_mmap, NULL, plan->room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	long at = syscall(SYS_mmap, NULL, plan->room, PROT_READ | PROT_WRITE,
+			  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	int r, error;
 
 	if (at == -1)

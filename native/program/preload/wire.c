@@ -20,20 +20,24 @@
 #include "preload.h"
 
 enum {
-	HIGH = 1000,			/* a number that programs rarely use for a descriptor */
+	HIGH = 1000, /* a number that programs rarely use for a descriptor */
 	STDIO_MAX = 2,
 };
 
-enum { FREE, HELD, WANTED };		/* futex(2): there are waiters only when WANTED */
+enum {
+	FREE,
+	HELD,
+	WANTED
+}; /* futex(2): there are waiters only when WANTED */
 
 static atomic_int lock;
-static atomic_int owner;		/* pid */
+static atomic_int owner; /* pid */
 static struct client client = { .fd = -1 };
 static dev_t client_dev;
 static ino_t client_ino;
 
 static atomic_bool mapped;
-static atomic_bool unfollowed;		/* a forked child is not served (no EVENT_FORK) */
+static atomic_bool unfollowed; /* a forked child is not served (no EVENT_FORK) */
 
 /* Blocks all signals; sigprocmask() excludes those of libc (cancellation, setuid). */
 uint64_t signals_block(void)
@@ -139,7 +143,7 @@ static int reconnect(struct conversation *c)
 	r = serve_new(c->client);
 	if (r || !c->owner)
 		return r;
-	if (syscall(SYS_fstat, client.fd, &st)) {	/* closed by another thread */
+	if (syscall(SYS_fstat, client.fd, &st)) { /* closed by another thread */
 		client.fd = -1;
 		return ENODEV;
 	}
@@ -156,7 +160,7 @@ int wire_begin(struct conversation *c)
 		take_lock();
 		if (still_ours())
 			return 0;
-		client.fd = -1;	/* closed, or now another file */
+		client.fd = -1; /* closed, or now another file */
 	}
 	return reconnect(c);
 }
@@ -236,7 +240,7 @@ void wire_forked(void)
 {
 	atomic_store(&lock, FREE);
 	wire_own();
-	if (still_ours())	/* otherwise the host would not see the end of the parent's connection */
+	if (still_ours()) /* otherwise the host would not see the end of the parent's connection */
 		client_close(&client);
 	client.fd = -1;
 }

@@ -38,7 +38,8 @@ static uint64_t first_demoted(struct call_view *v, uint64_t start, uint64_t end)
 /* -> its result or -errno */
 static long make(const struct call *c)
 {
-	long r = syscall(c->number, c->args[0], c->args[1], c->args[2], c->args[3], c->args[4], c->args[5]);
+	long r = syscall(c->number, c->args[0], c->args[1], c->args[2], c->args[3], c->args[4],
+			 c->args[5]);
 
 	return r == -1 ? -errno : r;
 }
@@ -65,8 +66,12 @@ static long make_decided(const struct call_decision *d)
 static long decided(const struct call *c)
 {
 	struct call_view v = {
-		.task = MAPS_SELF, .mapped = wire_mapped(), .demoted = demoted_any(),
-		.file = file_on_mount, .drop = drop, .first_demoted = first_demoted,
+		.task = MAPS_SELF,
+		.mapped = wire_mapped(),
+		.demoted = demoted_any(),
+		.file = file_on_mount,
+		.drop = drop,
+		.first_demoted = first_demoted,
 	};
 	struct call_decision d = calls_decide(c, &v);
 	struct map_request q;
@@ -98,8 +103,8 @@ long wrap(long number, uint64_t a, uint64_t b, uint64_t d, uint64_t e, uint64_t 
 
 EXPORT void *mmap(void *addr, size_t len, int prot, int flags, int fd, off_t offset)
 {
-	return (void *)wrap(SYS_mmap, (uint64_t)addr, len, (uint64_t)prot, (uint64_t)flags, (uint64_t)fd,
-			    (uint64_t)offset);
+	return (void *)wrap(SYS_mmap, (uint64_t)addr, len, (uint64_t)prot, (uint64_t)flags,
+			    (uint64_t)fd, (uint64_t)offset);
 }
 
 EXPORT void *mmap64(void *addr, size_t len, int prot, int flags, int fd, off64_t offset)
@@ -124,7 +129,8 @@ EXPORT int syncfs(int fd)
 
 EXPORT int sync_file_range(int fd, off64_t offset, off64_t len, unsigned int flags)
 {
-	return (int)wrap(SYS_sync_file_range, (uint64_t)fd, (uint64_t)offset, (uint64_t)len, flags, 0, 0);
+	return (int)wrap(SYS_sync_file_range, (uint64_t)fd, (uint64_t)offset, (uint64_t)len, flags,
+			 0, 0);
 }
 
 EXPORT int madvise(void *addr, size_t len, int advice)
@@ -132,14 +138,17 @@ EXPORT int madvise(void *addr, size_t len, int advice)
 	return (int)wrap(SYS_madvise, (uint64_t)addr, len, (uint64_t)advice, 0, 0, 0);
 }
 
-EXPORT ssize_t process_madvise(int pidfd, const struct iovec *vector, size_t n, int advice, unsigned int flags)
+EXPORT ssize_t process_madvise(int pidfd, const struct iovec *vector, size_t n, int advice,
+			       unsigned int flags)
 {
-	return wrap(SYS_process_madvise, (uint64_t)pidfd, (uint64_t)vector, n, (uint64_t)advice, flags, 0);
+	return wrap(SYS_process_madvise, (uint64_t)pidfd, (uint64_t)vector, n, (uint64_t)advice,
+		    flags, 0);
 }
 
 EXPORT int remap_file_pages(void *addr, size_t size, int prot, size_t page, int flags)
 {
-	return (int)wrap(SYS_remap_file_pages, (uint64_t)addr, size, (uint64_t)prot, page, (uint64_t)flags, 0);
+	return (int)wrap(SYS_remap_file_pages, (uint64_t)addr, size, (uint64_t)prot, page,
+			 (uint64_t)flags, 0);
 }
 
 EXPORT int mprotect(void *addr, size_t len, int prot)
@@ -149,9 +158,10 @@ EXPORT int mprotect(void *addr, size_t len, int prot)
 
 EXPORT int pkey_mprotect(void *addr, size_t len, int prot, int pkey)
 {
-	if (pkey == -1)			/* as libc does; older kernels have only mprotect() */
+	if (pkey == -1) /* as libc does; older kernels have only mprotect() */
 		return mprotect(addr, len, prot);
-	return (int)wrap(SYS_pkey_mprotect, (uint64_t)addr, len, (uint64_t)prot, (uint64_t)pkey, 0, 0);
+	return (int)wrap(SYS_pkey_mprotect, (uint64_t)addr, len, (uint64_t)prot, (uint64_t)pkey, 0,
+			 0);
 }
 
 EXPORT int mlock(const void *addr, size_t len)
@@ -171,12 +181,15 @@ EXPORT int mlockall(int flags)
 
 EXPORT ssize_t splice(int in, off64_t *from, int out, off64_t *to, size_t len, unsigned int flags)
 {
-	return wrap(SYS_splice, (uint64_t)in, (uint64_t)from, (uint64_t)out, (uint64_t)to, len, flags);
+	return wrap(SYS_splice, (uint64_t)in, (uint64_t)from, (uint64_t)out, (uint64_t)to, len,
+		    flags);
 }
 
-EXPORT ssize_t copy_file_range(int in, off64_t *from, int out, off64_t *to, size_t len, unsigned int flags)
+EXPORT ssize_t copy_file_range(int in, off64_t *from, int out, off64_t *to, size_t len,
+			       unsigned int flags)
 {
-	return wrap(SYS_copy_file_range, (uint64_t)in, (uint64_t)from, (uint64_t)out, (uint64_t)to, len, flags);
+	return wrap(SYS_copy_file_range, (uint64_t)in, (uint64_t)from, (uint64_t)out, (uint64_t)to,
+		    len, flags);
 }
 
 EXPORT ssize_t sendfile(int out, int in, off_t *from, size_t len)

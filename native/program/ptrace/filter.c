@@ -18,7 +18,9 @@
 #include "tracer.h"
 
 #define LOAD(field) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, field))
-#define LOAD_ARG(n) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, (uint32_t)(offsetof(struct seccomp_data, args) + 8 * (n)))
+#define LOAD_ARG(n) \
+	BPF_STMT(BPF_LD | BPF_W | BPF_ABS, \
+		 (uint32_t)(offsetof(struct seccomp_data, args) + 8 * (n)))
 #define IF(how, value, yes, no) BPF_JUMP(BPF_JMP | (how) | BPF_K, (value), (yes), (no))
 #define RETURN(what) BPF_STMT(BPF_RET | BPF_K, (what))
 
@@ -47,7 +49,8 @@ static void add_test(struct filter *f, const struct call_test *t, uint8_t left)
 	bool must = t->kind == TEST_IS || t->kind == TEST_ANY;
 
 	add(f, (struct sock_filter)LOAD_ARG(t->arg));
-	add(f, (struct sock_filter)IF(any ? BPF_JSET : BPF_JEQ, t->value, must ? 0 : left, must ? left : 0));
+	add(f, (struct sock_filter)IF(any ? BPF_JSET : BPF_JEQ, t->value, must ? 0 : left,
+				      must ? left : 0));
 }
 
 static void add_row(struct filter *f, const struct call_row *row)

@@ -28,15 +28,15 @@
 #include "tracer.h"
 
 #ifndef PIDFD_THREAD
-#define PIDFD_THREAD O_EXCL		/* Linux 6.9 */
+#define PIDFD_THREAD O_EXCL /* Linux 6.9 */
 #endif
 
 enum {
-	SYSCALL_LEN = 2,		/* of the instruction: 0f 05 */
-	ERESTARTSYS = 512,		/* include/linux/errno.h */
+	SYSCALL_LEN = 2,   /* of the instruction: 0f 05 */
+	ERESTARTSYS = 512, /* include/linux/errno.h */
 	ERESTART_RESTARTBLOCK = 516,
 	FD_TRIES = 16,
-	LOOK_MS = 10,			/* poll: the end of a tracee does not wake a wait for the listener */
+	LOOK_MS = 10, /* poll: the end of a tracee does not wake a wait for the listener */
 };
 
 bool is_stop_signal(int signal)
@@ -64,7 +64,7 @@ int inject_step(struct thread *t, int status)
 		thread_remove(t);
 		return INJECT_GONE;
 	}
-	if (event == PTRACE_EVENT_EXEC) {	/* of another thread, which has this one's id now */
+	if (event == PTRACE_EVENT_EXEC) { /* of another thread, which has this one's id now */
 		t->gone = t->executed = true;
 		return INJECT_GONE;
 	}
@@ -77,7 +77,7 @@ int inject_step(struct thread *t, int status)
 	} else if (!event && signal == SIGSTOP) {
 		t->stop_held = true;
 	} else if (!event) {
-		deliver = signal;	/* forced, by the program's own filter: SIGSYS */
+		deliver = signal; /* forced, by the program's own filter: SIGSYS */
 	}
 	if (ptrace(PTRACE_SYSCALL, t->tid, 0, deliver)) {
 		t->gone = true;
@@ -107,8 +107,8 @@ bool inject_skip(struct thread *t)
 
 	none.orig_rax = (unsigned long long)-1;
 	t->inside = true;
-	if (t->gone || ptrace(PTRACE_SETREGS, t->tid, 0, &none) || ptrace(PTRACE_SYSCALL, t->tid, 0, 0) ||
-	    !wait_exit(t))
+	if (t->gone || ptrace(PTRACE_SETREGS, t->tid, 0, &none) ||
+	    ptrace(PTRACE_SYSCALL, t->tid, 0, 0) || !wait_exit(t))
 		t->gone = true;
 	return !t->gone;
 }
@@ -119,7 +119,7 @@ bool inject_start(struct thread *t, long number, const uint64_t args[6])
 
 	r.rip -= SYSCALL_LEN;
 	r.rax = (unsigned long long)number;
-	r.orig_rax = (unsigned long long)-1;	/* nothing to restart */
+	r.orig_rax = (unsigned long long)-1; /* nothing to restart */
 	r.rdi = args[0];
 	r.rsi = args[1];
 	r.rdx = args[2];
@@ -153,7 +153,9 @@ static bool grant(const struct thread *t, int fd)
 {
 	struct seccomp_notif request = { 0 };
 	struct seccomp_notif_addfd add = {
-		.flags = SECCOMP_ADDFD_FLAG_SEND, .srcfd = (uint32_t)fd, .newfd_flags = O_CLOEXEC,
+		.flags = SECCOMP_ADDFD_FLAG_SEND,
+		.srcfd = (uint32_t)fd,
+		.newfd_flags = O_CLOEXEC,
 	};
 	struct seccomp_notif_resp no = { .error = -EBADF };
 

@@ -76,7 +76,7 @@ static void first_stop(pid_t tid, int status)
 {
 	struct thread *t = thread_add(tid);
 
-	if (!t)		/* out of memory: it runs on as if it were not traced */
+	if (!t) /* out of memory: it runs on as if it were not traced */
 		ptrace(PTRACE_CONT, tid, 0, 0);
 	else if (status >> 16 == PTRACE_EVENT_STOP && process_inherits(t))
 		go_on(t, serve_adopt(t, is_stop_signal(WSTOPSIG(status))));
@@ -109,7 +109,7 @@ static void worker_ended(struct thread *worker, int status)
 	pid_t pid = worker->tid;
 
 	thread_remove(worker);
-	if (!p || p->worker != pid)	/* the process has executed another program */
+	if (!p || p->worker != pid) /* the process has executed another program */
 		return;
 	go_on(t, sync_end(t, p, status));
 	wake_queued(p);

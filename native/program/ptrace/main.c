@@ -64,7 +64,8 @@ static bool is_library(const char *path, size_t len)
 {
 	size_t n = sizeof(LIBRARY) - 1;
 
-	return len >= n && !memcmp(path + len - n, LIBRARY, n) && (len == n || path[len - n - 1] == '/');
+	return len >= n && !memcmp(path + len - n, LIBRARY, n) &&
+	       (len == n || path[len - n - 1] == '/');
 }
 
 /* Other libraries stay in LD_PRELOAD, in order. */

@@ -13,8 +13,8 @@
 #include "tracer.h"
 
 /* q->fd is our copy of the program's descriptor.  -> errno; *dead: the connection failed. */
-static int map_cache(struct thread *t, struct process *p, const struct map_request *q, struct mapping *m,
-		     bool *dead)
+static int map_cache(struct thread *t, struct process *p, const struct map_request *q,
+		     struct mapping *m, bool *dead)
 {
 	struct tracee there = tracee(t);
 	bool demoted;
@@ -28,7 +28,8 @@ static int map_cache(struct thread *t, struct process *p, const struct map_reque
 	return 0;
 }
 
-static int map_served(struct thread *t, struct process *p, const struct map_request *q, struct mapping *m)
+static int map_served(struct thread *t, struct process *p, const struct map_request *q,
+		      struct mapping *m)
 {
 	bool fresh = p->client.fd < 0, dead;
 	int error = serve_begin(t);

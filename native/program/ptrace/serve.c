@@ -59,7 +59,7 @@ int serve_begin(struct thread *t)
 
 struct withdrawal {
 	struct thread *t;
-	long empty;			/* its descriptor of an empty file */
+	long empty; /* its descriptor of an empty file */
 };
 
 /* Replaces the mapping by an empty file: missing pages would read as zeros. */

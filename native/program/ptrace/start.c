@@ -28,16 +28,17 @@
 #include "tracer.h"
 
 enum {
-	FAILED = 125,			/* as env(1), timeout(1): the tracer failed, not the program */
-	OPTIONS = PTRACE_O_EXITKILL | PTRACE_O_TRACESECCOMP | PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK |
-		  PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC | PTRACE_O_TRACESYSGOOD,
+	FAILED = 125, /* as env(1), timeout(1): the tracer failed, not the program */
+	OPTIONS = PTRACE_O_EXITKILL | PTRACE_O_TRACESECCOMP | PTRACE_O_TRACEFORK |
+		PTRACE_O_TRACEVFORK | PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC |
+		PTRACE_O_TRACESYSGOOD,
 };
 
 /* A message between the two; the program's last one carries the listener. */
 struct word {
 	int error;
-	pid_t pid;			/* of the tracer */
-	const char *what;		/* the step that failed; the pointer is valid in both processes */
+	pid_t pid;	  /* of the tracer */
+	const char *what; /* the step that failed; the pointer is valid in both processes */
 };
 
 static void fail(const char *what, int error)
@@ -77,7 +78,7 @@ static void drop_everything(int sock)
 	setsid();
 	if (*tracer.socket == '/' && chdir("/"))
 		_exit(FAILED);
-	sigaction(SIGCHLD, &dfl, NULL);	/* if it is ignored, waitpid() does not report tracees */
+	sigaction(SIGCHLD, &dfl, NULL); /* if it is ignored, waitpid() does not report tracees */
 	sigfillset(&all);
 	sigprocmask(SIG_SETMASK, &all, NULL);
 	for (i = 0; i < sizeof(limits) / sizeof(*limits); i++) {
@@ -161,12 +162,14 @@ void start_tracing(void)
 	close(sock[1]);
 	waitpid(between, NULL, __WALL);
 	expect(sock[0], &w);
-	prctl(PR_SET_PTRACER, w.pid, 0, 0, 0);	/* EINVAL without Yama */
+	prctl(PR_SET_PTRACER, w.pid, 0, 0, 0); /* EINVAL without Yama */
 	say(sock[0], NULL, 0);
 	expect(sock[0], &w);
 	listener = filter_install(tracer.cookie);
 	if (listener < 0)
-		fail(errno == EBUSY ? "a seccomp filter with a listener is there already" : "seccomp filter", errno);
+		fail(errno == EBUSY ? "a seccomp filter with a listener is there already"
+				    : "seccomp filter",
+		     errno);
 	packet_send(sock[0], &w, sizeof(w), &listener, 1);
 	expect(sock[0], &w);
 	close(listener);

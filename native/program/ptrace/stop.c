@@ -20,7 +20,7 @@
 struct view {
 	struct call_view base;
 	struct thread *t;
-	int fd;				/* our copy of the program's descriptor, or -errno */
+	int fd; /* our copy of the program's descriptor, or -errno */
 };
 
 /* As request_is_on(), for a tracee's descriptor.  Closing a copy of it would be a flush, which
@@ -42,7 +42,7 @@ static int file_on_mount(struct call_view *base, int fd)
 	if (!is_on_mount(v->t->tid, fd))
 		return -1;
 	v->fd = take_fd(v->t, fd);
-	if (v->fd == -EBADF)		/* closed meanwhile: let the kernel answer */
+	if (v->fd == -EBADF) /* closed meanwhile: let the kernel answer */
 		return -1;
 	/* no copy: the host must refuse it; the kernel must not map it */
 	return v->fd < 0 ? O_RDWR : fcntl(v->fd, F_GETFL);
@@ -52,7 +52,7 @@ static void drop(struct call_view *base, int fd)
 {
 	const struct view *v = (const struct view *)base;
 
-	(void)fd;			/* ours is of the same file */
+	(void)fd; /* ours is of the same file */
 	if (v->fd >= 0)
 		posix_fadvise(v->fd, 0, 0, POSIX_FADV_DONTNEED);
 }
@@ -66,7 +66,7 @@ static uint64_t first_demoted(struct call_view *v, uint64_t start, uint64_t end)
 	if (!cache_maps_private(v->task, start, end, 0, &first))
 		return end;
 	r = cache_maps_private(v->task, start, end, MAPS_DONTDUMP, &marked);
-	if (r < 0)			/* unknown: an error is better than lost stores */
+	if (r < 0) /* unknown: an error is better than lost stores */
 		return first;
 	return r ? marked : end;
 }
@@ -193,7 +193,7 @@ enum next call_returned(struct thread *t)
 	if (d->after == AFTER_SYNC && (!result || result == -ENOMEM)) {
 		if (!p->worker)
 			return sync_begin(t, p);
-		t->state = THREAD_RETURNED;	/* another thread has the worker: both were in the kernel */
+		t->state = THREAD_RETURNED; /* another thread has the worker: both were in the kernel */
 		return NEXT_WAIT;
 	}
 	if (!give_back(t, d->after == AFTER_FAIL && !result ? -d->error : result))
@@ -211,7 +211,8 @@ enum next call_injected(struct thread *t)
 	struct user_regs_struct now;
 
 	t->state = THREAD_RUNS;
-	if (t->decision.after == AFTER_CALL && !ptrace(PTRACE_GETREGS, t->tid, 0, &now) && (long)now.rax < 0)
+	if (t->decision.after == AFTER_CALL && !ptrace(PTRACE_GETREGS, t->tid, 0, &now) &&
+	    (long)now.rax < 0)
 		t->regs.rax = (unsigned long long)-calls_error_after(&t->decision, (int)-now.rax);
 	return inject_end(t, (long)t->regs.rax);
 }

@@ -15,7 +15,7 @@
 #include "tracer.h"
 
 enum {
-	WORKER_FAILED = 255,		/* not an errno */
+	WORKER_FAILED = 255, /* not an errno */
 };
 
 static void work(struct client *c, const struct call_decision *d)
@@ -56,7 +56,7 @@ enum next sync_begin(struct thread *t, struct process *p)
 	error = serve_begin(t);
 	if (!error)
 		error = start_worker(t, p);
-	if (error)			/* the stores are not in the file */
+	if (error) /* the stores are not in the file */
 		return inject_end(t, result ? result : -EIO);
 	if (!t->gone)
 		t->state = THREAD_WAITS;

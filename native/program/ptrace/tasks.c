@@ -23,7 +23,7 @@
 #include "tracer.h"
 
 enum {
-	TIDS = 4 * 1024 * 1024 + 1,	/* include/linux/threads.h, PID_MAX_LIMIT */
+	TIDS = 4 * 1024 * 1024 + 1, /* include/linux/threads.h, PID_MAX_LIMIT */
 };
 
 struct tracer tracer;
