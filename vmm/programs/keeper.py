@@ -113,6 +113,8 @@ class _Keeper:
                     stdin=theirs.fileno(),
                     stdout=subprocess.DEVNULL,
                     stderr=self._stderr,
+                    # nothing that is preloaded: it could not work under the keeper's confinement
+                    env={"PATH": os.environ.get("PATH", os.defpath)},
                     start_new_session=True,
                     pass_fds=self._left.fds,
                 )
@@ -123,12 +125,16 @@ class _Keeper:
         keeping.keep_with(ours.fileno())
 
     async def watch(self) -> None:
-        """Replace each keeper that is lost, until cancelled."""
+        """Replace each keeper that is lost, until cancelled: at once, or after a while if it was lost
+        soon after its start."""
         while True:
+            started = trio.current_time()
             why = await self._lost()
             log.warning("the keeper %s; another one takes its place", why)
             with trio.CancelScope(shield=True):
                 await self._drop()
+            if trio.current_time() - started < _AGAIN_SECONDS:
+                await trio.sleep(_AGAIN_SECONDS)
             while self._sock is None:
                 try:
                     await self.start()
