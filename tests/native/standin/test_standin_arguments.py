@@ -180,7 +180,7 @@ def test_a_host_that_hangs_up_on_the_hello(peer: Peer) -> None:
     peer.socket.close()
     code, _, stderr = peer.run(b"")
     assert code == 3
-    assert "went away" in stderr
+    assert "the host closed the connection" in stderr
 
 
 def test_a_host_that_refuses(peer: Peer) -> None:
