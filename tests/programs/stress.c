@@ -26,6 +26,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "keeper/known.h"
 #include "cache/cache.h"
 #include "engine/engine.h"
 #include "keeper/keep.h"
@@ -349,6 +350,7 @@ int main(int argc, char **argv)
 		df_cache_limit(CACHE_BYTES);
 	check(df_file_new(dup(fd), true, &first), "df_file_new");
 	df_file_put(first);
+	known_free(known_new(0, 0, 0));
 	fds = open_fds();
 	if (programs) {
 		if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))

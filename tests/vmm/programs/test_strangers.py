@@ -98,7 +98,7 @@ def test_answer_of_another_user_is_not_believed(shared: Path) -> None:
         as_user(MALLORY, listener.listen)  # SO_PEERCRED is of who listens (unix(7))
 
         def ask() -> None:
-            with pytest.raises(UsageError, match=f"user {MALLORY} answers there"):
+            with pytest.raises(UsageError, match=f"belongs to user {MALLORY}"):
                 control.ask("/", "status")
 
         as_user(VICTIM, ask)
